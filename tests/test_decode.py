@@ -1,0 +1,180 @@
+"""Reading frames: the right frames, the right way up, at the right size, or a reason; never something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from videos import numbered_frames, read_number, truncate, turn, write_video
+
+from vicc_ray.data.decode import DECODERS, Decoder, VideoError, read_frames
+from vicc_ray.data.manifest import VideoRow, probe
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [read_number(frame) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same 50 numbered frames in several codecs and containers."""
+    folder = tmp_path_factory.mktemp("films")
+    frames = numbered_frames(50)
+    return {
+        "h264.mp4": write_video(folder / "h264.mp4", frames),
+        "h264.mkv": write_video(folder / "h264.mkv", frames),
+        "mpeg4.avi": write_video(folder / "mpeg4.avi", frames, "mpeg4"),
+        "mpeg2.mpg": write_video(folder / "mpeg2.mpg", frames, "mpeg2video"),
+        "h264.ts": write_video(folder / "h264.ts", frames),
+        "vp9.webm": write_video(folder / "vp9.webm", frames, "libvpx-vp9"),
+    }
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "mpeg4.avi", "mpeg2.mpg", "h264.ts", "vp9.webm"])
+def test_chosen_reader_returns_the_asked_frames(films: dict[str, Path], name: str) -> None:
+    row = probe(str(films[name]))
+    assert row.frames == 50
+    rng = np.random.default_rng(3)
+    for wanted in ([0], [49], [25, 26, 27], [13, 11, 11, 40], [0, 49], rng.integers(0, 50, 9).tolist()):
+        got = read_frames(row.video, np.array(wanted), decoder=row.decoder)
+        assert numbers(got) == wanted
+        assert got.shape == (len(wanted), 64, 96, 3)
+        assert got.dtype == np.uint8
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_reader_agrees_on_a_sound_file(films: dict[str, Path], decoder: Decoder) -> None:
+    wanted = np.array([37, 3, 3, 24])
+    got = read_frames(str(films["h264.mp4"]), wanted, (32, 48), decoder)
+    assert numbers(got) == wanted.tolist()
+    reference = read_frames(str(films["h264.mp4"]), wanted, (32, 48), "pyav-sequential")
+    assert np.abs(got.astype(int) - reference).mean() < 1.0
+
+
+def test_readers_that_are_not_right_for_a_file_are_not_chosen(films: dict[str, Path]) -> None:
+    assert probe(str(films["h264.mp4"])).decoder == "decord"
+    assert probe(str(films["mpeg2.mpg"])).decoder != "decord"
+    assert probe(str(films["h264.ts"])).decoder != "decord"
+
+
+@pytest.mark.parametrize("clockwise", [90, 180, 270])
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("size", [None, (40, 24)])
+def test_turned_videos_come_upright(
+    tmp_path: Path, clockwise: int, decoder: Decoder, size: tuple[int, int] | None
+) -> None:
+    lying = np.ascontiguousarray(np.rot90(numbered_frames(6), clockwise // 90, axes=(1, 2)))
+    path = turn(write_video(tmp_path / "turned.mp4", lying), clockwise)
+    row = probe(str(path))
+    assert (row.rotation, row.height, row.width) == (clockwise, 64, 96)
+    got = read_frames(str(path), np.arange(6), size, decoder)
+    assert got.shape[1:3] == (size or (64, 96))
+    assert numbers(got) == list(range(6))
+
+
+def test_variable_frame_rate_counts_pictures_not_time(tmp_path: Path) -> None:
+    gaps = np.tile([20, 20, 400, 35], 6)
+    stamps = [0, *np.cumsum(gaps)[:-1].tolist()]
+    path = write_video(tmp_path / "uneven.mp4", numbered_frames(24), stamps=stamps)
+    row = probe(str(path))
+    assert row.frames == 24
+    assert numbers(read_frames(str(path), np.arange(24), decoder=row.decoder)) == list(range(24))
+    assert row.fps == pytest.approx(1000 * 23 / stamps[-1], rel=0.06)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_one_frame(tmp_path: Path, decoder: Decoder) -> None:
+    path = write_video(tmp_path / "one.mp4", numbered_frames(1, start=9))
+    assert numbers(read_frames(str(path), np.zeros(3, np.int64), decoder=decoder)) == [9, 9, 9]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 57), (128, 171)])
+def test_any_size_can_be_asked(films: dict[str, Path], decoder: Decoder, size: tuple[int, int]) -> None:
+    got = read_frames(str(films["h264.mp4"]), np.array([5, 30]), size, decoder)
+    assert got.shape == (2, *size, 3)
+    assert got.flags.c_contiguous
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_the_file_cannot_deliver_is_an_error(films: dict[str, Path], tmp_path: Path, decoder: Decoder) -> None:
+    whole = films["h264.mp4"]
+    with pytest.raises(VideoError, match="frame 50 was asked for, but the file holds 50"):
+        read_frames(str(whole), np.array([3, 50]), decoder=decoder)
+    with pytest.raises(VideoError, match="no such file"):
+        read_frames(str(tmp_path / "gone.mp4"), np.array([0]), decoder=decoder)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes())
+    truncate(cut, 0.6)
+    with pytest.raises(VideoError, match=r"the file holds|cut short|damaged"):
+        read_frames(str(cut), np.array([0, 49]), decoder=decoder)
+    text = tmp_path / "text.mp4"
+    text.write_text("no video at all")
+    with pytest.raises(VideoError, match="not readable as a video"):
+        read_frames(str(text), np.array([0]), decoder=decoder)
+    with pytest.raises(ValueError, match="negative"):
+        read_frames(str(whole), np.array([-1]), decoder=decoder)
+
+
+def test_odd_names_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("-dash.mp4", "a b'c\"d.mp4", "größe 視頻.mp4", "s3:x.mp4", "100%25.mp4"):
+        write_video(tmp_path / name, numbered_frames(3))
+        assert numbers(read_frames(name, np.array([2]))) == [2]
+    assert numbers(read_frames((tmp_path / "a b'c\"d.mp4").as_uri(), np.array([1]), decoder="pyav")) == [1]
+    with pytest.raises(VideoError, match="s3:// is not a local file"):
+        read_frames("s3://bucket/x.mp4", np.array([0]))
+
+
+def _mean_differences(row: VideoRow, size: tuple[int, int], wanted: np.ndarray) -> np.ndarray:
+    """Chosen reader against a plain PyAV loop from the start, turned by the manifest's rotation."""
+    got = read_frames(row.video, wanted, size, row.decoder)
+    turns = row.rotation // 90
+    flat = size[::-1] if turns % 2 else size
+    reference: dict[int, np.ndarray] = {}
+    with av.open(row.video, metadata_errors="ignore") as container:
+        for i, frame in enumerate(container.decode(container.streams.video[0])):
+            if i in wanted:
+                image = frame.reformat(width=flat[1], height=flat[0], format="rgb24", interpolation="BILINEAR")
+                reference[i] = np.rot90(image.to_ndarray(), -turns)
+            last = i
+    assert last == row.frames - 1
+    return np.array([np.abs(image.astype(int) - reference[i]).mean() for i, image in zip(wanted, got, strict=True)])
+
+
+REFUSED = {
+    "decord_corrupted.mp4": "damaged",
+    "moviepy_zero_bytes.webm": "not readable as a video",
+    "mp4parse_bipbop_audioinit.mp4": "no video stream",
+    "mp4parse_chunk_out_of_range.mp4": "not readable as a video",
+    "torchcodec_audio_only.mp3": "no video stream",
+}
+
+
+@pytest.mark.skipif(not (REAL / "hard").exists(), reason="the hard files are not here")
+def test_hard_files_are_decoded_right_or_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    for path in sorted((REAL / "hard").iterdir()):
+        if path.name in REFUSED:
+            with pytest.raises(VideoError, match=REFUSED[path.name]) as refusal:
+                probe(str(path))
+            assert "\n" not in str(refusal.value)
+            continue
+        row = probe(str(path))
+        differences = _mean_differences(row, (64, 64), np.arange(row.frames))
+        assert differences.max() < 4.0, f"{path.name}: {row.decoder}"
+        shuffled = np.random.default_rng(0).integers(0, row.frames, 5)
+        assert _mean_differences(row, (64, 64), shuffled).max() < 4.0, f"{path.name}: {row.decoder}"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not (REAL / "ucf_mini").exists(), reason="the UCF101 files are not here")
+def test_ucf_windows_are_the_right_frames() -> None:
+    rng = np.random.default_rng(1)
+    for path in sorted((REAL / "ucf_mini").glob("*/*"))[::4]:
+        row = probe(str(path))
+        wanted = int(rng.integers(0, row.frames - 8)) + np.arange(8)
+        assert _mean_differences(row, (32, 32), wanted).max() < 1.0, f"{path.name}: {row.decoder}"

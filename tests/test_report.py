@@ -1,0 +1,280 @@
+"""The report: what stands on the page, that nothing in it can run or reach out, and the numbers behind the charts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from vicc_ray.errors import UserError
+from vicc_ray.report import write_report
+from vicc_ray.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Level, chart, count, thinned, ticks
+from vicc_ray.report.folder import read_folder
+from vicc_ray.report.page import duration
+from vicc_ray.report.thumbnails import FRAMES, Thumbnails
+
+STAGES = ("RGB-1", "Flow-1", "RGB-2", "Flow-2")
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of <style>."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.source = file.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] != "style":
+            self.words.append(data.strip())
+
+    @property
+    def text(self) -> str:
+        return " ".join(word for word in self.words if word)
+
+    def having(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.tags if name in (attrs.get("class") or "").split() or tag == name]
+
+
+def video(path: Path, frames: np.ndarray) -> str:
+    """uint8 [T,H,W,3] -> an .mp4 file."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=10, options={"crf": "12"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
+def passing_bar(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A white bar, 4 px wide, on black: its left edge stands at x = i in frame i."""
+    clip = np.zeros((frames, height, width, 3), dtype=np.uint8)
+    for i in range(frames):
+        clip[i, :, i : i + 4] = 255
+    return clip
+
+
+def metrics() -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for i in range(40):
+        shared = {"stage": STAGES[i // 10], "samples": 32 * (i + 1)}
+        values = {"loss": 3.4 - 0.05 * (i % 10), "ln_k": math.log(32), "entropy": 1.5, "prototypes_used": 0.9}
+        records.append({"kind": "train", "step": i % 10, "samples_per_second": 30.0, **shared, **values})
+        if i % 5 == 4:
+            records.append({"kind": "monitor", "R@1": 0.3, "R@5": 0.6, **shared})
+    return records
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [video(folder / f"clip {i}.mp4", passing_bar(12 + 12 * i)) for i in range(2)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, videos: list[str]) -> Path:
+    return make_run(tmp_path / "quickstart", videos)
+
+
+def make_run(folder: Path, videos: list[str], rgb2: float = 0.66) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("clip: {frames: 12, size: 56}\nmodel: {backbone: r2plus1d_10}\n# <b>bold</b>\n")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics()))
+    names = {"random init": 0.14, "RGB-1": 0.15, "Flow-1": 0.63, "RGB-2": rgb2, "Flow-2": 0.7, "R+F": 0.744}
+    rows = [{"name": name, "R@1": share, "R@5": share + 0.2} for name, share in names.items()]
+    (folder / "results.json").write_text(json.dumps({"chance": 0.125, "seconds": 342.4, "rows": rows}))
+    query = {"video": videos[0], "label": "orbit"}
+    found = [
+        {"video": videos[1], "label": "orbit", "similarity": 0.91},
+        {"video": videos[0], "label": EVIL, "similarity": 0.8},
+        {"video": str(folder / "vanished.mp4"), "label": "fall", "similarity": 0.7},
+    ]
+    tables = {"RGB-1": [{"query": query, "neighbours": found}], "RGB-2": [{"query": query, "neighbours": found[:1]}]}
+    (folder / "neighbours.json").write_text(json.dumps(tables))
+    return folder
+
+
+def written(tmp_path: Path, *runs: Path) -> Page:
+    out = tmp_path / "made" / "report.html"
+    write_report(runs, out)
+    assert [file.name for file in out.parent.iterdir()] == ["report.html"]  # no draft is left behind
+    return Page(out)
+
+
+def test_the_page_tells_the_results(run: Path, tmp_path: Path) -> None:
+    page = written(tmp_path, run)
+    for told in ("quickstart", "random init", "66.0", "94.4", "12.5", "5 min 42 s", "4.4 x", "5.3 x", "r2plus1d_10"):
+        assert told in page.text, told
+    assert "width:66.0%" in page.source and page.source.count("left:12.5%") == 6
+    assert len([attrs for attrs in page.having("svg") if attrs.get("role") == "img"]) == 4
+    for title in ("Loss", "Retrieval recall during training", "Assignment entropy (nats)", "Prototypes in use"):
+        assert title in page.text
+    assert "ln K = 3.47" in page.text and "missing" not in page.text
+    assert "clip: {frames: 12, size: 56}" in page.text and not page.having("open")
+
+
+def test_the_gallery_moves_and_marks_right_and_wrong(run: Path, tmp_path: Path) -> None:
+    page = written(tmp_path, run)
+    kinds = [[word for word in ("query", "right", "wrong") if word in attrs["class"]] for attrs in page.having("video")]
+    assert kinds == [["query"], ["right"], ["wrong"], ["wrong"], ["right"]]
+    assert [attrs["title"] for attrs in page.having("mark")] == [
+        "same class",
+        "another class",
+        "another class",
+        "same class",
+    ]
+    assert len(page.having("unreadable")) == 1 and "1 of 3 right" in page.text and "1 of 1 right" in page.text
+    pictures = [Image.open(io.BytesIO(base64.b64decode((a["src"] or "").split(",")[1]))) for a in page.having("img")]
+    assert [picture.n_frames for picture in pictures] == [12, FRAMES, 12, FRAMES]  # type: ignore[attr-defined]
+
+
+def test_all_text_is_escaped_and_nothing_is_fetched(run: Path, tmp_path: Path, videos: list[str]) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results["rows"][0]["name"] = EVIL
+    (run / "results.json").write_text(json.dumps(results))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "train", "stage": EVIL, "samples": 9999, "loss": 1.0}) + "\n")
+    page = written(tmp_path, run, make_run(tmp_path / "<img src=x onerror=y>", videos))
+    assert page.text.count(EVIL) >= 4 and EVIL not in page.source and "<b>bold</b>" in page.text
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    for _, attrs in page.tags:
+        assert not any(name.startswith("on") for name in attrs)
+        assert "href" not in attrs and (attrs.get("src") or "data:image/").startswith("data:image/")
+    assert "url(" not in page.source and "http:" not in page.source and "https:" not in page.source
+    assert any("default-src 'none'" in (attrs.get("content") or "") for attrs in page.having("meta"))
+
+
+def test_several_runs_are_compared(run: Path, tmp_path: Path, videos: list[str]) -> None:
+    page = written(tmp_path, run, make_run(tmp_path / "seed 1", videos, rgb2=0.7123))
+    assert "Runs side by side" in page.text and "71.2" in page.text and "seed 1" in page.text
+    assert len([attrs for attrs in page.having("svg")]) == 2 + 2 * 4
+    other = tmp_path / "other"
+    other.mkdir()
+    twins = written(tmp_path, run, make_run(other / "quickstart", videos))
+    assert "quickstart (1)" in twins.text and "quickstart (2)" in twins.text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "neighbours.json"])
+def test_a_missing_part_is_said(run: Path, tmp_path: Path, name: str) -> None:
+    (run / name).unlink()
+    assert f"{name} is missing" in written(tmp_path, run).text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"rows": 3, "RGB-1": [1, {"query": 2}], "chance": "x"}'])
+def test_broken_parts_are_no_crash(run: Path, tmp_path: Path, text: str) -> None:
+    for name in ("metrics.jsonl", "results.json", "neighbours.json"):
+        (run / name).write_text(text)
+    (run / "config.yaml").write_text("- only\n- a list\n")
+    assert "results.json" in written(tmp_path, run, run).text
+
+
+def test_a_line_cut_by_a_crash_and_a_resumed_stretch(run: Path) -> None:
+    again = [
+        {"kind": "train", "stage": "RGB-1", "samples": 32, "loss": 1.25},
+        {"kind": "train", "samples": 64, "loss": math.nan},
+    ]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in again) + '{"kind": "tra')
+    folder = read_folder(run)
+    assert len(folder.train) == 40 and folder.train[0]["loss"] == 1.25 and len(folder.monitor) == 8
+    assert folder.notes == ["metrics.jsonl: 1 unreadable line left out."]
+
+
+def test_no_run_folder_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(UserError, match="no run folder was given"):
+        write_report([], tmp_path / "report.html")
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not YAML"):
+        write_report([tmp_path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_eight_queries_of_hard_videos_stay_under_five_megabytes(tmp_path: Path) -> None:
+    """Noise compresses worst; every thumbnail is of its own size, as pages repeat the data of a repeated video."""
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{}\n")
+    noise = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 3), dtype=np.uint8)
+    path = video(tmp_path / "noise.mp4", noise)
+    item = {"video": path, "label": "a", "similarity": 0.5}
+    entries = [{"query": {**item, "video": path + "/" * i}, "neighbours": [item] * 5} for i in range(9)]
+    (folder / "neighbours.json").write_text(json.dumps({"RGB-1": entries, "RGB-2": entries}))
+    out = tmp_path / "report.html"
+    write_report([folder], out)
+    assert 1_000_000 < out.stat().st_size < 5_000_000
+    page = Page(out)
+    assert len(page.having("video")) == 8 * 11 and "8 of 9 queries are shown" in page.text
+
+
+def test_a_thumbnail_shows_the_middle_of_the_video(tmp_path: Path) -> None:
+    uri = Thumbnails(100_000).uri(video(tmp_path / "long.mp4", passing_bar(50)))
+    assert uri is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+    assert picture.size == (96, 72) and picture.info.get("loop") == 0
+    places = []
+    for frame in range(picture.n_frames):  # type: ignore[attr-defined]
+        picture.seek(frame)
+        brightness = np.asarray(picture.convert("L")).astype(float).mean(axis=0)
+        places.append(float((brightness * np.arange(96)).sum() / brightness.sum()))
+    # 16 frames, every second one: 9, 11, .., 39 of 50; the bar's middle at 1.5 output pixels a pixel
+    assert places == pytest.approx([1.5 * (i + 2) - 0.5 for i in range(9, 40, 2)], abs=0.7)
+
+
+def test_a_video_is_decoded_once(videos: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    thumbnails = Thumbnails(100_000)
+    first = thumbnails.uri(videos[0])
+    monkeypatch.setattr("vicc_ray.report.thumbnails.probe", lambda _: pytest.fail("decoded again"))
+    assert thumbnails.uri(videos[0]) == first
+
+
+def test_a_chart_puts_its_points_to_scale() -> None:
+    made = chart("t", [Curve("a", "#000", [(0, 0), (50, 2), (100, 4)], dots=True)], levels=[Level(5, "five", 50, 100)])
+    assert made is not None and made.lines[0].path.startswith("M")
+    points = [tuple(map(float, part.split())) for part in made.lines[0].path[1:].split("L")]
+    assert [x for x, _ in points] == pytest.approx([LEFT, (LEFT + WIDTH - RIGHT) / 2, WIDTH - RIGHT], abs=0.1)
+    assert points[1][1] == pytest.approx((points[0][1] + points[2][1]) / 2, abs=0.1)
+    level = made.levels[0]
+    assert (level.x0, level.x1) == (points[1][0], points[2][0])
+    per_unit = (points[0][1] - points[2][1]) / 4
+    assert points[2][1] - level.y == pytest.approx(per_unit, abs=0.2) and TOP < level.y < HEIGHT
+    assert {tick.label: tick.at for tick in made.y_ticks}["2"] == pytest.approx(points[1][1], abs=0.1)
+    assert made.lines[0].dots[1] == (*points[1], "a: 2 at 50 samples")
+    assert chart("t", [Curve("a", "#000", [])]) is None
+
+
+def test_one_point_and_equal_values_make_a_chart() -> None:
+    for points in ([(0.0, 0.0)], [(5.0, 0.0), (6.0, 0.0)], [(1.0, -2.0)]):
+        made = chart("t", [Curve("a", "#000", points)])
+        assert made is not None and "nan" not in made.lines[0].path and made.y_ticks
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    points = [(float(i), float(i % 2)) for i in range(10_000)]
+    thin = thinned(points, 100)
+    assert len(thin) == 100 and {y for _, y in thin} == {0.5} and thin[0][0] == 49.5
+    assert thinned(points[:50], 100) == points[:50]
+
+
+def test_ticks_and_words_are_round() -> None:
+    assert ticks(0, 1, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(-0.3, 3.6, 5) == [0, 1, 2, 3]
+    assert [count(x) for x in (0, 12, 1234, 5e6)] == ["0", "12", "1.23k", "5M"]
+    assert [duration(s) for s in (9.6, 342.4, 3725)] == ["10 s", "5 min 42 s", "1 h 2 min"]

@@ -1,0 +1,161 @@
+"""retrieval.py and fusion.py against loops that follow the definition."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate import retrieval
+from vicc_ray.evaluate.fusion import fused_recall_at_k, fused_similarities, mean_probabilities
+from vicc_ray.evaluate.retrieval import chance, neighbours, recall_at_k, similarities
+
+
+def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset: float = 3.0):
+    """Features with a different mean on each side, string labels of 4 classes, groups of the rows."""
+    rng = np.random.default_rng(seed)
+    g, q = rng.normal(size=(gallery, d)) + offset, 2 * rng.normal(size=(query, d)) - offset
+    names = np.array(["a", "b", "c", "d"])
+    return (
+        g,
+        names[np.arange(gallery) % 4].tolist(),
+        q,
+        names[rng.integers(0, 4, query)].tolist(),
+        rng.integers(0, 6, gallery).tolist(),
+        rng.integers(0, 6, query).tolist(),
+    )
+
+
+def cosine_twin(gallery: np.ndarray, query: np.ndarray) -> list[list[float]]:
+    def centred(rows: np.ndarray) -> list[np.ndarray]:
+        return [row - sum(rows) / len(rows) for row in rows]
+
+    g, q = centred(gallery), centred(query)
+    return [[float(a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b))) for b in g] for a in q]
+
+
+def recall_twin(
+    similarity: Sequence[Sequence[float]], g_labels, q_labels, k: int, g_groups=None, q_groups=None
+) -> float:
+    right = 0
+    for i, row in enumerate(similarity):
+        allowed = [j for j in range(len(row)) if g_groups is None or g_groups[j] != q_groups[i]]
+        nearest = sorted(allowed, key=lambda j: -row[j])[:k]
+        right += any(g_labels[j] == q_labels[i] for j in nearest)
+    return right / len(similarity)
+
+
+def test_similarities_equal_the_definition() -> None:
+    g, _, q, *_ = tables()
+    np.testing.assert_allclose(similarities(g, q), cosine_twin(g, q), atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1 << 24, 100])
+def test_recall_equals_the_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK_VALUES", block)  # 100 values: two queries at a time, the last alone
+    g, g_labels, q, q_labels, *_ = tables()
+    got = recall_at_k(g, g_labels, q, q_labels, ks=(1, 3, 10, 40))
+    want = {k: recall_twin(cosine_twin(g, q), g_labels, q_labels, k) for k in (1, 3, 10, 40)}
+    assert got == pytest.approx(want)
+    assert got[1] < got[3] < got[10] <= got[40] == 1
+
+
+@pytest.mark.parametrize("block", [1 << 24, 100])
+def test_recall_passes_over_the_querys_own_group(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK_VALUES", block)
+    g, g_labels, q, q_labels, g_groups, q_groups = tables()
+    got = recall_at_k(g, g_labels, q, q_labels, (1, 2, 5), g_groups, q_groups)
+    twin = cosine_twin(g, q)
+    assert got == pytest.approx({k: recall_twin(twin, g_labels, q_labels, k, g_groups, q_groups) for k in (1, 2, 5)})
+    assert got != recall_at_k(g, g_labels, q, q_labels, (1, 2, 5))
+
+
+def test_leave_one_out_finds_no_query_itself() -> None:
+    g, labels, *_ = tables()
+    own = list(range(len(g)))
+    indices, values = neighbours(g, g, 1)
+    assert (indices[:, 0] == own).all() and values == pytest.approx(1, abs=1e-5)
+    indices, _ = neighbours(g, g, 3, own, own)
+    assert (indices != np.array(own)[:, None]).all()
+    assert recall_at_k(g, labels, g, labels, (1,))[1] == 1 > recall_at_k(g, labels, g, labels, (1,), own, own)[1]
+
+
+def test_neighbours_come_nearest_first() -> None:
+    g, _, q, *_ = tables()
+    indices, values = neighbours(g, q, 6)
+    twin = np.array(cosine_twin(g, q))
+    np.testing.assert_array_equal(indices, np.argsort(-twin, axis=1)[:, :6])
+    np.testing.assert_allclose(values, -np.sort(-twin, axis=1)[:, :6], atol=1e-6)
+
+
+def test_features_that_are_all_one_are_no_error() -> None:
+    """A collapsed encoder: no direction is left after centring; similarity 0, no NaN."""
+    assert (similarities(np.ones((5, 3)), np.ones((2, 3))) == 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_chance_is_the_mean_over_all_rankings(k: int) -> None:
+    g_labels, q_labels = ["a", "a", "b", "c", "b", "a"], ["a", "b", "b", "c"]
+    wins = [
+        any(g_labels[j] == label for j in ranking[:k])
+        for ranking in itertools.permutations(range(6))
+        for label in q_labels
+    ]
+    assert chance(g_labels, q_labels, k) == pytest.approx(np.mean(wins))
+
+
+def test_chance_leaves_out_the_querys_own_group() -> None:
+    labels, groups = ["a", "a", "b", "b"], [0, 1, 0, 1]
+    # a query "a" of group 0 ranks rows 1 and 3 only: one of them is right
+    assert chance(labels, ["a"], 1, groups, [0]) == pytest.approx(0.5)
+    assert chance(labels, ["a"], 2, groups, [0]) == 1
+    assert chance([*labels, "a"], ["a"], 1, [*groups, 2], [1]) == pytest.approx(2 / 3)
+
+
+def test_chance_with_balanced_classes_is_one_over_their_number() -> None:
+    assert chance(np.arange(400) % 8, np.arange(160) % 8) == pytest.approx(0.125)
+
+
+def test_fusion_sums_the_two_similarity_matrices() -> None:
+    g1, g_labels, q1, q_labels, *_ = tables()
+    g2, _, q2, *_ = tables(seed=1, d=4, offset=50.0)
+    twin = np.array(cosine_twin(g1, q1)) + np.array(cosine_twin(g2, q2))
+    np.testing.assert_allclose(fused_similarities([g1, g2], [q1, q2]), twin, atol=1e-5)
+    got = fused_recall_at_k([g1, g2], g_labels, [q1, q2], q_labels, (1, 4))
+    assert got == pytest.approx({k: recall_twin(twin.tolist(), g_labels, q_labels, k) for k in (1, 4)})
+
+
+def test_fusion_averages_probabilities() -> None:
+    np.testing.assert_allclose(mean_probabilities([[[0.2, 0.8]], [[0.6, 0.4]]]), [[0.4, 0.6]])
+    with pytest.raises(ValueError, match="probabilities"):
+        mean_probabilities([[[0.2, 0.8]], [[2.0, 4.0]]])
+    with pytest.raises(ValueError, match="streams"):
+        fused_similarities([np.ones((2, 2))], [])
+
+
+def test_users_mistakes_are_told_in_one_line() -> None:
+    g, g_labels, q, q_labels, *_ = tables()
+    with pytest.raises(UserError, match=r"gallery is empty"):
+        recall_at_k(np.empty((0, 7)), [], q, q_labels)
+    with pytest.raises(UserError, match=r"query is empty"):
+        neighbours(g, np.empty((0, 7)), 1)
+    broken = g.copy()
+    broken[3, 2], broken[3, 4], broken[9, 0] = np.nan, np.nan, np.inf
+    with pytest.raises(UserError, match=r"2 of 40 gallery features"):
+        recall_at_k(broken, g_labels, q, q_labels, (1,))
+    with pytest.raises(UserError, match=r"k is 50; with 40 gallery videos"):
+        recall_at_k(g, g_labels, q, q_labels)
+    with pytest.raises(UserError, match=r"k is 0"):
+        neighbours(g, q, 0)
+    with pytest.raises(UserError, match=r"2 of 23 queries are of 1 classes .*\(z\)"):
+        recall_at_k(g, g_labels, q, ["z", "z", *q_labels[2:]], (1,))
+    for none in (None, "", float("nan"), -1, np.int64(-1)):
+        with pytest.raises(UserError, match=r"1 of 40 gallery videos have no label"):
+            recall_at_k(g, [none, *g_labels[1:]], q, q_labels, (1,))
+    with pytest.raises(UserError, match=r"23 queries have fewer than k = 1 .* group"):
+        neighbours(g, q, 1, [0] * 40, [0] * 23)
+    with pytest.raises(ValueError, match="groups"):
+        neighbours(g, q, 1, [0] * 40)

@@ -1,0 +1,190 @@
+"""The command line: one subcommand a verb. Parses, calls, prints; what is heavy is imported inside its verb."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from vicc_ray.console import console, errors
+from vicc_ray.errors import UserError
+
+app = typer.Typer(
+    name="vicc",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Self-supervised video representation learning by cross-stream prototypes (ViCC), distributed with Ray.",
+)
+
+_debug = False
+
+
+def _remember_debug(value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, expose_value=False, help="Show the traceback of an error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray prints instead of keeping it in the run's logs folder.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting, e.g. --set optim.lr=0.3. May be repeated.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; default: one of its own on this machine.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+def main() -> NoReturn:
+    """Run a verb. Status 0: done; 2: the reader has to change something; 130: interrupted; 1: a bug or a failed run."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        _leave(f"vicc: {error}", 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _leave("vicc: stopped; the same command goes on where this one ended", 130)
+    except Exception as error:
+        _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave(line: str, status: int) -> NoReturn:
+    if _debug:
+        errors.print(traceback.format_exc(), markup=False)
+    errors.print(" ".join(line.split()), markup=False)
+    sys.exit(status)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    # A polite end is the same wherever it comes from: Ray's own handler knows SIGINT only.
+    signal.raise_signal(signal.SIGINT)
+
+
+@app.command(epilog="Example: vicc quickstart")
+def quickstart(
+    runs: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("runs"),
+    train_per_class: Annotated[int, typer.Option(min=2, help="Training videos of each of the 8 classes.")] = 50,
+    query_per_class: Annotated[int, typer.Option(min=1, help="Query videos of each class.")] = 20,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Make a small motion data set, train both streams on it, evaluate and write a report. Resumes when run again."""
+    from vicc_ray.quickstart import run_quickstart
+
+    run_quickstart(runs, train_per_class, query_per_class, overrides or [], verbose)
+
+
+@app.command(epilog="Example: vicc index videos/ --out videos.parquet --split 'query: group even; train: rest'")
+def index(
+    source: Annotated[str, typer.Argument(help="Folder of class folders or of videos, a CSV or Parquet table, a text list, or one video.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    layout: Annotated[str, typer.Option(help="auto, folders, flat, table, list or video.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Which videos are train and which query; see the README.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that probe; default: one a CPU.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Probe videos and write the manifest that training reads; what cannot be read is named, counted and listed in it."""
+    from vicc_ray.indexing import index_videos
+
+    index_videos(source, out, layout, split, workers)
+
+
+@app.command(epilog="Example: vicc train experiments/quickstart.yaml --set data.manifest=videos.parquet --set name=mine")
+def train(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the stages without running anything.")] = False,
+    videos: Annotated[int | None, typer.Option(min=1, help="With --plan: number of training videos, where there is no manifest.")] = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train every stage of an experiment. The same command resumes an interrupted run and skips finished stages."""
+    from vicc_ray.config import load_experiment
+
+    asked = load_experiment(experiment, overrides or [])
+    if plan:
+        from vicc_ray.planning import print_plan
+
+        print_plan(asked, videos, as_json)
+        return
+    from vicc_ray.train.loop import run_training
+
+    folder = run_training(asked, address, verbose)
+    if as_json:
+        _print_json({"run": str(folder.path), "encoders": folder.encoders()})
+    else:
+        console.print(f"finished; encoders in {folder.path / 'encoders'}", markup=False)
+
+
+@app.command(epilog="Example: vicc evaluate runs/mine")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    overrides: Overrides = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Nearest-neighbour retrieval of every finished stage and of both streams together (R+F)."""
+    from vicc_ray.evaluation import evaluate_run, print_retrieval
+
+    retrieval = evaluate_run(run, overrides or [], address, verbose)
+    if as_json:
+        _print_json({"chance": retrieval.chance, "seconds": retrieval.seconds, "rows": retrieval.rows})
+    else:
+        print_retrieval(retrieval)
+
+
+@app.command(epilog="Example: vicc report runs/quickstart runs/mine --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run folder.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page about one or more runs; reads their folders, runs nothing."""
+    from vicc_ray.checkpoint import RunFolder
+    from vicc_ray.report import write_report
+
+    for run in runs:
+        RunFolder(run).experiment()
+    target = out or RunFolder(runs[0]).report
+    write_report(runs, target)
+    console.print(f"report: {target}", markup=False)
+
+
+@app.command(epilog="Example: vicc bench pipeline --json pipeline.json")
+def bench(
+    name: Annotated[str, typer.Argument(help="What to measure; 'vicc bench list' names all.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures and bars to this file too.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 5,
+    debug: Debug = False,
+) -> None:
+    """Measure one part side by side with its rivals and print medians, ratios and bars. Status 1 where a bar is missed."""
+    from vicc_ray.bench import run_bench
+
+    if not run_bench(name, json_file, rounds):
+        raise typer.Exit(1)
+
+
+def _print_json(value: Any) -> None:
+    console.print(json.dumps(value, indent=2), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""The typed experiment: YAML in, every check by name, the resolved YAML out.
+
+An experiment file is a small set of differences from the defaults below, which are the published recipe
+(Toering et al., WACV 2022). Defaults live here and nowhere else. `extends: other.yaml` in a file starts from
+another file beside it; `--set path=value` changes one field on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from vicc_ray.errors import UserError
+
+Stream = Literal["rgb", "flow"]
+STREAMS: tuple[Stream, Stream] = ("rgb", "flow")
+_UNITS = {"epoch": "epochs", "sample": "samples", "step": "steps", "percent": "%", "%": "%"}
+_UNITS |= {unit: unit for unit in _UNITS.values()}
+
+
+class Duration(NamedTuple):
+    """A length of training in the unit it was written in: epochs, samples, steps, or % of the whole it is part of."""
+
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+    def steps(self, *, steps_per_epoch: int, global_batch: int, whole: int | None = None) -> int:
+        """This length in optimiser steps, rounded to the nearest whole step (a positive length is at least one).
+
+        `whole` is the number of steps that 100 % stands for; UserError where a percentage has no whole.
+        """
+        if self.unit == "%" and whole is None:
+            raise UserError(f"'{self}' is a share of nothing here; write it in epochs, samples or steps")
+        scale = {"epochs": steps_per_epoch, "samples": 1 / global_batch, "steps": 1, "%": (whole or 0) / 100}[self.unit]
+        return max(round(self.value * scale), int(self.value > 0))
+
+
+def parse_duration(value: Any) -> Duration:
+    """'30 epochs', '5000 samples', '50 steps', '10 %' or 0 as a Duration; ValueError says what is allowed."""
+    if isinstance(value, Duration):
+        return value
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z%]*)\s*", str(value).lower())
+    if match and (match[2] in _UNITS or float(match[1]) == 0):
+        return Duration(float(match[1]), _UNITS.get(match[2], "steps"))
+    raise ValueError("a length needs a number and a unit: '30 epochs', '5000 samples', '50 steps' or '10 %'")
+
+
+Length = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)]
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown name in it is an error, a value never changes after the checks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class StreamLengths(Section):
+    """One length a stream."""
+
+    rgb: Length
+    flow: Length
+
+
+class StreamCounts(Section):
+    """One set of prototype counts a stream."""
+
+    rgb: int | tuple[int, ...]
+    flow: int | tuple[int, ...]
+
+
+class DataConfig(Section):
+    """Which videos."""
+
+    manifest: str | None = Field(None, description="Parquet file written by `vicc index`")
+    train_split: str = Field("train", description="split that the stages learn from")
+    gallery_split: str = Field("train", description="split that retrieval searches in")
+    query_split: str = Field("query", description="split that retrieval asks about")
+    max_refused: float = Field(0.01, ge=0, le=1, description="share of unreadable videos above which a run stops")
+
+
+class ClipConfig(Section):
+    """Which frames of a video make a clip, and at what size they are decoded and seen."""
+
+    frames: int = Field(32, ge=2, description="frames a clip, T (even)")
+    stride: int = Field(1, ge=1, description="video frames from one clip frame to the next")
+    decode_size: tuple[int, int] = Field((128, 171), description="height, width at which frames leave the decoder")
+    size: int = Field(128, ge=16, description="height and width that the network sees")
+
+    @model_validator(mode="after")
+    def _check(self) -> ClipConfig:
+        if self.frames % 2:
+            raise ValueError(f"frames: {self.frames} is odd; windows overlap by half a clip, so it must be even")
+        if min(self.decode_size) < 8:
+            raise ValueError(f"decode_size: {list(self.decode_size)} is too small; each side needs at least 8 pixels")
+        return self
+
+
+class FlowConfig(Section):
+    """How motion between consecutive frames is measured."""
+
+    algorithm: Literal["dis", "farneback", "tvl1"] = Field("dis", description="optical flow of OpenCV")
+    bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
+
+
+class AugmentConfig(Section):
+    """What is done to a training clip, with the published values."""
+
+    style: Literal["physical", "reference"] = Field("physical", description="reference: colour and flips of flow as published")
+    area: tuple[float, float] = Field((0.2, 1.0), description="share of the frame's area that a crop keeps")
+    aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a crop")
+    jitter: tuple[float, float, float, float] = Field((0.4, 0.4, 0.4, 0.1), description="brightness, contrast, saturation, hue")
+    jitter_p: float = Field(0.8, ge=0, le=1)
+    gray_p: float = Field(0.2, ge=0, le=1)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_p: float = Field(0.5, ge=0, le=1)
+    flip_p: float = Field(0.5, ge=0, le=1)
+    same_window_p: float = Field(0.5, ge=0, le=1, description="probability that both clips show the same time window")
+    full_chain_p: float = Field(0.3, ge=0, le=1, description="probability of the full chain for a clip of its own window")
+
+
+class ModelConfig(Section):
+    """The encoders; both streams use the same kind."""
+
+    backbone: str = Field("s3d", description="s3d, s3dg, r2plus1d_10 or r2plus1d_18")
+    width: float = Field(1.0, gt=0, le=4, description="multiplier of every channel count")
+    embedding_dim: int = Field(128, ge=2, description="D, size of the projected embedding")
+    batch_norm: Literal["auto", "local", "sync", "shuffle"] = Field(
+        "auto",
+        description="auto: statistics over all workers on GPU, per worker on CPU; shuffle: per worker with the second "
+        "view's batch shuffled over workers, as published (needs objective.second_view_gradient: false)",
+    )
+
+
+class ObjectiveConfig(Section):
+    """Prototypes, assignments and the swapped prediction."""
+
+    prototypes: int | tuple[int, ...] | StreamCounts = Field(300, description="K; a list gives several heads")
+    temperature: float = Field(0.1, gt=0, description="T of the softmax over prototypes")
+    epsilon: float = Field(0.05, ge=0.001, description="entropy regularisation of Sinkhorn-Knopp")
+    iterations: int = Field(3, ge=1, description="Sinkhorn-Knopp iterations")
+    queue: int = Field(1920, ge=0, description="past embeddings that join the assignments, over all workers; 0: none")
+    views_for_assignment: tuple[int, ...] | None = Field(None, description="views whose assignments are predicted; default all")
+    second_view_gradient: bool = Field(True, description="false: only the first view carries gradient, as published")
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        for count in (*self.heads("rgb"), *self.heads("flow")):
+            if count < 2:
+                raise ValueError(f"prototypes: {count} cannot tell anything apart; at least 2 are needed")
+        views = self.views_for_assignment
+        if views is not None and (not views or len(set(views)) != len(views) or not set(views) <= {0, 1, 2, 3}):
+            raise ValueError(f"views_for_assignment: {list(views)} must name some of the views 0, 1, 2, 3 once each")
+        return self
+
+    def heads(self, stream: Stream) -> tuple[int, ...]:
+        """The number of prototypes of each head of a stream."""
+        counts = self.prototypes
+        if isinstance(counts, StreamCounts):
+            counts = counts.rgb if stream == "rgb" else counts.flow
+        return (counts,) if isinstance(counts, int) else counts
+
+
+class StageConfig(Section):
+    """One kind of stage; the two kinds differ in their defaults only."""
+
+    length: Length | StreamLengths = Field(..., description="how long a stage learns, for both streams or for each")
+    cosine_over: Length | None = Field(None, description="length that the cosine is laid out over; none: the stage's own")
+    global_batch: int = Field(..., ge=1, description="samples a step over all workers")
+    queue_start: Length = Field(..., description="when the queue joins the assignments (it must be full too)")
+    freeze_prototypes: Length = Field(..., description="how long the prototypes stay as they are at the stage's start")
+
+    def stage_length(self, stream: Stream) -> Duration:
+        """How long the stage of a stream learns."""
+        if isinstance(self.length, StreamLengths):
+            return self.length.rgb if stream == "rgb" else self.length.flow
+        return self.length
+
+
+class SingleConfig(StageConfig):
+    """The single-stream stages: an encoder learns from its own stream's two views."""
+
+    length: Length | StreamLengths = Duration(300, "epochs")
+    cosine_over: Length | None = Duration(500, "epochs")
+    global_batch: int = Field(192, ge=1)
+    queue_start: Length = Duration(150, "epochs")
+    freeze_prototypes: Length = Duration(100, "epochs")
+
+
+class CrossConfig(StageConfig):
+    """The cross-stream stages: an encoder learns with both streams' views, the other one guides."""
+
+    length: Length | StreamLengths = Duration(100, "epochs")
+    global_batch: int = Field(96, ge=1)
+    queue_start: Length = Duration(25, "epochs")
+    freeze_prototypes: Length = Duration(0, "epochs")
+
+
+class ScheduleConfig(Section):
+    """The stages: each stream alone, then in turn with the other stream's frozen encoder as a guide."""
+
+    total: Length | None = Field(None, description="what 100 % stands for when a stage's length is a percentage")
+    single: SingleConfig = SingleConfig()
+    cross: CrossConfig = CrossConfig()
+    cycles: int = Field(2, ge=0, description="cross-stream stages a stream; 0: single-stream only")
+
+
+class OptimConfig(Section):
+    """How weights follow gradients."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    lr: float = Field(0.6, gt=0, description="learning rate at the start of a stage's cosine")
+    end_lr: float = Field(0.0006, ge=0, description="learning rate at the end of it")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-6, ge=0)
+    trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; none: unbounded")
+    micro_batch: int | None = Field(None, ge=1, description="samples a worker encodes at a time; none: its whole share")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders; the objective is always fp32")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights used for evaluation; 0: none")
+
+
+class TrainConfig(Section):
+    """Where and how often; none of it changes what is learnt."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU a worker; auto: where the cluster has them")
+    decode_actors: int | None = Field(None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free")
+    checkpoint_every: Length = Field(Duration(1, "epochs"), description="a checkpoint of everything, this often")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    log_every: int = Field(10, ge=1, description="steps from one record to the next")
+    collapse_warning_steps: int = Field(200, ge=1, description="steps at a loss of ln(K) after which a warning is recorded")
+    max_failures: int = Field(3, ge=-1, description="worker failures that a run survives; -1: any number")
+    object_store_share: float = Field(0.25, gt=0, le=0.9, description="most of the memory that Ray's object store may take")
+    collective_timeout: float = Field(300, gt=0, description="seconds after which a silent worker counts as lost")
+
+
+class EvaluateConfig(Section):
+    """Nearest-neighbour retrieval."""
+
+    windows: Literal["all", "centre"] = Field("all", description="windows of T frames a video: all at stride T/2 - 1, or one")
+    ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
+    monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
+    monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor looks at")
+    neighbours: int = Field(8, ge=0, description="queries whose neighbours are written for the report")
+
+
+class Experiment(Section):
+    """Everything that defines a run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run below `runs`")
+    runs: str = Field("runs", description="folder that holds runs")
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    clip: ClipConfig = ClipConfig()
+    flow: FlowConfig = FlowConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        if self.model.batch_norm == "shuffle" and self.objective.second_view_gradient:
+            raise ValueError("model.batch_norm: shuffle works on a view without gradient; set objective.second_view_gradient: false")
+        if self.optim.end_lr > self.optim.lr:
+            raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
+        for kind in ("single", "cross"):
+            stage: StageConfig = getattr(self.schedule, kind)
+            for stream in STREAMS:
+                if stage.stage_length(stream).value <= 0:
+                    raise ValueError(f"schedule.{kind}.length: 0 trains nothing; it must be above 0")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder, absolute."""
+        return (Path(self.runs) / self.name).absolute()
+
+
+# Fields whose change leaves what is learnt as it is: a run may be resumed under another value of them.
+FREE_FIELDS = ("name", "runs", "train", "evaluate", "data.manifest", "data.gallery_split", "data.query_split", "data.max_refused")
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file with `path=value` overrides applied; UserError names file, field and remedy."""
+    tree = _merge(_read_tree(Path(path)), {})
+    for text in overrides:
+        field, sign, value = text.partition("=")
+        if not sign or not field:
+            raise UserError(f"--set {text}: write it as path=value, for example --set optim.lr=0.3")
+        _set(tree, field.split("."), _yaml_value(value, f"--set {text}"))
+    return make_experiment(tree, str(path))
+
+
+def make_experiment(tree: Mapping[str, Any], source: str) -> Experiment:
+    """The experiment of a tree of settings; UserError where a field is unknown or impossible."""
+    try:
+        return Experiment.model_validate(dict(tree))
+    except ValidationError as error:
+        # One line a field: a union reports every member that it tried, and the first says it best.
+        by_field = {_field(problem): problem for problem in reversed(error.errors())}
+        raise UserError("; ".join(_explain(problem, source) for problem in reversed(by_field.values()))) from None
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """Every setting as YAML that `load_experiment` reads back to an equal experiment."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {dotted path: value}."""
+    rows: dict[str, Any] = {}
+    for key, value in tree.items():
+        rows |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return rows
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """Changes between two experiments that alter what is learnt, as 'path: was A, now B'."""
+    before, after = (flatten(experiment.model_dump(mode="json")) for experiment in (old, new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: was {before.get(key)}, now {after.get(key)}" for key in keys if not _free(key)]
+
+
+def _free(key: str) -> bool:
+    return any(key == field or key.startswith(f"{field}.") for field in FREE_FIELDS)
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of an experiment file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; give the path of an experiment file in YAML") from None
+    tree = _yaml_value(text, str(path)) or {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds {type(tree).__name__}, not settings; write lines of 'name: value'")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    return _merge(_read_tree(path.parent / str(base), (*seen, path.resolve())), tree)
+
+
+def _yaml_value(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+_Tree = TypeVar("_Tree", bound=dict[str, Any])
+
+
+def _merge(base: _Tree, changes: Mapping[str, Any]) -> _Tree:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            tree[key] = child = {}
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _explain(problem: Any, source: str) -> str:
+    field = _field(problem)
+    location = field.split(".")
+    if problem["type"] == "extra_forbidden":
+        allowed = _names_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"allowed here: {', '.join(allowed)}"
+        return f"{source}: {field} is not a setting; {hint}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    came = problem.get("input")
+    shown = "" if isinstance(came, (Mapping, BaseModel)) else f" (came: {came!r})"
+    return f"{source}: {field + ': ' if field else ''}{message}{shown}"
+
+
+def _field(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _is_union_tag(str(part)))
+
+
+def _is_union_tag(part: str) -> bool:
+    # pydantic adds the tried member of a union to the location, for example 'function-before[...]' or a class name
+    return "[" in part or part in {"int", "bool", "tuple", "StreamLengths", "StreamCounts", "NamedTuple"}
+
+
+def _names_at(location: Sequence[str]) -> list[str]:
+    section: Any = Experiment
+    for part in location:
+        field = section.model_fields.get(part)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return list(section.model_fields)

@@ -1,0 +1,341 @@
+"""Clip-consistent augmentation of uint8 clips, batched on their own device; RGB and flow of a clip share geometry.
+
+B clips, T frames, H x W decode size, C channels (3 for RGB; 2 for flow: u, v). Facts: method.md, sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vicc_ray.errors import UserError
+
+Style = Literal["physical", "reference"]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+ZERO_FLOW = 127.5  # round((f + bound) * 255 / (2 bound)) before rounding, at f = 0: the same for every bound
+CROP_TRIES = 10
+# One draw of uniforms a clip, always this many, so that a changed setting moves nothing but its own parameter:
+# area and aspect of each try; x, y, flip; jitter: apply, 4 factors, 4 sort keys; gray: apply, channel;
+# blur: apply, sigma.
+UNIFORMS = 2 * CROP_TRIES + 3 + 9 + 2 + 2
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Strengths and probabilities of the chain; the defaults are the published ones but for `style`.
+
+    size: side of the square output in pixels. area: share of the frame that a crop covers. aspect: its width / height.
+    jitter: brightness, contrast, saturation, hue (hue in turns, at most 0.5). blur_sigma: output pixels.
+    style: "physical" keeps flow a field of displacements; "reference" treats it as a picture, as published.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.2, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    gray_p: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_p: float = 0.5
+    flip_p: float = 0.5
+    style: Style = "physical"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"augmentation: size is {self.size}; it must be at least 1 pixel")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise UserError(f"augmentation: area is {self.area}; give two shares of the frame, 0 < low <= high <= 1")
+        for name, (low, high) in (("aspect", self.aspect), ("blur_sigma", self.blur_sigma)):
+            if not 0 < low <= high:
+                raise UserError(f"augmentation: {name} is {(low, high)}; give two numbers, 0 < low <= high")
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise UserError(f"augmentation: jitter is {self.jitter}; none may be negative, hue (the last) at most 0.5")
+        for name in ("jitter_p", "gray_p", "blur_p", "flip_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augmentation: {name} is {getattr(self, name)}; a probability lies in 0 to 1")
+        if self.style not in ("physical", "reference"):
+            raise UserError(f"augmentation: style is {self.style!r}; allowed are 'physical' and 'reference'")
+
+
+@dataclass(frozen=True)
+class ClipParameters:
+    """What was drawn for B clips; independent of frame size, device and neighbours.
+
+    area, aspect: [B, CROP_TRIES], tries of share of the frame and width / height; position: [B, 2], x and y in [0, 1)
+    of the room that the crop leaves. factors: [B, 4] brightness, contrast, saturation, hue shift in turns;
+    order: [B, 4], the op (index into factors) done at each step. gray_channel: 0-2. sigma: output pixels.
+    flip, jitter, gray, blur: [B], whether done.
+    """
+
+    area: Floats
+    aspect: Floats
+    position: Floats
+    flip: Bools
+    jitter: Bools
+    factors: Floats
+    order: Integers
+    gray: Bools
+    gray_channel: Integers
+    blur: Bools
+    sigma: Floats
+
+    def __len__(self) -> int:
+        return len(self.flip)
+
+    def boxes(self, height: int, width: int) -> Integers:
+        """Crops of a `height` x `width` frame: [B, 4] of top, left, height, width in whole pixels.
+
+        The first try that fits into the frame counts; if none does, the largest centred crop of the frame whose
+        aspect is nearest to the allowed ones (as torchvision's RandomResizedCrop does).
+        """
+        pixels = self.area * height * width
+        w = np.rint(np.sqrt(pixels * self.aspect)).astype(np.int64)
+        h = np.rint(np.sqrt(pixels / self.aspect)).astype(np.int64)
+        fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+        first = fits.argmax(axis=1)
+        rows = np.arange(len(self))
+        w, h, none = w[rows, first], h[rows, first], ~fits.any(axis=1)
+        nearest = np.clip(width / height, self.aspect.min(axis=1), self.aspect.max(axis=1))
+        w = np.where(none, np.clip(np.rint(height * nearest), 1, width), w).astype(np.int64)
+        h = np.where(none, np.clip(np.rint(width / nearest), 1, height), h).astype(np.int64)
+        left = np.where(none, (width - w) // 2, np.floor(self.position[:, 0] * (width - w + 1)))
+        top = np.where(none, (height - h) // 2, np.floor(self.position[:, 1] * (height - h + 1)))
+        return np.stack([top, left, h, w], axis=1).astype(np.int64)
+
+
+def draw(settings: AugmentSettings, keys: Sequence[tuple[int, ...]], full: npt.ArrayLike) -> ClipParameters:
+    """Parameters of the clips named by `keys`, e.g. (seed, epoch, video_index, clip_number), each int >= 0.
+
+    A clip's parameters depend on its key and the settings alone: not on rank, call order or batch neighbours.
+    `full`: bool [B]; clips where it is False get crop and flip only.
+    """
+    whole = np.asarray(full, dtype=np.bool_)
+    if whole.shape != (len(keys),):
+        raise ValueError(f"draw: `full` has shape {whole.shape} for {len(keys)} keys")
+    uniform = np.empty((len(keys), UNIFORMS))
+    for row, key in enumerate(keys):
+        np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(out=uniform[row])
+    tries, rest = uniform[:, : 2 * CROP_TRIES].reshape(-1, 2, CROP_TRIES), uniform[:, 2 * CROP_TRIES :]
+    low, high = np.log(settings.aspect)
+    b, c, s, hue = settings.jitter
+    weakest = np.array([max(0.0, 1 - b), max(0.0, 1 - c), max(0.0, 1 - s), -hue])
+    strongest = np.array([1 + b, 1 + c, 1 + s, hue])
+    return ClipParameters(
+        area=_between(tries[:, 0], *settings.area),
+        aspect=np.exp(_between(tries[:, 1], low, high)),
+        position=rest[:, 0:2],
+        flip=rest[:, 2] < settings.flip_p,
+        jitter=whole & (rest[:, 3] < settings.jitter_p),
+        factors=weakest + rest[:, 4:8] * (strongest - weakest),
+        order=rest[:, 8:12].argsort(axis=1),
+        gray=whole & (rest[:, 12] < settings.gray_p),
+        gray_channel=(rest[:, 13] * 3).astype(np.int64),
+        blur=whole & (rest[:, 14] < settings.blur_p),
+        sigma=_between(rest[:, 15], *settings.blur_sigma),
+    )
+
+
+def augment(
+    rgb: Tensor | None, flow: Tensor | None, params: ClipParameters, settings: AugmentSettings
+) -> tuple[Tensor | None, Tensor | None]:
+    """Network inputs of B clips: random resized crop, flip, colour chain (RGB), ImageNet normalisation.
+
+    rgb: uint8 [B,T,H,W,3]; flow: uint8 [B,T,H,W,2], u and v as round((f + bound) * 255 / (2 bound)); either may be
+    None. Returns float32 [B,3,T,size,size] of each. Flow comes as the published three channels (128, v, u); u is
+    negated on a flip and vectors grow with the crop's zoom (clipped at +-bound like the input), without a second
+    rounding and for any bound: the code of zero is its middle. With style "reference", u is neither negated nor
+    scaled and the flow picture goes through the clip's colour chain too.
+    """
+    rgb_view = flow_view = None
+    if rgb is not None:
+        _check(rgb, 3, len(params), "rgb")
+        view = _resized_crops(rgb, params, settings.size).div_(255)
+        rgb_view = _normalise_(_colour_chain_(view, params))
+    if flow is not None:
+        _check(flow, 2, len(params), "flow")
+        codes = _resized_crops(flow, params, settings.size)
+        if settings.style == "physical":
+            _scale_vectors_(codes, _zoom(params, flow, settings.size))
+        picture = _as_picture(codes).div_(255)
+        if settings.style == "reference":
+            _colour_chain_(picture, params)
+        flow_view = _normalise_(picture)
+    return rgb_view, flow_view
+
+
+def evaluation_input(frames: Tensor, size: int, style: Style = "physical") -> Tensor:
+    """Network input without augmentation: the largest centred square, resized to `size` (antialiased bilinear).
+
+    frames: uint8 [B,T,H,W,3] (RGB) or [B,T,H,W,2] (flow, whose vectors grow with the zoom unless `style` is
+    "reference"). Returns float32 [B,3,T,size,size], normalised as in `augment`.
+    """
+    channels = frames.shape[-1] if frames.dim() == 5 and frames.shape[-1] in (2, 3) else 3
+    _check(frames, channels, len(frames), "frames")
+    height, width = frames.shape[2:4]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    out = frames.new_empty((len(frames), channels, frames.shape[1], size, size), dtype=torch.float32)
+    for clip, target in zip(frames, out, strict=True):
+        _resize_into(target, clip[:, top : top + side, left : left + side], size)
+    if channels == 3:
+        return _normalise_(out.div_(255))
+    if style == "physical":
+        _scale_vectors_(out, torch.full((len(frames), 2), size / side, device=frames.device))
+    return _normalise_(_as_picture(out).div_(255))
+
+
+def _between(uniform: Floats, low: float, high: float) -> Floats:
+    return low + uniform * (high - low)
+
+
+def _check(frames: Tensor, channels: int, clips: int, name: str) -> None:
+    if frames.dim() != 5 or frames.shape[-1] != channels or frames.dtype != torch.uint8 or len(frames) != clips:
+        want = f"uint8 [{clips},T,H,W,{channels}]"
+        raise ValueError(f"{name}: expected {want}, got {frames.dtype} {list(frames.shape)}")
+
+
+def _resized_crops(frames: Tensor, params: ClipParameters, size: int) -> Tensor:
+    """uint8 [B,T,H,W,C] -> float32 [B,C,T,size,size] in code values 0..255: each clip's crop, resized and flipped."""
+    n, t, height, width, channels = frames.shape
+    out = frames.new_empty((n, channels, t, size, size), dtype=torch.float32)
+    for row, (top, left, h, w) in enumerate(params.boxes(height, width).tolist()):
+        crop = frames[row, :, top : top + h, left : left + w]
+        _resize_into(out[row], crop, size)
+    flipped = torch.from_numpy(np.flatnonzero(params.flip)).to(frames.device)
+    if len(flipped):
+        out[flipped] = out[flipped].flip(-1)
+    return out
+
+
+def _resize_into(target: Tensor, crop: Tensor, size: int) -> None:
+    """crop [T,h,w,C] uint8 -> target [C,T,size,size] float32; antialiased bilinear, as PIL resizes.
+
+    RGB on a CPU goes through the uint8 kernel, three to four times as fast as the float one and rounded to whole
+    values as a decoded picture is. Flow is never rounded again: half a step is 0.08 px, as much as slow motion.
+    """
+    if crop.shape[-1] == 3 and crop.device.type == "cpu":
+        resized = F.interpolate(crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
+        target.copy_(resized.permute(1, 0, 2, 3))
+        return
+    planes = crop.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [C,T,h,w]
+    target.copy_(F.interpolate(planes, (size, size), mode="bilinear", antialias=True))
+
+
+def _zoom(params: ClipParameters, frames: Tensor, size: int) -> Tensor:
+    """Output pixels per input pixel along x (negative when mirrored) and y: float32 [B,2] on the frames' device."""
+    boxes = params.boxes(frames.shape[2], frames.shape[3])
+    x = size / boxes[:, 3] * np.where(params.flip, -1.0, 1.0)
+    y = size / boxes[:, 2]
+    return torch.from_numpy(np.stack([x, y], axis=1).astype(np.float32)).to(frames.device)
+
+
+def _scale_vectors_(codes: Tensor, zoom: Tensor) -> None:
+    """Multiply displacements, given as codes [B,2,T,s,s], by zoom [B,2], in place; clip at the codes' bound."""
+    codes.sub_(ZERO_FLOW).mul_(zoom[:, :, None, None, None]).add_(ZERO_FLOW).clamp_(0, 255)
+
+
+def _as_picture(codes: Tensor) -> Tensor:
+    """u, v codes [B,2,T,s,s] -> the published three channels 128, v, u: [B,3,T,s,s]."""
+    return torch.cat([torch.full_like(codes[:, :1], 128.0), codes.flip(1)], dim=1)
+
+
+def _normalise_(picture: Tensor) -> Tensor:
+    """[B,3,T,s,s] in [0, 1] -> ImageNet mean 0, standard deviation 1, in place."""
+    mean = picture.new_tensor(IMAGENET_MEAN).view(3, 1, 1, 1)
+    std = picture.new_tensor(IMAGENET_STD).view(3, 1, 1, 1)
+    return picture.sub_(mean).div_(std)
+
+
+def _colour_chain_(x: Tensor, params: ClipParameters) -> Tensor:
+    """Jitter in each clip's own order, channel-split gray, blur; x [B,3,T,s,s] in [0, 1], changed in place.
+
+    Every op runs once over the clips that need it, not once a clip.
+    """
+    for step in range(4):
+        for op, adjust in enumerate(_JITTER):
+            rows = np.flatnonzero(params.jitter & (params.order[:, step] == op))
+            if len(rows):
+                where, factor = _to(x, rows), _to(x, params.factors[rows, op].astype(np.float32))
+                x[where] = adjust(x[where], factor.view(-1, 1, 1, 1, 1))
+    for channel in range(3):
+        rows = np.flatnonzero(params.gray & (params.gray_channel == channel))
+        if len(rows):
+            where = _to(x, rows)
+            x[where] = x[where, channel : channel + 1].expand(-1, 3, -1, -1, -1)
+    rows = np.flatnonzero(params.blur)
+    if len(rows):
+        where = _to(x, rows)
+        x[where] = _blur(x[where], _to(x, params.sigma[rows].astype(np.float32)))
+    return x
+
+
+def _to(x: Tensor, values: npt.NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(x.device)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """ITU-R 601 luma of [n,3,T,s,s]: [n,1,T,s,s]."""
+    return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp_(0, 1)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Towards or away from the mean luma of each frame."""
+    return torch.lerp(_luma(x).mean(dim=(-2, -1), keepdim=True).expand_as(x), x, factor).clamp_(0, 1)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Towards or away from each pixel's luma."""
+    return torch.lerp(_luma(x).expand_as(x), x, factor).clamp_(0, 1)
+
+
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` turns, keeping value and chroma of HSV.
+
+    Back from hue h (in sixths of a turn), channel n in (5, 3, 1) is value - chroma * clamp(min(k, 4 - k), 0, 1),
+    k = (n + h) mod 6: one formula without the six cases.
+    """
+    red, green, blue = x.unbind(1)
+    value, low = x.amax(1), x.amin(1)
+    chroma = value - low
+    safe = chroma.clamp_min(1e-12)  # gray pixels: their hue does not matter, as chroma 0 multiplies it below
+    h = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    ).add_(6 * shift.squeeze(1))
+    offsets = x.new_tensor([5, 3, 1]).view(1, 3, 1, 1, 1)
+    k = (h[:, None] + offsets).remainder_(6)
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+_JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_brightness, _contrast, _saturation, _hue)
+
+
+def _blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of [n,3,T,s,s], one sigma a clip, as two matrix products a frame.
+
+    Weights of taps outside the frame go to those inside, so that a flat frame stays flat up to its border.
+    """
+    n, c, t, side, _ = x.shape
+    at = torch.arange(side, device=x.device, dtype=torch.float32)
+    distance = (at[:, None] - at[None, :]) / sigma.view(-1, 1, 1)
+    kernel = torch.exp(-0.5 * distance.square())
+    kernel = kernel / kernel.sum(dim=2, keepdim=True)  # [n, out, in]
+    across = torch.bmm(x.reshape(n, c * t * side, side), kernel.transpose(1, 2)).view(n, c * t, side, side)
+    return torch.matmul(kernel[:, None], across).view(n, c, t, side, side)

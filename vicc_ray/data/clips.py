@@ -1,0 +1,108 @@
+"""Which videos a step takes and which frames of them: pure arithmetic keyed by (seed, stage, epoch, video).
+
+Legend: T frames a clip, B samples a step (global batch), n videos, s stride in video frames. A sample is one video and
+two clips of it. Nothing here depends on the number of workers, on call order or on global state, so that any worker can
+draw any sample again after a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Tags that keep the uses of one seed apart.
+_ORDER, _CLIPS, _SUBSET = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """The two clips of one training sample."""
+
+    starts: tuple[int, int]  # first video frame of each clip; negative: the video is shorter, its first frame repeats
+    full: tuple[bool, bool]  # which clips get the full augmentation chain
+    keys: tuple[tuple[int, ...], tuple[int, ...]]  # of each clip's augmentation draw
+
+
+@lru_cache(maxsize=8)
+def epoch_order(seed: int, stage: int, epoch: int, videos: int) -> NDArray[np.int64]:
+    """The order of an epoch: a permutation of range(videos), int64 [n]."""
+    return np.random.default_rng([_ORDER, seed, stage, epoch]).permutation(videos)
+
+
+def batch_videos(seed: int, stage: int, step: int, videos: int, global_batch: int) -> tuple[int, NDArray[np.int64]]:
+    """The epoch of a stage's step and the videos of its batch, int64 [B].
+
+    An epoch has n // B steps; the tail smaller than one batch is left out, another one each epoch.
+    """
+    epoch, place = divmod(step, videos // global_batch)
+    order = epoch_order(seed, stage, epoch, videos)
+    return epoch, order[place * global_batch : (place + 1) * global_batch]
+
+
+def share(rows: int, rank: int, workers: int) -> range:
+    """The contiguous slots of a batch of `rows` that worker `rank` takes; shares differ by at most one."""
+    return range(rows * rank // workers, rows * (rank + 1) // workers)
+
+
+def training_sample(
+    seed: int,
+    stage: int,
+    epoch: int,
+    video: int,
+    frames: int,
+    *,
+    clip_frames: int,
+    stride: int,
+    same_window_p: float = 0.5,
+    full_chain_p: float = 0.3,
+) -> SamplePlan:
+    """The two clips of a video in an epoch.
+
+    With probability `same_window_p` both clips show the same time window (either of the two drawn) and exactly one of
+    them gets the full augmentation chain; else the windows are independent and each gets it with `full_chain_p`.
+    """
+    key = (seed, stage, epoch, video)
+    rng = np.random.default_rng([_CLIPS, *key])
+    last = frames - window_span(clip_frames, stride)
+    first, second = (last, last) if last <= 0 else (int(start) for start in rng.integers(0, last + 1, 2))
+    same = bool(rng.random() < same_window_p)
+    chooser = int(rng.integers(2))
+    chains = rng.random(2) < full_chain_p
+    if same:
+        first = second = (first, second)[int(rng.integers(2))]
+    full = (chooser == 0, chooser == 1) if same else (bool(chains[0]), bool(chains[1]))
+    return SamplePlan((first, second), full, ((*key, 0), (*key, 1)))
+
+
+def window_span(clip_frames: int, stride: int) -> int:
+    """Video frames from a clip's first to its last frame, both counted."""
+    return (clip_frames - 1) * stride + 1
+
+
+def frame_indices(start: int, clip_frames: int, stride: int, frames: int) -> NDArray[np.int64]:
+    """The video frames of a clip, int64 [T], within 0..frames-1; before the first frame the first repeats."""
+    return np.clip(start + stride * np.arange(clip_frames), 0, frames - 1)
+
+
+def evaluation_starts(frames: int, clip_frames: int, stride: int, windows: str) -> list[int]:
+    """First frames of a video's evaluation windows.
+
+    `all`: every T/2 - 1 clip frames (method.md section 6), the last window ending at the video's end; `centre`: one
+    window in the middle. A video shorter than a window has one, left-padded (its start is negative).
+    """
+    last = frames - window_span(clip_frames, stride)
+    if last <= 0:
+        return [last]
+    if windows == "centre":
+        return [last // 2]
+    starts = list(range(0, last + 1, max(clip_frames // 2 - 1, 1) * stride))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def subset(seed: int, rows: int, size: int) -> NDArray[np.int64]:
+    """A fixed random choice of `size` of `rows` (all where there are fewer), sorted, int64."""
+    chosen = np.random.default_rng([_SUBSET, seed]).permutation(rows)[:size]
+    return np.sort(chosen)

@@ -1,0 +1,158 @@
+"""Optical flow between consecutive frames, and its uint8 form.
+
+Shapes: n fields between n + 1 frames; H rows, W columns. A field is float32 [H, W, 2] = (u, v) in pixels of these
+frames: what is at (x, y) in the first is at (x + u, y + v) in the second; u is positive to the right, v downwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vicc_ray.errors import UserError
+
+Field = NDArray[np.float32]
+Gray = NDArray[np.uint8]
+
+# One pixel value of a quantised field is 2 * BOUND / 255 = 0.157 px, the published recipe's.
+BOUND = 20.0
+
+
+# Two gray frames [H, W] -> the field between them. OpenCV's stubs know no "make the output yourself", hence Any.
+Between = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How a field is made: `parameters` hold every number that decides it, `build` makes a function of two frames.
+
+    The function is kept for a clip, as it holds the algorithm's buffers.
+    """
+
+    parameters: dict[str, Any]
+    build: Callable[[dict[str, Any]], Between]
+
+
+def flow_between(frames: NDArray[np.uint8], algorithm: str = "dis") -> Field:
+    """Flow from each frame to the next: uint8 RGB [n + 1, H, W, 3] -> float32 [n, H, W, 2], (u, v) in pixels.
+
+    Runs on one thread. Raises `UserError` for an unknown algorithm, `ValueError` for frames of another shape or type.
+    """
+    chosen = _named(algorithm)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) < 1:
+        raise ValueError(f"frames must be uint8 [n + 1, H, W, 3]; they are {frames.dtype} {list(frames.shape)}")
+    cv2.setNumThreads(1)
+    height, width = frames.shape[1:3]
+    flow = np.empty((len(frames) - 1, height, width, 2), np.float32)
+    if len(flow):
+        between = chosen.build(chosen.parameters)
+        gray: list[Any] = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+        for i in range(len(flow)):
+            flow[i] = between(gray[i], gray[i + 1])
+    return flow
+
+
+def fingerprint(algorithm: str) -> str:
+    """All that decides the algorithm's numbers, as one line of JSON: its name, parameters and OpenCV's version."""
+    chosen = _named(algorithm)
+    return json.dumps({"algorithm": algorithm, "opencv": cv2.__version__, **chosen.parameters}, sort_keys=True)
+
+
+def quantise(field: Field, bound: float = BOUND) -> NDArray[np.uint8]:
+    """round((clip(f, -bound, bound) + bound) * 255 / (2 bound)): float32 pixels -> uint8 of the same shape."""
+    clipped = np.clip(field, -bound, bound)
+    values: NDArray[np.uint8] = np.floor((clipped + bound) * (255.0 / (2.0 * bound))).astype(np.uint8)
+    return values
+
+
+def dequantise(values: NDArray[np.uint8], bound: float = BOUND) -> Field:
+    """The inverse of `quantise` up to bound / 255 pixels: uint8 -> float32 pixels of the same shape."""
+    return values.astype(np.float32) * np.float32(2.0 * bound / 255.0) - np.float32(bound)
+
+
+def _named(algorithm: str) -> Algorithm:
+    if algorithm not in ALGORITHMS:
+        raise UserError(f"flow algorithm '{algorithm}' is not known; allowed: {', '.join(sorted(ALGORITHMS))}")
+    return ALGORITHMS[algorithm]
+
+
+def _build_dis(parameters: dict[str, Any]) -> Between:
+    flow: Any = cv2.DISOpticalFlow.create(cv2.DISOpticalFlow_PRESET_MEDIUM)
+    for name, value in parameters.items():
+        getattr(flow, f"set{name}")(value)
+
+    def between(first: Gray, second: Gray) -> Any:
+        # With a side under 16 pixels OpenCV's DIS reads outside of its buffers and ends the process.
+        height, width = first.shape
+        rim = (max(0, 16 - height), max(0, 16 - width))
+        if any(rim):
+            first, second = (np.pad(g, ((0, rim[0]), (0, rim[1])), "edge") for g in (first, second))
+        return flow.calc(first, second, None)[:height, :width]
+
+    return between
+
+
+def _build_farneback(parameters: dict[str, Any]) -> Between:
+    farneback: Any = cv2.calcOpticalFlowFarneback
+    return lambda first, second: farneback(first, second, None, **parameters)
+
+
+def _build_tvl1(parameters: dict[str, Any]) -> Between:
+    flow: Any = cv2.optflow.DualTVL1OpticalFlow.create(**parameters)
+    return lambda first, second: flow.calc(first, second, None)
+
+
+# DIS: OpenCV's medium preset. Farneback: the values of OpenCV's documentation. TV-L1: OpenCV's defaults, the published
+# recipe's. All are written out, so that another OpenCV's other defaults change neither the flow nor its fingerprint.
+ALGORITHMS: dict[str, Algorithm] = {
+    "dis": Algorithm(
+        {
+            "FinestScale": 1,
+            "PatchSize": 8,
+            "PatchStride": 3,
+            "GradientDescentIterations": 25,
+            "UseMeanNormalization": True,
+            "UseSpatialPropagation": True,
+            "VariationalRefinementIterations": 5,
+            "VariationalRefinementAlpha": 20.0,
+            "VariationalRefinementDelta": 5.0,
+            "VariationalRefinementGamma": 10.0,
+        },
+        _build_dis,
+    ),
+    "farneback": Algorithm(
+        {
+            "pyr_scale": 0.5,
+            "levels": 3,
+            "winsize": 15,
+            "iterations": 3,
+            "poly_n": 5,
+            "poly_sigma": 1.2,
+            "flags": 0,
+        },
+        _build_farneback,
+    ),
+    "tvl1": Algorithm(
+        {
+            "tau": 0.25,
+            "lambda_": 0.15,
+            "theta": 0.3,
+            "nscales": 5,
+            "warps": 5,
+            "epsilon": 0.01,
+            "innnerIterations": 30,  # OpenCV's spelling
+            "outerIterations": 10,
+            "scaleStep": 0.8,
+            "gamma": 0.0,
+            "medianFiltering": 5,
+            "useInitialFlow": False,
+        },
+        _build_tvl1,
+    ),
+}

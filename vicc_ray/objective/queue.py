@@ -1,0 +1,138 @@
+"""The queue: past embeddings that join the batch when assignments are computed.
+
+One global first-in-first-out list per assigned view, newest first, spread over the workers. Every row carries its
+place in the global list, so that the list can be put together again and split for another number of workers.
+
+Shapes: A assigned views, M rows of this worker, R rows of all workers, D embedding width, B global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vicc_ray import distributed
+from vicc_ray.errors import UserError
+
+
+class Queue:
+    """This worker's part of the global queue.
+
+    Args:
+        asked: rows per assigned view that the user asked for.
+        global_batch: B. ``length``, the rows in use, is ``asked`` rounded down to a multiple of it.
+        views: A.
+        dim: D.
+    """
+
+    def __init__(self, asked: int, *, global_batch: int, views: int, dim: int) -> None:
+        if asked < global_batch:
+            raise UserError(
+                f"queue: {asked} rows are fewer than one global batch of {global_batch}; "
+                f"ask for a multiple of {global_batch}, or 0 for no queue"
+            )
+        self.asked = asked
+        self.length = asked // global_batch * global_batch
+        self.global_batch = global_batch
+        self._pushed = 0
+        # Places stay in host memory: then the number of rows that leave is known without waiting for the device.
+        self._positions = torch.empty(0, dtype=torch.int64)
+        self._rows = torch.empty(views, 0, dim)
+
+    @property
+    def rows(self) -> Tensor:
+        """This worker's embeddings [A, M, D], newest first."""
+        return self._rows
+
+    @property
+    def positions(self) -> Tensor:
+        """Place of every row of this worker in the global queue, int64 [M] in host memory, ascending (0 = newest)."""
+        return self._positions
+
+    @property
+    def full(self) -> bool:
+        """Whether enough global batches have come to fill it; the same on every worker.
+
+        A sample that was refused leaves a gap, not a longer wait: a full queue may hold a few rows less than
+        ``length``.
+        """
+        return self._pushed >= self.length
+
+    def rounding_note(self) -> str | None:
+        """One line for the log where ``length`` is not what was asked for."""
+        if self.length == self.asked:
+            return None
+        return (
+            f"queue: {self.asked} rows asked for, {self.length} used: "
+            f"the length is rounded down to a multiple of the global batch of {self.global_batch}"
+        )
+
+    def push(self, embeddings: Tensor, slots: Tensor) -> None:
+        """Put this step's embeddings in front and let the oldest global batch go; every worker calls it every step.
+
+        Args:
+            embeddings: [A, n, D], without gradient; n may be 0 and may differ between workers.
+            slots: integers [n], best in host memory: place of every row in the global batch, 0 <= slot < B. No two
+                rows of the global batch have the same one.
+        """
+        views, _, dim = self._rows.shape
+        order = slots.detach().cpu().to(torch.int64)
+        if embeddings.shape != (views, len(order), dim):
+            raise ValueError(
+                f"queue: embeddings {tuple(embeddings.shape)} for {len(order)} slots, expected "
+                f"[{views}, {len(order)}, {dim}]"
+            )
+        ascending, permutation = order.sort()
+        if len(order) and (ascending[0] < 0 or ascending[-1] >= self.global_batch or (ascending.diff() == 0).any()):
+            raise ValueError(f"queue: slots must be distinct and in 0..{self.global_batch - 1}, got {order.tolist()}")
+        moved = self._positions + self.global_batch
+        stay = int(torch.searchsorted(moved, self.length))
+        newest = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
+        if not torch.equal(ascending, order):
+            newest = newest[:, permutation.to(newest.device)]
+        self._positions = torch.cat([ascending, moved[:stay]])
+        self._rows = torch.cat([newest, self._rows[:, :stay].to(newest)], dim=1)
+        self._pushed = min(self._pushed + self.global_batch, self.length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole queue, the same on every worker, which all have to call this.
+
+        Keys: ``rows`` [A, R, D] and ``positions`` int64 [R] in global order, in host memory; ``pushed`` and
+        ``length`` in rows.
+        """
+        positions = torch.cat(distributed.gather_rows(self._positions))
+        rows = torch.cat(distributed.gather_rows(self._rows.transpose(0, 1).contiguous())).cpu()  # [R, A, D]
+        ascending, order = positions.sort()
+        return {
+            "rows": rows[order].transpose(0, 1).contiguous(),
+            "positions": ascending,
+            "pushed": self._pushed,
+            "length": self.length,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take this worker's contiguous share of a whole queue, saved by any number of workers.
+
+        A queue saved with another length is cut, or waits until it is full again.
+
+        Raises:
+            UserError: the saved rows have another number of views or another width, or are not finite.
+        """
+        rows, positions = state["rows"], state["positions"]
+        views, _, dim = self._rows.shape
+        if rows.ndim != 3 or (rows.shape[0], rows.shape[2]) != (views, dim) or rows.shape[1] != len(positions):
+            raise UserError(
+                f"queue of the checkpoint: rows {tuple(rows.shape)} with {len(positions)} positions, this run needs "
+                f"{views} assigned views of width {dim}; restore with the settings that the checkpoint was made with"
+            )
+        if not bool(torch.isfinite(rows).all()):
+            raise UserError("queue of the checkpoint: holds NaN or infinity; go back to an earlier checkpoint")
+        used = int(torch.searchsorted(positions, self.length))
+        workers, worker = distributed.world_size(), distributed.rank()
+        share = slice(used * worker // workers, used * (worker + 1) // workers)
+        self._positions = positions[share].cpu().clone()
+        self._rows = rows[:, share].to(self._rows.device, copy=True)
+        self._pushed = min(int(state["pushed"]), int(state["length"]), self.length)

@@ -1,0 +1,72 @@
+"""Moving thumbnails of videos: small animated WebP pictures as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from vicc_ray.data.decode import Images, VideoError, read_frames
+from vicc_ray.data.manifest import probe
+
+LONG_SIDE = 96  # pixels
+FRAMES = 16
+MILLISECONDS = 100  # a frame
+STEP = 2  # video frames from one shown frame to the next, where the video is long enough
+# What to try, from best to smallest, until a thumbnail fits its share of the page: WebP quality, every n-th frame.
+ENCODINGS = ((55, 1), (40, 1), (25, 1), (20, 2), (10, 2), (5, 4))
+
+
+class Thumbnails:
+    """Makes each video's thumbnail once; each is at most `most_bytes` long where its motion allows it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._made: dict[str, str | None] = {}
+
+    def uri(self, video: str) -> str | None:
+        """data:image/webp;... of the middle of `video`, or None where it cannot be read."""
+        if video not in self._made:
+            try:
+                self._made[video] = self._encode(shown_frames(video))
+            except (VideoError, OSError, ValueError):
+                self._made[video] = None
+        return self._made[video]
+
+    def _encode(self, frames: Images) -> str:
+        data = b""
+        for quality, every in ENCODINGS:
+            data = animated_webp(frames[::every], quality, MILLISECONDS * every)
+            if len(data) * 4 / 3 <= self.most_bytes:
+                break
+        return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+
+
+def shown_frames(video: str) -> Images:
+    """uint8 [n, H, W, 3]: up to FRAMES frames around the middle of the video, the long side LONG_SIDE pixels."""
+    row = probe(video)
+    step = max(1, min(STEP, row.frames // FRAMES))
+    shown = min(FRAMES, row.frames)
+    indices = (row.frames - (shown - 1) * step - 1) // 2 + step * np.arange(shown)
+    scale = LONG_SIDE / max(row.height, row.width)
+    size = max(2, round(row.height * scale)), max(2, round(row.width * scale))
+    return read_frames(video, indices.astype(np.int64), size, row.decoder)
+
+
+def animated_webp(frames: Images, quality: int, milliseconds: int) -> bytes:
+    """frames uint8 [n, H, W, 3] -> an endlessly repeating WebP animation."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    file = io.BytesIO()
+    pictures[0].save(
+        file,
+        format="WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=milliseconds,
+        loop=0,
+        quality=quality,
+        method=2,
+    )
+    return file.getvalue()

@@ -1,0 +1,64 @@
+"""A Ray cluster for the time of a verb: one started on this machine, or one that is already running."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from vicc_ray.config import TrainConfig
+from vicc_ray.errors import UserError
+from vicc_ray.resources import Machine, ResourcePlan, plan_cluster, plan_local, this_machine
+
+# Settings of Ray that every process of a session sees.
+_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints would come twice
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = False) -> Iterator[ResourcePlan]:
+    """A connected Ray with room for the plan, which is yielded; what was started here is shut down at the end.
+
+    `address` None starts a cluster of its own on this machine, whatever else runs here; else it connects. A session that
+    is open in this process already is used as it is. UserError where the plan cannot fit or the address does not answer.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield _plan(train, address)
+        return
+    plan = plan_local(train, this_machine()) if address is None else None
+    level = logging.INFO if verbose else logging.WARNING
+    try:
+        if plan is not None:
+            # More logical CPUs than there are: workers and decode actors take turns on the real ones.
+            ray.init(
+                address="local",
+                num_cpus=plan.cpus,
+                object_store_memory=plan.object_store,
+                log_to_driver=verbose,
+                logging_level=level,
+                include_dashboard=True,  # Ray Train asks the dashboard's agent which placement groups are stale
+                dashboard_port=0,
+            )
+        else:
+            ray.init(address=address, log_to_driver=verbose, logging_level=level)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"address {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})") from error
+    try:
+        yield plan or _plan(train, address)
+    finally:
+        ray.shutdown()
+
+
+def _plan(train: TrainConfig, address: str | None) -> ResourcePlan:
+    there = ray.cluster_resources()
+    machine = Machine(int(there.get("CPU", 0)), int(there.get("GPU", 0)), int(there.get("object_store_memory", 0)))
+    plan = plan_cluster(train, machine)
+    return ResourcePlan(plan.workers, plan.use_gpu, plan.decode_actors, machine.memory)

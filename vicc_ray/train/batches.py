@@ -1,0 +1,132 @@
+"""A worker's share of a step as a block of plain arrays, and such a block as a training batch.
+
+A block is what travels from a decode actor to a worker: `width` rows, the same for every worker and step so that Ray
+Data can deal blocks out in turn. Rows beyond the worker's share are padding with slot -1; a row whose video could not
+be read carries the reason. `decode_share` runs in decode actors and imports no torch; `to_batch` runs in the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
+from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.samples import Clips, empty_clips, read_clips
+from vicc_ray.train.schedule import Stage, locate
+
+if TYPE_CHECKING:
+    from vicc_ray.train.step import Batch
+
+Block = dict[str, np.ndarray[Any, Any]]
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that decides what each step reads."""
+
+    experiment: Experiment
+    stages: tuple[Stage, ...]
+    videos: tuple[VideoRow, ...]
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the run."""
+        return self.stages[-1].end
+
+    def epoch_and_videos(self, step: int) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
+        """Epoch within its stage and the videos [B] of a global step."""
+        stage, within = locate(self.stages, step)
+        return batch_videos(self.experiment.seed, stage.index, within, len(self.videos), stage.global_batch)
+
+    def sample(self, stage: Stage, epoch: int, video: int) -> SamplePlan:
+        """The two clips of a video in an epoch of a stage."""
+        clip, augment = self.experiment.clip, self.experiment.augment
+        return training_sample(
+            self.experiment.seed,
+            stage.index,
+            epoch,
+            video,
+            self.videos[video].frames,
+            clip_frames=clip.frames,
+            stride=clip.stride,
+            same_window_p=augment.same_window_p,
+            full_chain_p=augment.full_chain_p,
+        )
+
+
+def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int) -> Block:
+    """The block of worker `rank` for a global step: step, slot, video, refused and the clips, `width` rows each."""
+    stage, _ = locate(plan.stages, step)
+    epoch, videos = plan.epoch_and_videos(step)
+    slots = share(stage.global_batch, rank, workers)
+    width = -(-stage.global_batch // workers)
+    rows: list[Clips] = []
+    reasons: list[str] = []
+    for slot in slots:
+        video = int(videos[slot])
+        clips, reason = _read(plan, stage, plan.videos[video], plan.sample(stage, epoch, video).starts)
+        rows.append(clips)
+        reasons.append(reason)
+    padding = width - len(rows)
+    rows += [empty_clips(2, stage.streams, plan.experiment.clip)] * padding
+    block: Block = {
+        "step": np.full(width, step, np.int64),
+        "slot": np.array([*slots, *[PADDING] * padding], np.int64),
+        "video": np.array([*videos[slots.start : slots.stop], *[PADDING] * padding], np.int64),
+        "refused": np.array([*reasons, *[""] * padding], object),
+    }
+    return block | {stream: np.stack([row[stream] for row in rows]) for stream in stage.streams}
+
+
+def _read(plan: TrainingPlan, stage: Stage, video: VideoRow, starts: Sequence[int]) -> tuple[Clips, str]:
+    experiment = plan.experiment
+    try:
+        return read_clips(video, starts, stage.streams, experiment.clip, experiment.flow), ""
+    except VideoError as error:
+        return empty_clips(len(starts), stage.streams, experiment.clip), str(error) or "cannot be read"
+
+
+def local_blocks(plan: TrainingPlan, first_step: int, rank: int, workers: int) -> Iterator[Block]:
+    """The blocks of one worker decoded in this process, for tests and benchmarks."""
+    for step in range(first_step, plan.steps):
+        yield decode_share(plan, step, rank, workers)
+
+
+def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[Batch, list[tuple[str, str]]]:
+    """The batch of a block and its refused videos as (path, reason).
+
+    Raises RuntimeError where the block is not the expected step's: the stream and the loop disagree, which no run
+    survives with the samples that it promises.
+    """
+    import torch
+
+    from vicc_ray.train.step import Batch
+
+    stage, _ = locate(plan.stages, step)
+    if not (np.asarray(block["step"]) == step).all():
+        raise RuntimeError(f"the data stream delivered step {block['step'][0]} where step {step} is due")
+    epoch, _ = plan.epoch_and_videos(step)
+    slots, videos = np.asarray(block["slot"]), np.asarray(block["video"])
+    refused = np.array([bool(reason) for reason in block["refused"]], bool)
+    taken = np.flatnonzero((slots != PADDING) & ~refused)
+    samples = [plan.sample(stage, epoch, int(video)) for video in videos[taken]]
+    whole = len(taken) == len(slots)
+    clips: dict[Stream, torch.Tensor] = {}
+    for stream in stage.streams:
+        rows = np.asarray(block[stream])
+        # Ray hands out read-only memory; indexing copies only where rows are left out.
+        rows = rows if whole else rows[taken]
+        clips[stream] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    batch = Batch(
+        slots=torch.from_numpy(slots[taken].copy()),
+        full=np.array([sample.full for sample in samples], bool).reshape(-1, 2),
+        keys=tuple(sample.keys for sample in samples),
+        clips=clips,
+    )
+    return batch, [(plan.videos[videos[row]].video, str(block["refused"][row])) for row in np.flatnonzero(refused)]

@@ -1,0 +1,88 @@
+"""Retrieval recall during training, on a fixed subset whose clips the workers keep in memory, a share each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vicc_ray import distributed
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.augment import evaluation_input
+from vicc_ray.data.clips import subset
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.retrieval import recall_at_k
+from vicc_ray.models.encoder import Encoder
+
+CHUNK = 16  # clips encoded at a time
+
+
+@dataclass(frozen=True)
+class MonitorPlan:
+    """The videos that are looked at: the first `gallery` rows are searched, the others ask."""
+
+    videos: tuple[VideoRow, ...]
+    gallery: int
+    labels: tuple[int, ...]
+
+
+def monitor_plan(experiment: Experiment, manifest: Manifest) -> MonitorPlan | None:
+    """A fixed subset of gallery and query, the same for a given seed; None where monitoring is off or has no labels."""
+    if experiment.evaluate.monitor_every.value <= 0:
+        return None
+    try:
+        gallery = [row for row in manifest.select(experiment.data.gallery_split) if row.label is not None]
+        query = [row for row in manifest.select(experiment.data.query_split) if row.label is not None]
+    except UserError:
+        return None
+    half = experiment.evaluate.monitor_videos // 2
+    searched = [gallery[i] for i in subset(0, len(gallery), half)]
+    known = sorted({str(row.label) for row in searched})
+    query = [row for row in query if row.label in known]
+    asked = [query[i] for i in subset(1, len(query), half)]
+    if not searched or not asked:
+        return None
+    rows = (*searched, *asked)
+    return MonitorPlan(rows, len(searched), tuple(known.index(str(row.label)) for row in rows))
+
+
+class Monitor:
+    """Recall of an encoder on the subset; every worker calls it and gets the same figures.
+
+    Args:
+        plan: the whole subset.
+        rows: which of its rows this worker holds.
+        clips: their centre clips, uint8 [m, T, H, W, 3] of rgb and [m, T, H, W, 2] of flow.
+    """
+
+    def __init__(
+        self, plan: MonitorPlan, rows: Sequence[int], clips: Mapping[Stream, Tensor], experiment: Experiment, device: torch.device
+    ) -> None:
+        self.plan, self.rows, self.clips, self.device = plan, torch.as_tensor(list(rows)), clips, device
+        self.size, self.style = experiment.clip.size, experiment.augment.style
+
+    @torch.inference_mode()
+    def __call__(self, encoder: Encoder, stream: Stream) -> dict[str, float]:
+        """R@1 and R@5 of the encoder's features of one stream."""
+        training = encoder.training
+        distributed.average_buffers_(encoder)  # all workers look at one and the same network
+        encoder.eval()
+        mine = [self._features(encoder, chunk) for chunk in self.clips[stream].split(CHUNK)]
+        encoder.train(training)
+        features = torch.cat(mine) if mine else torch.zeros(0, encoder.feature_dim)
+        everyone = torch.cat(distributed.gather_rows(features.contiguous()))
+        numbers = torch.cat(distributed.gather_rows(self.rows))
+        order = torch.argsort(numbers)
+        everyone, labels = everyone[order], np.asarray(self.plan.labels)[numbers[order].numpy()]
+        cut = int((numbers < self.plan.gallery).sum())
+        ks = tuple(k for k in (1, 5) if k <= cut)
+        recall: dict[int, Any] = recall_at_k(everyone[:cut], labels[:cut], everyone[cut:], labels[cut:], ks=ks)
+        return {f"R@{k}": float(value) for k, value in recall.items()}
+
+    def _features(self, encoder: Encoder, chunk: Tensor) -> Tensor:
+        return encoder.features(evaluation_input(chunk.to(self.device), self.size, self.style)).cpu()

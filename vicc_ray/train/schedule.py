@@ -1,0 +1,162 @@
+"""Stages as data: who learns, who guides, from which weights, for how many steps, at which learning rate. Pure.
+
+    cycle 0     RGB-1               Flow-1               each encoder alone
+    cycle 1..   RGB-2 | Flow guides   Flow-2 | RGB guides   the guide is the other stream's newest encoder, frozen
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vicc_ray.config import STREAMS, Duration, Experiment, Stream
+from vicc_ray.errors import UserError
+
+TITLES: dict[Stream, str] = {"rgb": "RGB", "flow": "Flow"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage; steps are optimiser steps of `global_batch` samples."""
+
+    index: int
+    name: str  # of the stage and of the encoder that it leaves, for example RGB-2
+    stream: Stream  # the stream that learns
+    guide: Stream | None  # the stream whose frozen encoder guides; None: single-stream
+    starts_from: str | None  # name of the encoder that the learner starts from; None: random
+    guided_by: str | None  # name of the encoder that guides
+    first_step: int  # global step at which it begins
+    steps: int
+    cosine_steps: int
+    steps_per_epoch: int
+    global_batch: int
+    queue: int  # embeddings in use per assigned view: a multiple of the global batch
+    queue_start: int  # step of the stage from which the queue joins
+    freeze_prototypes: int  # steps of the stage for which the prototypes keep still
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams that a batch of this stage holds."""
+        return (self.stream,) if self.guide is None else STREAMS
+
+    @property
+    def views(self) -> int:
+        """V: two clips of each stream."""
+        return 2 * len(self.streams)
+
+    @property
+    def end(self) -> int:
+        """The global step after its last one."""
+        return self.first_step + self.steps
+
+    @property
+    def samples(self) -> int:
+        """Samples that it trains on."""
+        return self.steps * self.global_batch
+
+
+def make_stages(experiment: Experiment, videos: int) -> list[Stage]:
+    """The run's stages for `videos` training videos; UserError where a global batch exceeds them."""
+    stages: list[Stage] = []
+    newest: dict[Stream, str] = {}
+    first_step = 0
+    for cycle in range(experiment.schedule.cycles + 1):
+        for stream in STREAMS:
+            stage = _stage(experiment, videos, cycle, stream, newest, len(stages), first_step)
+            stages.append(stage)
+            newest[stream] = stage.name
+            first_step = stage.end
+    return stages
+
+
+def _stage(
+    experiment: Experiment, videos: int, cycle: int, stream: Stream, newest: dict[Stream, str], index: int, first_step: int
+) -> Stage:
+    kind = "single" if cycle == 0 else "cross"
+    settings = experiment.schedule.single if cycle == 0 else experiment.schedule.cross
+    batch = settings.global_batch
+    per_epoch = videos // batch
+    if per_epoch == 0:
+        raise UserError(
+            f"schedule.{kind}.global_batch: {batch} samples a step need at least as many training videos, the manifest has "
+            f"{videos}; set schedule.{kind}.global_batch to {videos} or less"
+        )
+    total = experiment.schedule.total
+
+    def steps(length: Duration, whole: int | None) -> int:
+        return length.steps(steps_per_epoch=per_epoch, global_batch=batch, whole=whole)
+
+    count = steps(settings.stage_length(stream), steps(total, None) if total else None)
+    other: Stream = "flow" if stream == "rgb" else "rgb"
+    return Stage(
+        index=index,
+        name=_name(stream, cycle, experiment.schedule.cycles),
+        stream=stream,
+        guide=other if cycle else None,
+        starts_from=newest.get(stream),
+        guided_by=newest[other] if cycle else None,
+        first_step=first_step,
+        steps=count,
+        cosine_steps=max(count, steps(settings.cosine_over, count) if settings.cosine_over else count),
+        steps_per_epoch=per_epoch,
+        global_batch=batch,
+        queue=experiment.objective.queue - experiment.objective.queue % batch,
+        queue_start=steps(settings.queue_start, count),
+        freeze_prototypes=steps(settings.freeze_prototypes, count),
+    )
+
+
+def _name(stream: Stream, cycle: int, cycles: int) -> str:
+    # The last cycle gives the published names; earlier cycles say which they are.
+    title = TITLES[stream]
+    if cycle == 0:
+        return f"{title}-1"
+    return f"{title}-2" if cycle == cycles else f"{title}-2-cycle{cycle}"
+
+
+def locate(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
+    """The stage of a global step and the step within it; IndexError past the end."""
+    for stage in stages:
+        if step < stage.end:
+            return stage, step - stage.first_step
+    raise IndexError(f"step {step} is past the last stage")
+
+
+def samples_at(stages: Sequence[Stage], step: int) -> int:
+    """Samples trained on when `step` global steps are done."""
+    return sum(min(max(step - stage.first_step, 0), stage.steps) * stage.global_batch for stage in stages)
+
+
+def every(length: Duration, stage: Stage) -> int:
+    """A cadence in steps of a stage; 0 for never."""
+    return length.steps(steps_per_epoch=stage.steps_per_epoch, global_batch=stage.global_batch, whole=stage.steps)
+
+
+def learning_rate(stage: Stage, step: int, lr: float, end_lr: float) -> float:
+    """Cosine from `lr` at the stage's first step to `end_lr` at the end of `cosine_steps`."""
+    progress = min(step / max(stage.cosine_steps, 1), 1.0)
+    return end_lr + (lr - end_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, str]]:
+    """One row a stage, for `vicc train --plan`."""
+    optim = experiment.optim
+    rows = []
+    for stage in stages:
+        last = learning_rate(stage, stage.steps - 1, optim.lr, optim.end_lr)
+        rows.append(
+            {
+                "stage": stage.name,
+                "learns from": ", ".join(stage.streams),
+                "starts from": stage.starts_from or "random",
+                "guided by": stage.guided_by or "-",
+                "steps": str(stage.steps),
+                "epochs": f"{stage.steps / stage.steps_per_epoch:.4g}",
+                "global batch": str(stage.global_batch),
+                "learning rate": f"{learning_rate(stage, 0, optim.lr, optim.end_lr):.3g} -> {last:.3g}",
+                "queue": f"{stage.queue} from step {stage.queue_start}" if stage.queue else "none",
+                "prototypes": f"frozen for {stage.freeze_prototypes} steps" if stage.freeze_prototypes else "learnt",
+            }
+        )
+    return rows

@@ -1,0 +1,274 @@
+"""One stage on one worker: a batch of decoded clips in, one optimiser step and its metrics out. No Ray.
+
+Legend: b samples of this worker, B of all workers, 2 clips a sample, T frames, D embedding size, V views (2 or 4).
+Views of a cross-stream step, in the method's order: f(x1), f(x2) of the learner, g(m2), g(m1) of the guide.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vicc_ray import distributed
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.augment import AugmentSettings, augment, draw
+from vicc_ray.models.encoder import Encoder, convert_batch_norm
+from vicc_ray.objective import Objective, ObjectiveSettings, Outcome, Prototypes
+from vicc_ray.train.optim import make_optimiser
+from vicc_ray.train.schedule import Stage, learning_rate
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This worker's share of one global batch, as decoded."""
+
+    slots: Tensor  # int64 [b], place of each sample in the global batch
+    full: np.ndarray[Any, np.dtype[np.bool_]]  # [b, 2], which clips get the full augmentation chain
+    keys: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # b pairs, of the augmentation draws
+    clips: dict[Stream, Tensor]  # uint8 [b, 2, T, H, W, 3] of rgb, [b, 2, T, H, W, 2] of flow (u, v)
+
+
+class StageTrainer:
+    """The modules, optimiser and queue of a stage.
+
+    Args:
+        learner: encoder that learns; it is moved to `device` and trained in place.
+        prototypes: of the learner's stream, trained in place.
+        guide: frozen encoder of the other stream, None in a single-stream stage.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        stage: Stage,
+        learner: Encoder,
+        prototypes: Prototypes,
+        guide: Encoder | None,
+        device: torch.device,
+    ) -> None:
+        self.experiment, self.stage, self.device = experiment, stage, device
+        self.settings = augment_settings(experiment)
+        learner = learner.to(device).train()
+        mode = experiment.model.batch_norm
+        if mode == "sync" or (mode == "auto" and device.type == "cuda"):
+            learner = convert_batch_norm(learner, "sync", device)
+        # One wrapped module: gradients of encoder and prototypes are averaged together.
+        self.module = nn.ModuleDict({"encoder": learner, "prototypes": prototypes.to(device)})
+        self.encoder, self.prototypes = learner, prototypes
+        self.guide = None if guide is None else guide.to(device).eval().requires_grad_(False)
+        self.micro_batch = experiment.optim.micro_batch
+        self.parallel = distributed.wrap_ddp(_Views(self.module), device)
+        self.optimiser = make_optimiser(self.module.parameters(), experiment.optim)
+        self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
+        self.objective = _objective(experiment, stage)
+
+    def step(self, batch: Batch, step: int) -> Outcome:
+        """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples."""
+        learner_views, guide_views = self._views(batch)
+        self._set_learning_rate(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.prototypes.normalise_()
+        guided = self._guide(guide_views)
+        forward = self._whole if self.micro_batch is None else self._in_parts
+        outcome = forward(learner_views, guided, batch.slots, step)
+        if step < self.stage.freeze_prototypes:
+            for weight in self.prototypes.parameters():
+                weight.grad = None
+        if self.experiment.optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.experiment.optim.clip_norm)
+        self.optimiser.step()
+        if self.averaged is not None:
+            _average_(self.averaged, self.encoder, self.experiment.optim.ema)
+        return outcome
+
+    @torch.no_grad()
+    def finish(self) -> Encoder:
+        """The encoder that the stage leaves: averaged weights where asked for, batch statistics of all workers."""
+        encoder = self.averaged if self.averaged is not None else self.encoder
+        distributed.average_buffers_(encoder)
+        self.prototypes.normalise_()
+        return encoder
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a restart needs, the same on every worker, all of which call this; tensors and plain values only."""
+        distributed.average_buffers_(self.encoder)
+        return {
+            "encoder": self.encoder.state_dict(),
+            "prototypes": self.prototypes.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "objective": self.objective.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state of a stage saved by any number of workers."""
+        self.encoder.load_state_dict(state["encoder"])
+        self.prototypes.load_state_dict(state["prototypes"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.objective.load_state_dict(state["objective"])
+        if self.averaged is not None and state["averaged"] is not None:
+            self.averaged.load_state_dict(state["averaged"])
+
+    def _views(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+        """Augmented network inputs, float [b, 3, T, size, size]: (x1, x2) of the learner and (m2, m1) of the guide."""
+        count = len(batch.slots)
+        pairs: dict[Stream, list[Tensor]] = {}
+        # Clip by clip: all first clips, then all second ones, so that RGB and flow of a clip share their draw.
+        for clip in (0, 1):
+            params = draw(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
+            frames = {s: t[:, clip].to(self.device, non_blocking=True) for s, t in batch.clips.items()}
+            if count:
+                rgb, flow = augment(frames.get("rgb"), frames.get("flow"), params, self.settings)
+            else:
+                rgb, flow = (self._nothing(frames.get(s)) for s in ("rgb", "flow"))
+            for stream, view in (("rgb", rgb), ("flow", flow)):
+                if view is not None:
+                    pairs.setdefault("rgb" if stream == "rgb" else "flow", []).append(view)
+        x1, x2 = pairs[self.stage.stream]
+        if self.stage.guide is None:
+            return (x1, x2), None
+        m1, m2 = pairs[self.stage.guide]
+        return (x1, x2), (m2, m1)
+
+    def _nothing(self, frames: Tensor | None) -> Tensor | None:
+        size = self.settings.size
+        return None if frames is None else torch.zeros(0, 3, frames.shape[1], size, size, device=self.device)
+
+    def _guide(self, views: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+        """The guide's embeddings of (m2, m1): [] or two [b, D], without gradient."""
+        if views is None or self.guide is None:
+            return []
+        with torch.no_grad(), self._autocast():
+            # In eval mode rows do not see each other, so both views go through together.
+            return list(self.guide(torch.cat(views)).chunk(2))
+
+    def _whole(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> Outcome:
+        """Forward and backward of the whole share at once."""
+        x1, x2 = views
+        if self.experiment.objective.second_view_gradient:
+            with self._autocast():
+                learnt = self.parallel(x1, x2)
+        else:
+            with self._autocast():
+                (z1,) = self.parallel(x1)
+            learnt = [z1, self._second_view(x2, step)]
+        outcome = self._outcome([*learnt, *guided], slots, step)
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        return outcome
+
+    def _in_parts(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> Outcome:
+        """The same gradient with `optim.micro_batch` samples in memory at a time.
+
+        The assignments need the whole batch. So the embeddings are computed first without a graph, the objective gives
+        the loss and its gradient with respect to them, then each part is encoded again with a graph and that gradient is
+        sent through it. Exact but for batch norm, whose statistics are those of a part.
+        """
+        encoder, size = _Views(self.module), self.micro_batch or 1
+        second = self.experiment.objective.second_view_gradient
+        inputs = views if second else views[:1]
+        statistics = [buffer.clone() for buffer in self.encoder.buffers()]
+        with torch.no_grad(), self._autocast():
+            parts = [encoder(*chunk) for chunk in _chunks(inputs, size)]
+        for buffer, before in zip(self.encoder.buffers(), statistics, strict=True):
+            buffer.copy_(before)  # the first pass leaves no trace in the running statistics
+        leaves = [torch.cat(view).requires_grad_() for view in zip(*parts, strict=True)]
+        learnt = leaves if second else [leaves[0], self._second_view(views[1], step)]
+        outcome = self._outcome([*learnt, *guided], slots, step)
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        for chunk, chunk_grads in zip(_chunks(inputs, size), _chunks(grads, size), strict=True):
+            with self._autocast():
+                embeddings = encoder(*chunk)
+            torch.autograd.backward(embeddings, list(chunk_grads))
+        distributed.average_gradients_(self.module)
+        return outcome
+
+    def _second_view(self, x2: Tensor, step: int) -> Tensor:
+        """The second view without gradient, as published; with `shuffle`, its rows encoded on other workers."""
+        with torch.no_grad(), self._autocast():
+            if self.experiment.model.batch_norm != "shuffle" or distributed.world_size() == 1:
+                (z,) = _Views(self.module)(x2)
+                return z
+            rows = torch.cat(distributed.gather_rows(x2))
+            counts = [len(part) for part in distributed.gather_rows(torch.zeros(len(x2), 1, device=self.device))]
+            order = np.random.default_rng([self.experiment.seed, self.stage.index, step]).permutation(len(rows))
+            before = sum(counts[: distributed.rank()])
+            mine = slice(before, before + len(x2))
+            (shuffled,) = _Views(self.module)(rows[torch.as_tensor(order[mine], device=self.device)])
+            everywhere = torch.cat(distributed.gather_rows(shuffled))
+            back = torch.as_tensor(np.argsort(order)[mine], device=self.device)
+            return everywhere[back]
+
+    def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> Outcome:
+        return self.objective(
+            embeddings, self.prototypes, slots=slots, use_queue=step >= self.stage.queue_start, step=step
+        )
+
+    def _set_learning_rate(self, step: int) -> None:
+        rate = learning_rate(self.stage, step, self.experiment.optim.lr, self.experiment.optim.end_lr)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.experiment.optim.precision == "bf16")
+
+
+class _Views(nn.Module):
+    """The encoder applied to each view on its own, so that batch norm sees one view at a time, as published."""
+
+    def __init__(self, module: nn.ModuleDict) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *views: Tensor) -> list[Tensor]:
+        """Embeddings [b, D] of each of the views [b, 3, T, h, w]; a worker without samples still takes part."""
+        encoder = self.module["encoder"]
+        # Batch norm cannot learn from no rows; one of zeros is encoded and cut off again, which keeps the graph.
+        return [encoder(x) if len(x) else encoder(x.new_zeros(1, *x.shape[1:]))[:0] for x in views]
+
+
+def augment_settings(experiment: Experiment) -> AugmentSettings:
+    """The augmentation of training clips that the experiment asks for."""
+    asked = experiment.augment
+    return AugmentSettings(
+        size=experiment.clip.size,
+        area=asked.area,
+        aspect=asked.aspect,
+        jitter=asked.jitter,
+        jitter_p=asked.jitter_p,
+        gray_p=asked.gray_p,
+        blur_sigma=asked.blur_sigma,
+        blur_p=asked.blur_p,
+        flip_p=asked.flip_p,
+        style=asked.style,
+    )
+
+
+def _objective(experiment: Experiment, stage: Stage) -> Objective:
+    asked = experiment.objective
+    assigned = asked.views_for_assignment
+    if assigned is not None:
+        # A single-stream stage has the learner's two views only.
+        assigned = tuple(view for view in assigned if view < stage.views) or None
+    settings = ObjectiveSettings(asked.temperature, asked.epsilon, asked.iterations, stage.queue, assigned)
+    return Objective(
+        settings, views=stage.views, dim=experiment.model.embedding_dim, global_batch=stage.global_batch, stage=stage.name
+    )
+
+
+def _chunks(tensors: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
+    """The rows of all tensors in parts of at most `size`; one part where there are no rows."""
+    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+
+
+@torch.no_grad()
+def _average_(averaged: Encoder, encoder: Encoder, decay: float) -> None:
+    torch._foreach_lerp_(list(averaged.parameters()), list(encoder.parameters()), 1 - decay)
+    for mine, theirs in zip(averaged.buffers(), encoder.buffers(), strict=True):
+        mine.copy_(theirs)
