@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0  # the first call also waits for the server's imports, on a machine that may be busy
 
 
 def run_processes(

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from videos import numbered_frames, read_number, truncate, turn, write_video
 
-from vicc_ray.data.decode import DECODERS, Decoder, VideoError, read_frames
+from vicc_ray.data.decode import (
+    DECODERS,
+    Decoder,
+    VideoError,
+    decode_from,
+    open_video,
+    read_frames,
+    read_timeline,
+    to_image,
+)
 from vicc_ray.data.manifest import VideoRow, probe
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -30,11 +39,14 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mpeg4.avi": write_video(folder / "mpeg4.avi", frames, "mpeg4"),
         "mpeg2.mpg": write_video(folder / "mpeg2.mpg", frames, "mpeg2video"),
         "h264.ts": write_video(folder / "h264.ts", frames),
+        "open-gop.ts": write_video(folder / "open-gop.ts", frames, "mpeg2video", options={"bf": "2"}),
         "vp9.webm": write_video(folder / "vp9.webm", frames, "libvpx-vp9"),
     }
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "mpeg4.avi", "mpeg2.mpg", "h264.ts", "vp9.webm"])
+@pytest.mark.parametrize(
+    "name", ["h264.mp4", "h264.mkv", "mpeg4.avi", "mpeg2.mpg", "h264.ts", "open-gop.ts", "vp9.webm"]
+)
 def test_chosen_reader_returns_the_asked_frames(films: dict[str, Path], name: str) -> None:
     row = probe(str(films[name]))
     assert row.frames == 50
@@ -58,7 +70,18 @@ def test_every_reader_agrees_on_a_sound_file(films: dict[str, Path], decoder: De
 def test_readers_that_are_not_right_for_a_file_are_not_chosen(films: dict[str, Path]) -> None:
     assert probe(str(films["h264.mp4"])).decoder == "decord"
     assert probe(str(films["mpeg2.mpg"])).decoder != "decord"
-    assert probe(str(films["h264.ts"])).decoder != "decord"
+    assert probe(str(films["h264.ts"])).decoder == "pyav"
+    # Pictures that lean on the stretch before a key frame are passed over after a seek, not taken for a broken file.
+    assert probe(str(films["open-gop.ts"])).decoder == "pyav"
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "mpeg4.avi", "vp9.webm"])
+@pytest.mark.parametrize("start", [0, 12, 17])
+def test_decoding_begins_at_the_asked_frame(films: dict[str, Path], name: str, start: int) -> None:
+    with open_video(str(films[name])) as (container, stream):
+        timeline = read_timeline(container, stream)
+    shown = [read_number(to_image(frame, None)) for frame in decode_from(str(films[name]), timeline, start)]
+    assert shown == list(range(start, 50))
 
 
 @pytest.mark.parametrize("clockwise", [90, 180, 270])
@@ -174,7 +197,8 @@ def test_hard_files_are_decoded_right_or_refused(capfd: pytest.CaptureFixture[st
 @pytest.mark.skipif(not (REAL / "ucf_mini").exists(), reason="the UCF101 files are not here")
 def test_ucf_windows_are_the_right_frames() -> None:
     rng = np.random.default_rng(1)
-    for path in sorted((REAL / "ucf_mini").glob("*/*"))[::4]:
+    for path in sorted((REAL / "ucf_mini").glob("*/*"))[::2]:
         row = probe(str(path))
-        wanted = int(rng.integers(0, row.frames - 8)) + np.arange(8)
-        assert _mean_differences(row, (32, 32), wanted).max() < 1.0, f"{path.name}: {row.decoder}"
+        window = int(rng.integers(0, row.frames - 8)) + np.arange(8)
+        for wanted in (window, np.array([row.frames - 1])):
+            assert _mean_differences(row, (32, 32), wanted).max() < 1.0, f"{path.name}: {row.decoder}"

@@ -146,11 +146,12 @@ def test_restored_into_another_length() -> None:
     assert shorter.full and held(shorter) == held(queue)[:8]
     longer = Queue(20, global_batch=4, views=VIEWS, dim=DIM)
     longer.load_state_dict(queue.state_dict())
-    assert not longer.full and held(longer) == held(queue)
-    longer.push(embed([12, 13, 14, 15]), torch.arange(4))
-    assert not longer.full
-    longer.push(embed([16, 17, 18, 19]), torch.arange(4))
-    assert longer.full and len(held(longer)) == 20
+    assert held(longer) == held(queue)
+    full = [longer.full]
+    for step in range(3, 5):
+        longer.push(embed(list(range(4 * step, 4 * step + 4))), torch.arange(4))
+        full.append(longer.full)
+    assert full == [False, False, True] and len(held(longer)) == 20
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from vicc_ray.errors import UserError
 
@@ -68,6 +77,26 @@ class StreamLengths(Section):
 
     rgb: Length
     flow: Length
+
+
+def _parse_stage_length(value: Any) -> Duration | StreamLengths:
+    if isinstance(value, StreamLengths):
+        return value
+    if not isinstance(value, Mapping):
+        return parse_duration(value)
+    if set(value) != set(STREAMS):
+        raise ValueError("a length for each stream is written {rgb: 30 steps, flow: 50 steps}")
+    return StreamLengths(**{stream: parse_duration(length) for stream, length in value.items()})
+
+
+def _dump_stage_length(value: Duration | StreamLengths) -> Any:
+    return str(value) if isinstance(value, Duration) else value.model_dump(mode="json")
+
+
+# One function for both forms: a union would name the form that was not meant in its complaint.
+StageLength = Annotated[
+    Duration | StreamLengths, PlainValidator(_parse_stage_length), PlainSerializer(_dump_stage_length)
+]
 
 
 class StreamCounts(Section):
@@ -172,7 +201,7 @@ class ObjectiveConfig(Section):
 class StageConfig(Section):
     """One kind of stage; the two kinds differ in their defaults only."""
 
-    length: Length | StreamLengths = Field(..., description="how long a stage learns, for both streams or for each")
+    length: StageLength = Field(..., description="how long a stage learns, for both streams or for each")
     cosine_over: Length | None = Field(None, description="length that the cosine is laid out over; none: the stage's own")
     global_batch: int = Field(..., ge=1, description="samples a step over all workers")
     queue_start: Length = Field(..., description="when the queue joins the assignments (it must be full too)")
@@ -188,7 +217,7 @@ class StageConfig(Section):
 class SingleConfig(StageConfig):
     """The single-stream stages: an encoder learns from its own stream's two views."""
 
-    length: Length | StreamLengths = Duration(300, "epochs")
+    length: StageLength = Duration(300, "epochs")
     cosine_over: Length | None = Duration(500, "epochs")
     global_batch: int = Field(192, ge=1)
     queue_start: Length = Duration(150, "epochs")
@@ -198,7 +227,7 @@ class SingleConfig(StageConfig):
 class CrossConfig(StageConfig):
     """The cross-stream stages: an encoder learns with both streams' views, the other one guides."""
 
-    length: Length | StreamLengths = Duration(100, "epochs")
+    length: StageLength = Duration(100, "epochs")
     global_batch: int = Field(96, ge=1)
     queue_start: Length = Duration(25, "epochs")
     freeze_prototypes: Length = Duration(0, "epochs")

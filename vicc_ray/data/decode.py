@@ -128,9 +128,10 @@ def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:
 
 
 def decode_from(video: str, timeline: Timeline, start: int) -> Iterator[VideoFrame]:
-    """Decoded pictures in the order of showing, beginning with frame `start` (one of `timeline.keys`, or 0).
+    """Decoded pictures in the order of showing, from frame `start` on; cheapest where it is one of `timeline.keys`.
 
     Opens the file anew: seeking back to the start is off in some containers, not seeking is right in all.
+    Containers without an index (MPEG-TS, -PS) may land past `start`: compare time stamps, or begin at 0.
     """
     shown = 0
     with open_video(video) as (container, stream):
@@ -139,7 +140,7 @@ def decode_from(video: str, timeline: Timeline, start: int) -> Iterator[VideoFra
             container.seek(first, stream=stream)
         try:
             for frame in container.decode(stream):
-                # After a seek the decoder may first show pictures that lean on what lies before the key frame.
+                # A seek lands at a key frame, which may lie before `start`.
                 if not start or frame.pts is None or frame.pts >= first:
                     yield frame
                     shown += 1

@@ -67,7 +67,7 @@ def fingerprint(algorithm: str) -> str:
 def quantise(field: Field, bound: float = BOUND) -> NDArray[np.uint8]:
     """round((clip(f, -bound, bound) + bound) * 255 / (2 bound)): float32 pixels -> uint8 of the same shape."""
     clipped = np.clip(field, -bound, bound)
-    values: NDArray[np.uint8] = np.floor((clipped + bound) * (255.0 / (2.0 * bound))).astype(np.uint8)
+    values: NDArray[np.uint8] = np.rint((clipped + bound) * (255.0 / (2.0 * bound))).astype(np.uint8)
     return values
 
 

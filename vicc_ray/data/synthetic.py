@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 
 from vicc_ray.errors import UserError
 
-CLASSES = ("bounce", "sway", "diagonal", "orbit", "fall", "rise", "glide", "pulse")
-"""Vertical, horizontal and diagonal (either one) oscillation, circles (either way round), steady travel down, up and
-sideways (either way), and breathing."""
+CLASSES = ("bounce", "sway", "orbit", "fall", "rise", "glide", "pulse", "spin")
+"""Vertical and horizontal oscillation, circles (either way round), steady travel down, up and sideways (either way),
+breathing, and steady turning on the spot (either way round)."""
 
 SPLITS = ("train", "query")
 
@@ -135,14 +135,15 @@ class Scene:
     period: float  # frames
     phase: float  # radians
     speed: float  # root-mean-square px per frame of a sprite's points
-    sense: int  # +1 or -1: which diagonal, which way round, which side
+    sense: int  # +1 or -1: which way round, which side
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """How every sprite of a scene moves: shift [T, 2] in px since frame 0, log_scale [T]."""
+    """How every sprite of a scene moves: shift [T, 2] in px and angle [T] in radians since frame 0, log_scale [T]."""
 
     shift: Float
+    angle: Float
     log_scale: Float
 
 
@@ -155,16 +156,16 @@ def draw_texture(rng: np.random.Generator, contrast: float) -> Float:
     y, x = np.meshgrid(axis, axis, indexing="ij")
     kind = int(rng.integers(4))
     if kind == 0:
-        k = rng.integers(2, 6, size=2)
+        k = rng.integers(3, 7, size=2)
         field = np.sin(2 * np.pi * k[0] * x + 7 * rng.random()) * np.sin(2 * np.pi * k[1] * y + 7 * rng.random())
         field = 4 * field
     else:
-        field = _band_noise(rng, *((1.5, 3.5), (2.5, 5.0), (2.0, 5.0))[kind - 1])
+        field = _band_noise(rng, *((2.0, 4.0), (4.0, 7.0), (3.0, 8.0))[kind - 1])
         field = (field, 3 * field, 4 * (0.6 - np.abs(field)))[kind - 1]
     mix = 1 / (1 + np.exp(-field))
     low = rng.uniform(0.05, 0.95 - contrast)
     colours = np.stack([_colour(rng, low), _colour(rng, low + contrast)])
-    image = colours[0] + mix[..., None] * (colours[1] - colours[0]) + 0.04 * _band_noise(rng, 6.0, 12.0)[..., None]
+    image = colours[0] + mix[..., None] * (colours[1] - colours[0]) + 0.06 * _band_noise(rng, 6.0, 12.0)[..., None]
     return (255 * np.clip(image, 0, 1)).astype(np.float32)
 
 
@@ -202,7 +203,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         )
     heading, camera_speed = rng.uniform(0, 2 * math.pi), CAMERA_SPEED * math.sqrt(rng.random())
     return Scene(
-        ground=draw_texture(rng, contrast=rng.uniform(0.1, 0.3)),
+        ground=draw_texture(rng, contrast=rng.uniform(0.15, 0.4)),
         sprites=tuple(sprites),
         camera=(camera_speed * math.cos(heading), camera_speed * math.sin(heading)),
         period=rng.uniform(*PERIOD),
@@ -244,7 +245,6 @@ def trajectory(scene: Scene, label: str, frames: int) -> Trajectory:
     shifts = {
         "bounce": (still, reach * sine),
         "sway": (reach * sine, still),
-        "diagonal": (reach * sine / math.sqrt(2), scene.sense * reach * sine / math.sqrt(2)),
         "orbit": (reach * cosine / math.sqrt(2), scene.sense * reach * sine / math.sqrt(2)),
         "fall": (still, steady),
         "rise": (still, -steady),
@@ -253,6 +253,7 @@ def trajectory(scene: Scene, label: str, frames: int) -> Trajectory:
     x, y = shifts.get(label, (still, still))
     return Trajectory(
         shift=np.stack([x - x[0], y - y[0]], axis=-1).astype(np.float32),
+        angle=(steady * scene.sense * math.sqrt(2) / radius if label == "spin" else still).astype(np.float32),
         log_scale=(swing * (sine if label == "pulse" else sine[:1].repeat(frames))).astype(np.float32),
     )
 
@@ -277,8 +278,8 @@ def _sprite_coordinates(sprite: Sprite, path: Trajectory, x: Float, y: Float) ->
     dx = _wrap(x - (path.shift[:, 0] + np.float32(sprite.centre[0]))[:, None, None])
     dy = _wrap(y - (path.shift[:, 1] + np.float32(sprite.centre[1]))[:, None, None])
     shrink = np.exp(-path.log_scale)
-    cos = (shrink * np.float32(math.cos(sprite.angle)))[:, None, None]
-    sin = (shrink * np.float32(math.sin(sprite.angle)))[:, None, None]
+    cos = (shrink * np.cos(path.angle + np.float32(sprite.angle)))[:, None, None]
+    sin = (shrink * np.sin(path.angle + np.float32(sprite.angle)))[:, None, None]
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 

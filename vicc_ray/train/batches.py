@@ -20,10 +20,20 @@ from vicc_ray.data.samples import Clips, empty_clips, read_clips
 from vicc_ray.train.schedule import Stage, locate
 
 if TYPE_CHECKING:
-    from vicc_ray.train.step import Batch
+    from torch import Tensor
 
 Block = dict[str, np.ndarray[Any, Any]]
 PADDING = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's share of one global batch, as decoded; b samples of 2 clips."""
+
+    slots: Tensor  # int64 [b], place of each sample in the global batch
+    full: np.ndarray[Any, np.dtype[np.bool_]]  # [b, 2], which clips get the full augmentation chain
+    keys: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # b pairs, of the augmentation draws
+    clips: dict[Stream, Tensor]  # uint8 [b, 2, T, H, W, 3] of rgb, [b, 2, T, H, W, 2] of flow (u, v)
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,6 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
     """
     import torch
 
-    from vicc_ray.train.step import Batch
-
     stage, _ = locate(plan.stages, step)
     if not (np.asarray(block["step"]) == step).all():
         raise RuntimeError(f"the data stream delivered step {block['step'][0]} where step {step} is due")
@@ -117,7 +125,7 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
     taken = np.flatnonzero((slots != PADDING) & ~refused)
     samples = [plan.sample(stage, epoch, int(video)) for video in videos[taken]]
     whole = len(taken) == len(slots)
-    clips: dict[Stream, torch.Tensor] = {}
+    clips: dict[Stream, Tensor] = {}
     for stream in stage.streams:
         rows = np.asarray(block[stream])
         # Ray hands out read-only memory; indexing copies only where rows are left out.

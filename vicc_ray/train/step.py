@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,9 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, augment, draw
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.objective import Objective, ObjectiveSettings, Outcome, Prototypes
+from vicc_ray.train.batches import Batch
 from vicc_ray.train.optim import make_optimiser
 from vicc_ray.train.schedule import Stage, learning_rate
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This worker's share of one global batch, as decoded."""
-
-    slots: Tensor  # int64 [b], place of each sample in the global batch
-    full: np.ndarray[Any, np.dtype[np.bool_]]  # [b, 2], which clips get the full augmentation chain
-    keys: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # b pairs, of the augmentation draws
-    clips: dict[Stream, Tensor]  # uint8 [b, 2, T, H, W, 3] of rgb, [b, 2, T, H, W, 2] of flow (u, v)
 
 
 class StageTrainer:

@@ -1,0 +1,98 @@
+"""Imports go in one direction, and only the files that are Ray's part import Ray."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "vicc_ray"
+
+# From the top: a module may import from its own level and from the levels below it. The longest matching name counts.
+LEVELS = [
+    ["cli"],
+    ["bench.pipeline"],
+    ["bench", "quickstart", "evaluation", "indexing", "planning", "report"],
+    ["evaluate.protocols", "train.loop"],
+    ["evaluate.features", "session"],
+    ["data.pipeline"],
+    ["train.run"],
+    ["train.monitor", "train.step", "progress"],
+    ["train.batches", "train.optim"],
+    ["train.schedule", "evaluate.fusion", "interop"],
+    ["evaluate.retrieval", "data.samples", "data.layouts", "objective", "weights", "checkpoint"],
+    ["data.manifest", "data.flow", "data.augment", "data.synthetic", "data.guarded", "models"],
+    ["data.decode", "data.clips", "resources", "console"],
+    ["config", "distributed"],
+    ["errors"],
+]
+RAY = {"session", "data.pipeline", "evaluate.features", "train.loop"}
+
+
+def _modules() -> dict[str, Path]:
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        if parts:
+            names[".".join(parts)] = path
+    return names
+
+
+MODULES = _modules()
+
+
+def _level(module: str) -> int | None:
+    found = [
+        (len(entry), number)
+        for number, level in enumerate(LEVELS)
+        for entry in level
+        if module == entry or module.startswith(f"{entry}.")
+    ]
+    return max(found)[1] if found else None
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"data", "train", "evaluate"}])
+def test_imports_go_down(module: str) -> None:
+    level = _level(module)
+    assert level is not None, f"vicc_ray.{module} has no place in LEVELS; give it one"
+    for name in _imports(MODULES[module]):
+        inner = name.removeprefix("vicc_ray.")
+        if name.startswith("vicc_ray.") and inner in MODULES and inner not in {"data", "train", "evaluate"}:
+            below = _level(inner)
+            assert below is not None
+            assert below >= level, f"vicc_ray.{module} imports vicc_ray.{inner}, which stands above it"
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_only_rays_part_imports_ray(module: str) -> None:
+    imports = {name.split(".")[0] for name in _imports(MODULES[module])}
+    assert ("ray" in imports) == (module in RAY)
+
+
+@pytest.mark.parametrize("module", ["distributed"])
+def test_collectives_live_in_one_file(module: str) -> None:
+    users = {name for name, path in MODULES.items() if any(i.startswith("torch.distributed") for i in _imports(path))}
+    assert users == {module}
+
+
+def test_decode_actors_load_no_torch() -> None:
+    """What a decode actor imports stays small: batches, samples and what they need."""
+    import subprocess
+    import sys
+
+    code = "import sys, vicc_ray.train.batches; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

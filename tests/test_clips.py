@@ -1,0 +1,113 @@
+"""Which videos and which frames: a function of the key alone, whole, balanced, inside the video."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vicc_ray.data.clips import (
+    batch_videos,
+    evaluation_starts,
+    frame_indices,
+    share,
+    subset,
+    training_sample,
+    window_span,
+)
+
+
+def test_an_epoch_visits_every_video_once_but_a_tail_that_moves() -> None:
+    tails = []
+    for epoch in range(4):
+        steps = [batch_videos(3, 0, epoch * 5 + place, 23, 4) for place in range(5)]
+        assert {number for number, _ in steps} == {epoch}
+        seen = np.concatenate([videos for _, videos in steps])
+        assert len(set(seen.tolist())) == 20
+        tails.append(frozenset(range(23)) - set(seen.tolist()))
+    assert len(set(tails)) > 1
+
+
+def test_order_depends_on_seed_stage_and_epoch() -> None:
+    def first(seed: int, stage: int, step: int) -> list[int]:
+        return list(batch_videos(seed, stage, step, 64, 64)[1])
+
+    base = first(0, 0, 0)
+    assert base == first(0, 0, 0)
+    assert base != first(1, 0, 0)
+    assert base != first(0, 1, 0)
+    assert base != first(0, 0, 1)
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(32, 1), (32, 3), (5, 4), (7, 7)])
+def test_shares_cover_the_batch_in_order_and_differ_by_at_most_one(rows: int, workers: int) -> None:
+    shares = [list(share(rows, rank, workers)) for rank in range(workers)]
+    assert [slot for part in shares for slot in part] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_windows_of_a_sample() -> None:
+    same = full_when_same = independent = 0
+    for video in range(2000):
+        plan = training_sample(0, 0, 0, video, 100, clip_frames=16, stride=2)
+        last = 100 - window_span(16, 2)
+        assert all(0 <= start <= last for start in plan.starts)
+        if plan.starts[0] == plan.starts[1] and sum(plan.full) == 1:
+            same += 1
+            full_when_same += plan.full[0]
+        else:
+            independent += 1
+    # Half share a window; which clip then gets the full chain is even.
+    assert 0.45 < same / 2000 < 0.6
+    assert 0.44 < full_when_same / same < 0.56
+    assert independent
+
+
+def test_same_windows_only_and_never() -> None:
+    always = [training_sample(1, 0, 0, v, 90, clip_frames=8, stride=1, same_window_p=1.0) for v in range(200)]
+    assert all(plan.starts[0] == plan.starts[1] and sum(plan.full) == 1 for plan in always)
+    never = [training_sample(1, 0, 0, v, 90, clip_frames=8, stride=1, same_window_p=0.0) for v in range(200)]
+    assert sum(plan.starts[0] == plan.starts[1] for plan in never) < 20
+    chains = np.mean([plan.full for plan in never])
+    assert 0.22 < chains < 0.38
+
+
+def test_a_sample_does_not_depend_on_what_was_drawn_before() -> None:
+    first = training_sample(0, 1, 2, 7, 50, clip_frames=8, stride=1)
+    for video in range(5):
+        training_sample(0, 1, 2, video, 50, clip_frames=8, stride=1)
+    assert training_sample(0, 1, 2, 7, 50, clip_frames=8, stride=1) == first
+    assert training_sample(0, 1, 3, 7, 50, clip_frames=8, stride=1) != first
+    assert first.keys == ((0, 1, 2, 7, 0), (0, 1, 2, 7, 1))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 11, 12, 13, 40])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_indices_stay_in_the_video_and_short_ones_repeat_the_first_frame(frames: int, stride: int) -> None:
+    plan = training_sample(0, 0, 0, 0, frames, clip_frames=12, stride=stride)
+    for start in plan.starts:
+        indices = frame_indices(start, 12, stride, frames)
+        assert len(indices) == 12
+        assert indices.min() >= 0
+        assert indices.max() < frames
+        if frames < window_span(12, stride):
+            assert indices[0] == 0
+            assert indices[-1] == frames - 1
+        else:
+            assert (np.diff(indices) == stride).all()
+
+
+def test_evaluation_windows() -> None:
+    assert evaluation_starts(20, 12, 1, "all") == [0, 5, 8]
+    assert evaluation_starts(22, 12, 1, "all") == [0, 5, 10]
+    assert evaluation_starts(22, 12, 1, "centre") == [5]
+    assert evaluation_starts(12, 12, 1, "all") == [0]
+    assert evaluation_starts(5, 12, 1, "all") == [-7]
+    assert evaluation_starts(64, 32, 1, "all") == [0, 15, 30, 32]  # every T/2 - 1, the last at the end
+
+
+def test_subset_is_fixed_sorted_and_without_repeats() -> None:
+    chosen = subset(0, 100, 20)
+    assert len(set(chosen.tolist())) == 20
+    assert (np.diff(chosen) > 0).all()
+    assert (chosen == subset(0, 100, 20)).all()
+    assert (subset(0, 5, 20) == np.arange(5)).all()

@@ -1,0 +1,104 @@
+"""`vicc bench`: one way to measure. Contenders take turns in one run; figures are medians; bars come as rows at the end."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vicc_ray.checkpoint import write_text
+from vicc_ray.console import console
+from vicc_ray.errors import UserError
+
+# Each name is a module of this package with a function `measure(rounds) -> Outcome`; the text is shown by `vicc bench list`.
+BENCHES = {
+    "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure that has to reach a bar; `at_least` False: must not exceed it."""
+
+    name: str
+    figure: float
+    bar: float
+    at_least: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does."""
+        return self.figure >= self.bar if self.at_least else self.figure <= self.bar
+
+
+@dataclass
+class Outcome:
+    """What a bench found: per contender the figures of each round, and the bars."""
+
+    unit: str
+    figures: dict[str, list[float]]
+    bars: list[Bar] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def median(self, contender: str) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.figures[contender])
+
+    def ratio(self, contender: str, rival: str) -> float:
+        """The median of the round-by-round ratios, which holds when the machine's speed drifts."""
+        return statistics.median(a / b for a, b in zip(self.figures[contender], self.figures[rival], strict=True))
+
+
+def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each contender once a round, in order, after one round that is not counted: {name: figures}."""
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            figure = run()
+            if number:
+                figures[name].append(figure)
+    return figures
+
+
+def run_bench(name: str, json_file: Path | None, rounds: int) -> bool:
+    """Run a bench by name, print it, write the JSON; whether every bar holds. UserError for an unknown name."""
+    if name == "list":
+        for known, text in BENCHES.items():
+            console.print(f"{known}: {text}", markup=False)
+        return True
+    if name not in BENCHES:
+        raise UserError(f"bench {name}: is unknown; known: {', '.join(BENCHES)}")
+    outcome: Outcome = import_module(f"vicc_ray.bench.{name}").measure(rounds)
+    _print(name, outcome)
+    bars = [asdict(bar) | {"holds": bar.holds} for bar in outcome.bars]
+    if json_file:
+        result = {"bench": name, "unit": outcome.unit, "figures": outcome.figures, "facts": outcome.facts, "bars": bars}
+        write_text(json_file, json.dumps(result, indent=2) + "\n")
+    return all(bar.holds for bar in outcome.bars)
+
+
+def _print(name: str, outcome: Outcome) -> None:
+    table = Table(title=f"{name} ({outcome.unit}, {len(next(iter(outcome.figures.values())))} rounds in turn)")
+    for column in ("contender", "median", "lowest", "highest", "ratio to the first"):
+        table.add_column(column, justify="left" if column == "contender" else "right")
+    first = next(iter(outcome.figures))
+    for contender, figures in outcome.figures.items():
+        cells = (f"{outcome.median(contender):.3g}", f"{min(figures):.3g}", f"{max(figures):.3g}")
+        table.add_row(contender, *cells, f"{outcome.ratio(contender, first):.3f}")
+    console.print(table)
+    for fact, value in outcome.facts.items():
+        console.print(f"{fact}: {value}", markup=False)
+    _print_bars(outcome.bars)
+
+
+def _print_bars(bars: Sequence[Bar]) -> None:
+    for bar in bars:
+        sign = ">=" if bar.at_least else "<="
+        verdict = "holds" if bar.holds else "MISSED"
+        console.print(f"bar: {bar.name}: {bar.figure:.3f} {sign} {bar.bar:g}: {verdict}", markup=False)
