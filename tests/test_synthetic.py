@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -42,30 +45,33 @@ def queries() -> NDArray[np.uint8]:
 
 def dense_flow(videos: NDArray[np.uint8]) -> NDArray[np.float32]:
     """DIS flow [N, T - 1, H, W, 2] in px."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grays = [[cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video] for video in videos]
-    return np.stack([[dis.calc(a, b, None) for a, b in zip(g, g[1:], strict=False)] for g in grays])
+    return np.stack([[dis.calc(a, b, None) for a, b in pairwise(g)] for g in grays])
 
 
 def flow_features(flow: NDArray[np.float32]) -> Array:
     """Share of motion in 16 directions, and how much the flow spreads and turns: [N, 18]."""
     u, v = flow[..., 0], flow[..., 1]
     speed, direction = np.hypot(u, v), (np.arctan2(v, u) * 8 / np.pi + 16).astype(int) % 16
-    shares = np.stack([np.bincount(d.ravel(), s.ravel(), 16) for d, s in zip(direction, speed, strict=True)])
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares = np.stack(
+        [np.bincount(d.ravel(), s.ravel(), 16).astype(float) for d, s in zip(direction, speed, strict=True)]
+    )
+    shares = shares / shares.sum(axis=1, keepdims=True)
     ux, uy = np.gradient(u, axis=3), np.gradient(u, axis=2)
     vx, vy = np.gradient(v, axis=3), np.gradient(v, axis=2)
     spread, turn = (np.median(np.abs(x), axis=(1, 2, 3)) for x in (ux + vy, vx - uy))
     return np.concatenate([np.sqrt(shares), 3 * np.stack([spread, turn], axis=1)], axis=1)
 
 
-def recall_at_1(gallery: NDArray[np.generic], queries: NDArray[np.generic]) -> float:
-    """Nearest neighbour by cosine after centring each side; rows stand class by class."""
+def recall_at_1(gallery: NDArray[np.generic], queries: NDArray[np.generic]) -> Array:
+    """Each class's share of right nearest neighbours, cosine after centring each side; rows stand class by class."""
     sides = [side.reshape(len(side), -1).astype(float) for side in (gallery, queries)]
     sides = [side - side.mean(axis=0) for side in sides]
     sides = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
     nearest = (sides[1] @ sides[0].T).argmax(axis=1)
-    return float(np.mean(nearest // TRAIN == np.arange(len(nearest)) // QUERY))
+    right = nearest // TRAIN == np.arange(len(nearest)) // QUERY
+    return np.asarray(right.reshape(len(CLASSES), QUERY).mean(axis=1))
 
 
 def colour_histogram(videos: NDArray[np.uint8]) -> Array:
@@ -87,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_appearance_says_nothing_of_the_class(
     look: str, gallery: NDArray[np.uint8], queries: NDArray[np.uint8]
 ) -> None:
-    looks = {
+    looks: dict[str, Callable[[NDArray[np.uint8]], NDArray[Any]]] = {
         "first frame": lambda x: x[:, 0],
         "middle frame": lambda x: x[:, FRAMES // 2],
         "small frame": lambda x: x[:, -1].reshape(len(x), 16, 4, 16, 4, 3).mean(axis=(2, 4)),
@@ -96,16 +102,18 @@ def test_appearance_says_nothing_of_the_class(
     }
     chance = 1 / len(CLASSES)
     spread = np.sqrt(chance * (1 - chance) / len(queries))
-    assert recall_at_1(looks[look](gallery), looks[look](queries)) < chance + 3.5 * spread
+    assert recall_at_1(looks[look](gallery), looks[look](queries)).mean() < chance + 3.5 * spread
 
 
 def test_flow_tells_the_classes_apart_and_a_mirror_does_not_confuse_them(
     gallery: NDArray[np.uint8], queries: NDArray[np.uint8]
 ) -> None:
     features = flow_features(dense_flow(gallery))
-    assert recall_at_1(features, flow_features(dense_flow(queries))) > 0.7
     mirrored = np.ascontiguousarray(queries[:, :, :, ::-1])
-    assert recall_at_1(features, flow_features(dense_flow(mirrored))) > 0.7
+    for seen in (queries, mirrored):
+        recall = recall_at_1(features, flow_features(dense_flow(seen)))
+        assert recall.mean() > 0.7
+        assert recall.min() > 0.2
 
 
 def test_frame_0_is_the_same_for_every_class_and_later_ones_are_not() -> None:
@@ -221,7 +229,8 @@ def test_a_second_call_does_nothing_and_a_lost_file_is_made_again(tmp_path: Path
 
 def test_an_interrupted_set_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset(tmp_path / "whole", **SMALL)
-    real, written = synthetic.write_mp4, []
+    real = synthetic.write_mp4
+    written: list[Path] = []
 
     def failing(path: Path, clip: NDArray[np.uint8], fps: int) -> None:
         if len(written) == 5:

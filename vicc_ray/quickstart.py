@@ -49,9 +49,8 @@ def shipped_experiment(name: str) -> Path:
 def _prepare(folder: RunFolder, train_per_class: int, query_per_class: int, experiment: Experiment) -> Path:
     """The videos and their manifest."""
     console.print("making the motion data set: 8 classes that only motion tells apart")
-    data = make_dataset(folder.path / "data", train_per_class=train_per_class, query_per_class=query_per_class, seed=experiment.seed)
+    table = make_dataset(folder.path / "data", train_per_class=train_per_class, query_per_class=query_per_class, seed=experiment.seed)
     manifest = folder.path / "videos.parquet"
-    made = data / "dataset.json"
-    if not manifest.is_file() or manifest.stat().st_mtime < made.stat().st_mtime:
-        index_videos(str(data / "videos.csv"), manifest)
+    if not manifest.is_file() or manifest.stat().st_mtime < table.stat().st_mtime:
+        index_videos(str(table), manifest)
     return manifest

@@ -26,8 +26,8 @@ def measure(rounds: int) -> Outcome:
     """Samples/s of cross-stream steps (both streams, two clips a sample) with one decoding process on either side."""
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch:
         folder = RunFolder(Path(scratch))
-        data = make_dataset(folder.path / "data", train_per_class=16, query_per_class=1)
-        manifest = index(scan(data / "videos.csv"))
+        table = make_dataset(folder.path / "data", train_per_class=16, query_per_class=1)
+        manifest = index(scan(table))
         experiment = load_experiment(shipped_experiment("quickstart"), ["train.workers=1", "train.decode_actors=1"])
         plan = make_plan(experiment, manifest)
         first = next(stage for stage in plan.stages if stage.guide).first_step

@@ -6,7 +6,8 @@ every class, and because start position and orientation are uniform, and the pul
 still classes' scale, every later single frame has one distribution for all classes too. Speeds are root-mean-square
 equal over the classes. Each class maps to itself under a horizontal flip.
 
-The plane is a torus: what leaves the frame on one side comes back on the other.
+The plane is a torus: what leaves the frame on one side comes back on the other. A sprite that a pulse makes wider than
+the plane is cut at its seam, in every class alike.
 
 Letters: T frames, H = W = size, S sprites, N texture side. Lengths are in pixels of a 64-pixel frame and are scaled to
 `size`; x points right, y points down; times are in frames.
@@ -82,7 +83,7 @@ class Settings:
         text = json.dumps({"recipe": RECIPE, "classes": CLASSES, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def keys(self) -> Iterator[VideoKey]:
+    def videos(self) -> Iterator[VideoKey]:
         """Every video of the set, training videos first."""
         for split, count in zip(SPLITS, (self.train_per_class, self.query_per_class), strict=True):
             for label in CLASSES:
@@ -166,7 +167,7 @@ def draw_texture(rng: np.random.Generator, contrast: float) -> Float:
     low = rng.uniform(0.05, 0.95 - contrast)
     colours = np.stack([_colour(rng, low), _colour(rng, low + contrast)])
     image = colours[0] + mix[..., None] * (colours[1] - colours[0]) + 0.06 * _band_noise(rng, 6.0, 12.0)[..., None]
-    return (255 * np.clip(image, 0, 1)).astype(np.float32)
+    return np.asarray(255 * np.clip(image, 0, 1), dtype=np.float32)
 
 
 def _band_noise(rng: np.random.Generator, low: float, high: float) -> NDArray[np.float64]:
@@ -225,8 +226,8 @@ def _spread_centres(rng: np.random.Generator, count: int) -> NDArray[np.float64]
 
 def _wrap(delta: NDArray[Any]) -> NDArray[Any]:
     """Shortest equal of a displacement on the torus, in [-32, 32)."""
-    half = REFERENCE_SIZE / 2
-    return np.mod(delta + half, REFERENCE_SIZE) - half
+    # Several times faster than np.mod, which is the larger part of the work otherwise.
+    return np.asarray(delta - REFERENCE_SIZE * np.floor(delta / REFERENCE_SIZE + 0.5))
 
 
 def trajectory(scene: Scene, label: str, frames: int) -> Trajectory:
@@ -294,7 +295,7 @@ def _mask(sprite: Sprite, qx: Float, qy: Float, softness: float) -> Float:
 def _sample(texture: Float, x: Float, y: Float) -> Float:
     """Bilinear look-up of a periodic texture [N, N, 3] at x, y [T, H, W] -> [T, H, W, 3]."""
     rows = (-1, x.shape[-1])
-    columns, lines = np.mod(x, TEXTURE_SIDE).reshape(rows), np.mod(y, TEXTURE_SIDE).reshape(rows)
+    columns, lines = ((q - TEXTURE_SIDE * np.floor(q / TEXTURE_SIDE)).reshape(rows) for q in (x, y))
     values = cv2.remap(texture, columns, lines, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return np.asarray(values, dtype=np.float32).reshape(*x.shape, 3)
 
@@ -312,7 +313,9 @@ def write_mp4(path: Path, clip: Frames, fps: int) -> None:
     part = path.with_suffix(".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("h264", rate=fps, options={"crf": "20", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream(
+            "h264", rate=fps, options={"crf": "20", "preset": "veryfast", "threads": "1", "sc_threshold": "0"}
+        )
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = 6
@@ -349,7 +352,7 @@ def make_dataset(
     folder = Path(folder)
     finished = _claim(folder, settings)
     table = folder / "videos.csv"
-    missing = [key for key in settings.keys() if not (folder / key.path).is_file()]
+    missing = [key for key in settings.videos() if not (folder / key.path).is_file()]
     if finished and not missing and table.is_file():
         return table
     _write_videos(folder, missing, settings, workers)
@@ -381,7 +384,9 @@ def _check_mark(mark: Path, settings: Settings) -> None:
         found = json.loads(mark.read_text())
         recorded, fingerprint = dict(found["settings"]), found["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{mark}: no record of a synthetic data set ({error}); delete the folder and run again") from error
+        raise UserError(
+            f"{mark}: no record of a synthetic data set ({error}); delete the folder and run again"
+        ) from error
     for name, wanted in asdict(settings).items():
         if recorded.get(name) != wanted:
             raise UserError(
@@ -406,7 +411,7 @@ def _write_csv(path: Path, settings: Settings) -> None:
     with part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video", "label", "split", "group"))
-        writer.writerows((key.path, key.label, key.split, key.group) for key in settings.keys())
+        writer.writerows((key.path, key.label, key.split, key.group) for key in settings.videos())
     part.replace(path)
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from vicc_ray.errors import UserError
 from vicc_ray.models.r2plus1d import R2Plus1D10, R2Plus1D18
@@ -24,7 +24,7 @@ from vicc_ray.models.s3d import S3D
 
 logger = logging.getLogger(__name__)
 
-# name -> (in_channels, width) -> a module with `feature_dim` that maps clips [B, C, T, H, W] to [B, feature_dim, t, h, w].
+# name -> (in_channels, width) -> a module with `feature_dim` = d that maps clips [B, C, T, H, W] to [B, d, t, h, w].
 BACKBONES: dict[str, Callable[[int, float], nn.Module]] = {
     "s3d": lambda in_channels, width: S3D(in_channels, width),
     "s3dg": lambda in_channels, width: S3D(in_channels, width, gating=True),
@@ -82,8 +82,8 @@ class Encoder(nn.Module):
         layout than the encoder's, is smaller than 2 frames or 16 pixels, or is one clip so small that batch norm in
         training mode would see a single value per channel.
         """
-        if not torch.jit.is_tracing():
-            self._check_clips(x)
+        if not torch._C._is_tracing():  # under torch.jit.trace sizes are tensors; the exporter has checked them
+            self.check_clips(x)
         try:
             maps = self.backbone(x)
         except ValueError as error:
@@ -104,7 +104,8 @@ class Encoder(nn.Module):
         """Pooled features [B, feature_dim] -> embeddings z [B, D] of length 1 (a zero vector stays zero)."""
         return F.normalize(_at_least_float32(self.projection(features)), dim=1)
 
-    def _check_clips(self, x: Tensor) -> None:
+    def check_clips(self, x: Tensor) -> None:
+        """UserError unless this encoder can take clips of the layout and size of x (float [B, C, T, H, W])."""
         came = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
         if x.ndim != 5 or x.shape[1] != self.spec.in_channels or not x.is_floating_point():
             raise UserError(
@@ -163,7 +164,7 @@ def convert_batch_norm(encoder: Encoder, mode: Literal["local", "sync"], device:
     if torch.device(device).type != "cuda":
         logger.warning("SyncBatchNorm needs CUDA; on %s batch norm uses each worker's own statistics", device)
         return encoder
-    converted: Encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    converted: Encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
     return converted
 
 

@@ -2,15 +2,14 @@
 
 Shapes: clips x [B, C, T, H, W] -> maps [B, D, t, h, w] with D = 512 at width 1. The 10-layer network is the one of the
 published ViCC checkpoints; the 18-layer one is torchvision's `r2plus1d_18`. They differ in more than depth: the stem's
-mid channels (83 against 45), the shortcut (factorised against one convolution), the stem's temporal padding aside.
+mid channels (83 against 45), a block's second convolution (its own mid channels against the first one's) and the
+shortcut (factorised against a single convolution).
 """
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
 from vicc_ray.models.s3d import scale_channels
@@ -44,7 +43,8 @@ class FactorisedConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, cin, t, h, w] -> [B, cout, ceil(t/st), ceil(h/sh), ceil(w/sw)]."""
-        return self.temporal(F.relu(self.norm(self.spatial(x))))
+        out: Tensor = self.temporal(F.relu(self.norm(self.spatial(x))))
+        return out
 
 
 class FactorisedBlock(nn.Module):
@@ -93,7 +93,8 @@ class R2Plus1D10(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Clips [B, C, T, H, W] -> maps [B, feature_dim, t, h, w]."""
         x = F.relu(self.stem_norm(self.stem(x)))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return out
 
 
 class R2Plus1D18(nn.Module):
@@ -123,7 +124,8 @@ class R2Plus1D18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Clips [B, C, T, H, W] -> maps [B, feature_dim, t, h, w]."""
-        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
+        out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
+        return out
 
 
 def _torchvision_layer(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

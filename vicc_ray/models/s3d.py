@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torchvision.models.video.s3d import SepInceptionBlock3D, TemporalSeparableConv
 from torchvision.ops.misc import Conv3dNormActivation
 
@@ -46,6 +46,21 @@ class LastPool(nn.Module):
         return F.max_pool3d(x, [min(2, int(size)) for size in x.shape[2:]])
 
 
+class ShortClipConv3d(nn.Conv3d):
+    """A temporal [k,1,1] convolution that pads by hand where the clip is no longer than the kernel.
+
+    The same numbers, but not the same kernel: with 5-7 frames, 16 or more channels and stride 2, torch 2.15's CPU
+    backward (oneDNN, AVX-512) of the implicitly padded stem convolution gives wrong gradients or corrupts the heap.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps [B, cin, t, h, w] -> [B, cout, ceil(t / stride), h, w]."""
+        if int(input.shape[2]) > self.kernel_size[0]:
+            return super().forward(input)
+        padded = F.pad(input, (0, 0, 0, 0, int(self.padding[0]), int(self.padding[0])))
+        return F.conv3d(padded, self.weight, stride=self.stride)
+
+
 class SelfGating(nn.Module):
     """Feature gating of S3D-G (paper, section 4.4): y = sigmoid(W mean_{t,h,w}(x) + b) * x, per channel."""
 
@@ -71,13 +86,14 @@ class S3D(nn.Sequential):
             return scale_channels(channels, width)
 
         norm = nn.BatchNorm3d
-        pool_space = {"kernel_size": (1, 3, 3), "stride": (1, 2, 2), "padding": (0, 1, 1)}
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["conv_1a"] = TemporalSeparableConv(in_channels, wide(64), 7, 2, 3, norm)
-        layers["pool_2a"] = nn.MaxPool3d(**pool_space)
+        stem = TemporalSeparableConv(in_channels, wide(64), 7, 2, 3, norm)
+        stem[1][0] = ShortClipConv3d(wide(64), wide(64), (7, 1, 1), stride=(2, 1, 1), padding=(3, 0, 0), bias=False)
+        layers["conv_1a"] = stem
+        layers["pool_2a"] = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         layers["conv_2b"] = Conv3dNormActivation(wide(64), wide(64), kernel_size=1, stride=1, norm_layer=norm)
         layers["conv_2c"] = TemporalSeparableConv(wide(64), wide(192), 3, 1, 1, norm)
-        layers["pool_3a"] = nn.MaxPool3d(**pool_space)
+        layers["pool_3a"] = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         channels = wide(192)
         for name, (b0, b1_mid, b1, b2_mid, b2, b3) in _CELLS.items():
             if name == "mixed_4b":

@@ -187,12 +187,12 @@ class _Recorder:
     def begin(self, stage: Stage, trainer: StageTrainer) -> None:
         self.clock = _Clock()
         self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
-        note = trainer.objective.queue.rounding_note() if trainer.objective.queue else None
-        asked = self.plan.experiment.objective.queue
-        if asked and asked != stage.queue:
-            note = f"queue: {asked} rows asked for, {stage.queue} used: a multiple of the global batch of {stage.global_batch}"
-        if note:
-            self.note(stage, stage.first_step, note)
+        asked = self.plan.experiment
+        if asked.objective.queue != stage.queue:
+            used = f"{stage.queue} used, a multiple of the global batch of {stage.global_batch}" if stage.queue else "none used"
+            self.note(stage, f"queue: {asked.objective.queue} rows asked for, {used}")
+        if asked.optim.precision == "bf16" and not trainer.bf16:
+            self.note(stage, f"optim.precision: bf16 is for GPUs, fp32 is used on {trainer.device.type}")
 
     def record(self, stage: Stage, step: int, outcome: Outcome, trainer: StageTrainer) -> None:
         """One record of the loss and its company; a collective, every worker calls it."""
@@ -202,11 +202,11 @@ class _Recorder:
         rate = trainer.optimiser.param_groups[0]["lr"]
         self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
         if warning:
-            self.note(stage, step, warning)
+            self.note(stage, warning, step)
 
-    def note(self, stage: Stage, step: int, text: str) -> None:
+    def note(self, stage: Stage, text: str, step: int | None = None) -> None:
         """A line for the reader, shown beside the progress and in the report."""
-        self.add({"kind": "note", "stage": stage.name, "step": step, "text": text})
+        self.add({"kind": "note", "stage": stage.name, "step": stage.first_step if step is None else step, "text": text})
 
     def add(self, record: dict[str, Any]) -> None:
         """Append to metrics.jsonl and tensorboard, on rank 0."""

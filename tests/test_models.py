@@ -1,0 +1,242 @@
+"""Networks: equality with torchvision at width 1, the published layer facts, sizes, seeds, batch norm, refusals."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.video import r2plus1d_18
+from torchvision.models.video.s3d import S3D as TorchvisionS3D
+
+from vicc_ray.errors import UserError
+from vicc_ray.models.encoder import BACKBONES, Encoder, EncoderSpec, build_encoder, convert_batch_norm, empty_encoder
+from vicc_ray.models.r2plus1d import mid_channels
+from vicc_ray.models.s3d import SelfGating
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Batch norm with statistics and scales that are not the trivial ones, so that a missing norm shows."""
+    g = torch.Generator().manual_seed(3)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            norm.weight.data.uniform_(0.5, 1.5, generator=g)
+            norm.bias.data.normal_(0, 0.1, generator=g)
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_(0, 0.1, generator=g)
+            norm.running_var.uniform_(0.5, 1.5, generator=g)
+    return module.eval()
+
+
+def copy_in_order(source: nn.Module, target: nn.Module) -> None:
+    """Loads a state by position, after checking that every shape agrees."""
+    ours, theirs = source.state_dict(), target.state_dict()
+    assert [t.shape for t in ours.values()] == [t.shape for t in theirs.values()]
+    target.load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
+
+
+def test_s3d_at_width_1_is_torchvisions() -> None:
+    ours = shaken(build_encoder("s3d").backbone)
+    theirs = TorchvisionS3D(norm_layer=partial(nn.BatchNorm3d, eps=1e-5, momentum=0.1)).features.eval()
+    copy_in_order(ours, theirs)
+    for size in ((16, 64, 64), (9, 33, 40), (6, 32, 32)):
+        x = randn(1, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_r2plus1d_18_at_width_1_is_torchvisions_by_name() -> None:
+    ours = shaken(build_encoder("r2plus1d_18").backbone)
+    theirs = r2plus1d_18(weights=None).eval()
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    x = randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).mean(dim=(2, 3, 4)), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_published_sizes() -> None:
+    encoder = empty_encoder(EncoderSpec("r2plus1d_10"))
+    weights = sum(p.numel() for p in encoder.backbone.parameters())
+    assert 14.35e6 < weights < 14.45e6  # method facts 7: 14.4 M
+    assert mid_channels(3, 64, (3, 7, 7)) == 83
+    assert mid_channels(64, 128, (1, 1, 1)) == 42
+    features = {name: empty_encoder(EncoderSpec(name)).feature_dim for name in BACKBONES}
+    assert features == {"s3d": 1024, "s3dg": 1024, "r2plus1d_10": 512, "r2plus1d_18": 512}
+
+
+def test_width_and_input_channels() -> None:
+    encoder = empty_encoder(EncoderSpec("r2plus1d_10", in_channels=2, width=0.25))
+    stem = encoder.state_dict()["backbone.stem.spatial.weight"]
+    assert stem.shape == (mid_channels(2, 16, (3, 7, 7)), 2, 1, 7, 7)
+    assert encoder.state_dict()["backbone.layer4.conv2.spatial.weight"].shape == (288, 128, 1, 3, 3)
+    assert encoder.feature_dim == 128
+    assert empty_encoder(EncoderSpec("s3d", width=0.25)).feature_dim == 256
+    assert empty_encoder(EncoderSpec("s3dg", width=0.001)).feature_dim == 4  # never below one channel a branch
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_small_clips_give_unit_embeddings(backbone: str) -> None:
+    encoder = build_encoder(backbone, width=0.125, embedding_dim=20, in_channels=2)
+    for size in ((12, 56, 56), (16, 64, 64), (2, 16, 16), (3, 17, 30), (32, 32, 32)):
+        z = encoder(randn(2, 2, *size))
+        assert z.shape == (2, 20) and z.dtype == torch.float32
+        torch.testing.assert_close(z.norm(dim=1), torch.ones(2))
+
+
+def test_forward_is_pool_then_projection() -> None:
+    encoder = build_encoder("r2plus1d_10", width=0.125).eval()
+    x = randn(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        maps = encoder.backbone(x)
+        pooled = maps.flatten(2).double().sum(dim=2) / math.prod(maps.shape[2:])
+        torch.testing.assert_close(encoder.features(x).double(), pooled)
+        first, last = encoder.projection[0], encoder.projection[2]
+        hidden = (pooled @ first.weight.double().T + first.bias.double()).clamp(min=0)
+        z = hidden @ last.weight.double().T + last.bias.double()
+        z = z / (z * z).sum(dim=1, keepdim=True).sqrt()
+        torch.testing.assert_close(encoder(x).double(), z, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("backbone", ["s3d", "r2plus1d_10"])
+def test_gradients_of_short_clips_equal_float64(backbone: str, frames: int) -> None:
+    # torch's float32 CPU kernels give wrong gradients for a convolution longer than the clip; float64 has other kernels.
+    encoder = build_encoder(backbone, width=0.25).eval()
+    x = randn(2, 3, frames, 20, 20)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        encoder.to(dtype).zero_grad()
+        features = encoder.features(x.to(dtype))
+        (features * torch.arange(features.numel(), dtype=dtype).view_as(features).cos()).sum().backward()
+        grads.append({n: p.grad.double().clone() for n, p in encoder.backbone.named_parameters() if p.grad is not None})
+    assert len(grads[0]) > 20
+    for name, exact in grads[1].items():
+        # 1e-2: a ReLU whose input is within rounding of 0 may open in one precision only.
+        assert (grads[0][name] - exact).norm() <= 1e-2 * exact.norm() + 1e-6, name
+
+
+def test_gating_is_the_formula_and_stands_after_every_temporal_convolution() -> None:
+    gate = SelfGating(3)
+    x = randn(2, 3, 2, 4, 5)
+    slow = torch.empty_like(x)
+    for b in range(2):
+        mean = torch.stack([x[b, c].mean() for c in range(3)])
+        for c in range(3):
+            slow[b, c] = torch.sigmoid(gate.gate.weight[c] @ mean + gate.gate.bias[c]) * x[b, c]
+    torch.testing.assert_close(gate(x), slow)
+
+    plain, gated = (build_encoder(name, width=0.125).eval() for name in ("s3d", "s3dg"))
+    gates = [m for m in gated.modules() if isinstance(m, SelfGating)]
+    assert len(gates) == 20  # stem, conv_2c, two in each of nine cells
+    state = gated.state_dict() | plain.state_dict()
+    gated.load_state_dict(state)
+    for m in gates:
+        nn.init.zeros_(m.gate.weight)
+        nn.init.constant_(m.gate.bias, 50.0)  # open gates
+    x = randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(gated(x), plain(x))
+        nn.init.constant_(gates[7].gate.bias, -2.0)
+        assert (gated.features(x) - plain.features(x)).abs().max() > 1e-3
+
+
+def test_seed_fixes_the_weights_and_leaves_global_randomness_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b, c = (build_encoder("s3dg", width=0.125, seed=s) for s in (7, 7, 8))
+    fresh = [build_encoder("s3dg", width=0.125, seed=None) for _ in range(2)]
+    assert torch.equal(before, torch.get_rng_state())
+
+    def weight(e: Encoder) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in e.parameters()])
+
+    assert torch.equal(weight(a), weight(b))
+    assert not torch.equal(weight(a), weight(c))
+    assert not torch.equal(weight(fresh[0]), weight(fresh[1]))
+
+
+def test_initialisation_is_kaiming() -> None:
+    encoder = build_encoder("r2plus1d_10", width=0.5)
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv3d) and module.weight.numel() > 5000:
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+        elif isinstance(module, nn.Linear):
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / module.in_features), rel=0.1)
+            assert not module.bias.any()
+        elif isinstance(module, nn.BatchNorm3d):
+            assert module.running_mean is not None and module.running_var is not None
+            assert (module.weight == 1).all() and (module.running_var == 1).all()
+            assert not module.bias.any() and not module.running_mean.any() and module.num_batches_tracked == 0
+
+
+def test_bfloat16_autocast_keeps_features_and_norm_in_float32() -> None:
+    encoder = build_encoder("r2plus1d_10", width=0.125).eval()
+    x = randn(2, 3, 4, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert encoder.backbone(x).dtype == torch.bfloat16
+        features, z = encoder.features(x), encoder(x)
+    assert features.dtype == z.dtype == torch.float32
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(2), rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(z, encoder(x), rtol=0, atol=0.03)
+        assert F.cosine_similarity(z, encoder(x)).min() > 0.999
+
+
+def test_a_worker_without_rows_changes_no_statistics() -> None:
+    encoder = build_encoder("s3d", width=0.125)
+    encoder(randn(2, 3, 4, 32, 32))
+    before = {n: t.clone() for n, t in encoder.state_dict().items() if "running" in n}
+    z = encoder(torch.zeros(0, 3, 4, 32, 32))
+    z.sum().backward()
+    assert z.shape == (0, 128)
+    assert all(torch.equal(t, encoder.state_dict()[n]) for n, t in before.items())
+    assert all(p.grad is not None and not p.grad.any() for p in encoder.parameters())
+
+
+def test_sync_batch_norm_on_cuda_only(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = build_encoder("r2plus1d_10", width=0.125)
+    names = list(encoder.state_dict())
+    assert convert_batch_norm(encoder, "local", "cuda") is encoder
+    with caplog.at_level(logging.WARNING):
+        encoder = convert_batch_norm(encoder, "sync", "cpu")
+    assert "own statistics" in caplog.text
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in encoder.modules())
+    encoder = convert_batch_norm(encoder, "sync", torch.device("cuda", 0))
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in encoder.modules()) == 24  # 2 + 4 x 4 + 3 x 2
+    assert not any(isinstance(m, nn.BatchNorm3d) for m in encoder.modules())
+    assert list(encoder.state_dict()) == names
+    with pytest.raises(UserError, match="local, sync"):
+        convert_batch_norm(encoder, "shuffle", "cpu")  # type: ignore[arg-type]
+
+
+def test_refusals_say_what_is_allowed() -> None:
+    with pytest.raises(UserError, match="did you mean r2plus1d_18.*known: s3d, s3dg, r2plus1d_10, r2plus1d_18"):
+        build_encoder("r2plus1d18")
+    for wrong in ({"in_channels": 4}, {"width": 0.0}, {"width": math.nan}, {"embedding_dim": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            build_encoder("s3d", **wrong)  # type: ignore[arg-type]
+    encoder = build_encoder("s3d", width=0.125)
+    for shape in ((2, 3, 1, 32, 32), (2, 3, 8, 15, 32), (2, 3, 8, 32, 15)):
+        with pytest.raises(UserError, match="too small for s3d: at least 2 frames of 16x16"):
+            encoder(torch.zeros(shape))
+    for x in (torch.zeros(2, 1, 8, 32, 32), torch.zeros(3, 8, 32, 32), torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8)):
+        with pytest.raises(UserError, match=r"float clips \[B, 3, T, H, W\]"):
+            encoder(x)
+    with pytest.raises(UserError, match="at least 2 clips"):
+        encoder(torch.zeros(1, 3, 2, 16, 16))
+    encoder.eval()(torch.zeros(1, 3, 2, 16, 16))

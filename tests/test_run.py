@@ -1,0 +1,282 @@
+"""The whole loop in plain processes: stages follow one another, an interrupted run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processes import run_processes
+from tiny import tiny_experiment, tiny_plan
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vicc_ray import distributed
+from vicc_ray.checkpoint import RunFolder, load_state, read_records, save_state
+from vicc_ray.data.clips import share
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.samples import read_clips
+from vicc_ray.errors import UserError
+from vicc_ray.objective import Outcome
+from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, local_blocks, to_batch
+from vicc_ray.train.monitor import Monitor, monitor_plan
+from vicc_ray.train.run import State, train
+from vicc_ray.train.schedule import locate
+from vicc_ray.train.step import StageTrainer
+from vicc_ray.weights import load_encoder
+
+RECORDED = Path(__file__).parent / "data" / "tiny_curve.json"
+
+
+class Stopped(Exception):
+    """The test's stand-in for a kill."""
+
+
+class PlainHost:
+    """A host without Ray: decodes in this process, keeps checkpoints in a list, may be killed at a step."""
+
+    def __init__(self, plan: TrainingPlan, kill_at: int | None = None) -> None:
+        self.plan, self.kill_at = plan, kill_at
+        self.device = torch.device("cpu")
+        self.saved: list[State] = []
+
+    def blocks(self, first_step: int) -> Iterator[Block]:
+        for block in local_blocks(self.plan, first_step, distributed.rank(), distributed.world_size()):
+            if self.kill_at is not None and block["step"][0] == self.kill_at:
+                raise Stopped
+            yield block
+
+    def save(self, state: State, step: int) -> None:
+        self.saved.append(state)
+
+
+def _monitor(plan: TrainingPlan, manifest: Manifest) -> Monitor:
+    subset = monitor_plan(plan.experiment, manifest)
+    assert subset is not None
+    rows = share(len(subset.videos), distributed.rank(), distributed.world_size())
+    clips = [read_clips(subset.videos[row], [2], ("rgb", "flow"), plan.experiment.clip, plan.experiment.flow) for row in rows]
+    tensors = {s: torch.from_numpy(np.concatenate([clip[s] for clip in clips])) for s in ("rgb", "flow")}
+    return Monitor(subset, rows, tensors, plan.experiment, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def _open(plan: TrainingPlan, path: Path, manifest: Manifest) -> RunFolder:
+    folder = RunFolder(path)
+    folder.open(plan.experiment, manifest.fingerprint())
+    return folder
+
+
+def _losses(folder: RunFolder) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_records(folder.metrics) if r["kind"] == "train"}
+
+
+@pytest.fixture(scope="module")
+def finished(videos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, PlainHost]:
+    """An undisturbed tiny run."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder, host = _open(plan, tmp_path_factory.mktemp("runs") / "tiny", videos), PlainHost(plan)
+    assert train(plan, folder, host, None, _monitor(plan, videos)) == plan.steps
+    return folder, host
+
+
+def test_a_run_leaves_every_encoder_and_its_records(finished: tuple[RunFolder, PlainHost]) -> None:
+    folder, _ = finished
+    assert set(folder.encoders()) == {"RGB-0", "Flow-0", "RGB-1", "Flow-1", "RGB-2", "Flow-2"}
+    records = list(read_records(folder.metrics))
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 11))
+    assert [r["samples"] for r in records if r["kind"] == "train"] == [8 * step for step in range(1, 11)]
+    for record in records:
+        if record["kind"] == "train":
+            assert 0 < record["entropy"] <= record["ln_k"] + 1e-4
+            assert 0 < record["prototypes_used"] <= 1
+        if record["kind"] == "monitor":
+            assert 0 <= record["R@1"] <= 1
+    assert sum(r["kind"] == "monitor" for r in records) == 5
+    assert any(folder.tensorboard.glob("events*"))
+    meta = load_encoder(folder.encoder("RGB-2")).meta
+    assert meta["name"] == "RGB-2"
+    assert meta["provenance"]["data_fingerprint"]
+
+
+def test_stages_learn_from_the_right_weights(finished: tuple[RunFolder, PlainHost]) -> None:
+    folder, _ = finished
+    weights = {name: load_encoder(folder.encoder(name)).state_dict for name in folder.encoders()}
+
+    def distance(a: str, b: str) -> float:
+        return sum(float((weights[a][k] - weights[b][k]).abs().sum()) for k in weights[a] if k.endswith("weight"))
+
+    assert 0 < distance("RGB-0", "RGB-1") < distance("RGB-0", "Flow-1")
+    assert 0 < distance("RGB-1", "RGB-2") < distance("Flow-1", "RGB-2")
+    assert 0 < distance("Flow-1", "Flow-2") < distance("RGB-2", "Flow-2")
+
+
+class NoiseHost(PlainHost):
+    """Blocks of keyed noise instead of videos: the curve then depends on no decoder."""
+
+    def blocks(self, first_step: int) -> Iterator[Block]:
+        for step in range(first_step, self.plan.steps):
+            stage, _ = locate(self.plan.stages, step)
+            _, videos = self.plan.epoch_and_videos(step)
+            block: Block = {"step": np.full(8, step), "slot": np.arange(8), "video": videos, "refused": np.array([""] * 8, object)}
+            for stream, channels in (("rgb", 3), ("flow", 2)):
+                if stream in stage.streams:
+                    rows = [np.random.default_rng([v, channels]).integers(0, 256, (2, 8, 4, 4, channels), np.uint8) for v in videos]
+                    block[stream] = np.stack(rows).repeat(8, axis=3).repeat(8, axis=4)
+            yield block
+
+
+def test_the_loss_curve_is_the_recorded_one(videos: Manifest, tmp_path: Path) -> None:
+    """A refactor must reproduce it; record it anew only for a change that is meant to change what is learnt."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    train(plan, folder, NoiseHost(plan), None, None)
+    curve = _losses(folder)
+    recorded = {int(step): loss for step, loss in json.loads(RECORDED.read_text()).items()}
+    assert curve == pytest.approx(recorded, rel=2e-3)
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 5, 7])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    kill_at: int, videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost]
+) -> None:
+    """Killed before its first record, at a stage's end, with a filling queue and with a full one."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan, kill_at)
+    with pytest.raises(Stopped):
+        train(plan, folder, host, None, None)
+    save_state(tmp_path, host.saved[-1])  # through the disk, as a checkpoint goes
+    again = PlainHost(plan)
+    assert train(plan, folder, again, load_state(tmp_path), None) == plan.steps
+    assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
+    for name in ("RGB-1", "Flow-1", "RGB-2", "Flow-2"):
+        ours, theirs = (load_encoder(run.encoder(name)).state_dict for run in (folder, finished[0]))
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5)
+
+
+class _PlainStatistics(StageTrainer):
+    """Batch norm with running statistics: then rows do not see each other, and any number of workers is exactly one."""
+
+    def step(self, batch: Batch, step: int) -> Outcome:
+        for module in self.encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return super().step(batch, step)
+
+
+def _train_until(plan: TrainingPlan, path: str, kill_at: int) -> State:
+    """What each process of a run that is killed at a step runs; returns its last checkpoint."""
+    host = PlainHost(plan, kill_at)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("vicc_ray.train.run.StageTrainer", _PlainStatistics)
+        train(plan, RunFolder(Path(path)), host, None, None)
+    return host.saved[-1]
+
+
+def test_workers_may_change_in_mid_run(videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 workers (uneven shares of 8) are killed with a full queue in the cross-stream stage; one worker ends the run."""
+    monkeypatch.setattr("vicc_ray.train.run.StageTrainer", _PlainStatistics)
+    plan = tiny_plan(tiny_experiment(), videos)
+    undisturbed, folder = (_open(plan, tmp_path / name, videos) for name in ("one", "three"))
+    train(plan, undisturbed, PlainHost(plan), None, None)
+    states = run_processes(_train_until, 3, plan, str(folder.path), 6)
+    assert [state["step"] for state in states] == [6, 6, 6]
+    assert torch.equal(states[0]["trainer"]["objective"]["positions"], torch.arange(16))
+    train(plan, folder, PlainHost(plan), states[0], None)
+    workers = [r["workers"] for r in read_records(folder.metrics) if r["kind"] == "train"]
+    assert workers == [3] * 6 + [1] * 4
+    assert _losses(folder) == pytest.approx(_losses(undisturbed), rel=1e-3)
+
+
+def test_blocks_of_any_number_of_workers_hold_the_same_samples(videos: Manifest) -> None:
+    plan = tiny_plan(tiny_experiment(), videos)
+    for step in (0, 2, 4, 9):
+        whole = decode_share(plan, step, 0, 1)
+        parts = [decode_share(plan, step, rank, 3) for rank in range(3)]
+        assert {len(part["slot"]) for part in parts} == {3}  # the same width, so that blocks are dealt out in turn
+        for stream in set(whole) & {"rgb", "flow"}:
+            joined = np.concatenate([part[stream][part["slot"] >= 0] for part in parts])
+            np.testing.assert_array_equal(joined, whole[stream])
+        np.testing.assert_array_equal(np.concatenate([p["video"][p["slot"] >= 0] for p in parts]), whole["video"])
+
+
+def test_a_block_of_another_step_is_refused(videos: Manifest) -> None:
+    plan = tiny_plan(tiny_experiment(), videos)
+    with pytest.raises(RuntimeError, match="delivered step 1 where step 0 is due"):
+        to_batch(plan, 0, decode_share(plan, 1, 0, 1))
+
+
+def _without_some(videos: Manifest, broken: int, folder: Path) -> Manifest:
+    from dataclasses import replace
+
+    rows = []
+    for number, row in enumerate(videos.videos):
+        bad = folder / f"gone_{number}.mp4"
+        rows.append(replace(row, video=str(bad)) if row.split == "train" and number % (16 // broken) == 0 else row)
+    return Manifest(rows)
+
+
+def test_a_video_that_vanishes_is_left_out_counted_and_named(videos: Manifest, tmp_path: Path) -> None:
+    manifest = _without_some(videos, 2, tmp_path)
+    gone = {row.video for row in manifest.videos if "gone_" in row.video}
+    plan = tiny_plan(tiny_experiment(data={"max_refused": 0.5}), manifest)
+    folder = _open(plan, tmp_path / "tiny", manifest)
+    train(plan, folder, PlainHost(plan), None, None)
+    assert {r["video"] for r in read_records(folder.refused)} == gone
+    assert all("no such file" in r["reason"] for r in read_records(folder.refused))
+    rows = {r["step"]: r["rows"] for r in read_records(folder.metrics) if r["kind"] == "train"}
+    assert min(rows.values()) < 8
+    assert max(_losses(folder).values()) < 10
+
+
+def test_too_many_unreadable_videos_stop_the_run(videos: Manifest, tmp_path: Path) -> None:
+    manifest = _without_some(videos, 4, tmp_path)
+    plan = tiny_plan(tiny_experiment(), manifest)
+    with pytest.raises(UserError, match=r"of 16 videos could not be read in stage RGB-1, more than data.max_refused = 0.01"):
+        train(plan, _open(plan, tmp_path / "tiny", manifest), PlainHost(plan), None, None)
+
+
+def test_a_batch_without_any_readable_video_trains_on(videos: Manifest, tmp_path: Path) -> None:
+    manifest = _without_some(videos, 16, tmp_path)
+    plan = tiny_plan(tiny_experiment(data={"max_refused": 1.0}), manifest)
+    folder = _open(plan, tmp_path / "tiny", manifest)
+    train(plan, folder, PlainHost(plan), None, None)
+    assert set(_losses(folder).values()) == {0.0}
+
+
+def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(optim={"name": "sgd", "lr": 1e30, "end_lr": 0.0}), videos)
+    with pytest.raises(UserError, match=r"stage RGB-1, step \d, worker 0, view \d .*NaN or infinity"):
+        train(plan, _open(plan, tmp_path / "tiny", videos), PlainHost(plan), None, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim": {"name": "lars", "lr": 0.6, "end_lr": 0.0}},
+        {"optim": {"ema": 0.5, "clip_norm": 0.1, "micro_batch": 3}},
+        {"objective": {"prototypes": [4, 8], "queue": 0, "views_for_assignment": [0, 1, 2]}},
+        {"objective": {"second_view_gradient": False}, "model": {"batch_norm": "shuffle"}},
+        {"augment": {"style": "reference"}},
+        {"model": {"backbone": "s3d"}},
+    ],
+    ids=["lars", "ema-clip-micro", "heads", "published-second-view", "reference-augment", "s3d"],
+)
+def test_every_option_trains(changes: dict[str, Any], videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(**changes), videos)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    train(plan, folder, PlainHost(plan), None, None)
+    losses = _losses(folder)
+    assert len(losses) == 10
+    assert all(0 < loss < 20 for loss in losses.values())
+
+
+def test_bf16_on_a_cpu_is_fp32_and_says_so(videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost]) -> None:
+    plan = tiny_plan(tiny_experiment(optim={"precision": "bf16"}), videos)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    train(plan, folder, PlainHost(plan), None, None)
+    notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
+    assert notes == ["optim.precision: bf16 is for GPUs, fp32 is used on cpu"] * 4
+    assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
