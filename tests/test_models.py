@@ -114,14 +114,14 @@ def test_forward_is_pool_then_projection() -> None:
 @pytest.mark.parametrize("frames", [2, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("backbone", ["s3d", "r2plus1d_10"])
 def test_gradients_of_short_clips_equal_float64(backbone: str, frames: int) -> None:
-    # torch's float32 CPU kernels give wrong gradients for a convolution longer than the clip; float64 has other kernels.
+    # torch's float32 CPU kernels can give wrong gradients where a kernel is longer than the clip; float64 has others.
     encoder = build_encoder(backbone, width=0.25).eval()
     x = randn(2, 3, frames, 20, 20)
     grads = []
     for dtype in (torch.float32, torch.float64):
         encoder.to(dtype).zero_grad()
         features = encoder.features(x.to(dtype))
-        (features * torch.arange(features.numel(), dtype=dtype).view_as(features).cos()).sum().backward()
+        (features * torch.arange(features.numel(), dtype=dtype).view_as(features).cos()).sum().backward()  # type: ignore[no-untyped-call]
         grads.append({n: p.grad.double().clone() for n, p in encoder.backbone.named_parameters() if p.grad is not None})
     assert len(grads[0]) > 20
     for name, exact in grads[1].items():
@@ -225,11 +225,11 @@ def test_sync_batch_norm_on_cuda_only(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_refusals_say_what_is_allowed() -> None:
-    with pytest.raises(UserError, match="did you mean r2plus1d_18.*known: s3d, s3dg, r2plus1d_10, r2plus1d_18"):
+    with pytest.raises(UserError, match=r"did you mean r2plus1d_18.*known: s3d, s3dg, r2plus1d_10, r2plus1d_18"):
         build_encoder("r2plus1d18")
     for wrong in ({"in_channels": 4}, {"width": 0.0}, {"width": math.nan}, {"embedding_dim": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            build_encoder("s3d", **wrong)  # type: ignore[arg-type]
+            build_encoder("s3d", **wrong)
     encoder = build_encoder("s3d", width=0.125)
     for shape in ((2, 3, 1, 32, 32), (2, 3, 8, 15, 32), (2, 3, 8, 32, 15)):
         with pytest.raises(UserError, match="too small for s3d: at least 2 frames of 16x16"):

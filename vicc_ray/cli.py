@@ -14,7 +14,7 @@ import click
 import typer
 
 from vicc_ray.console import console, errors
-from vicc_ray.errors import UserError
+from vicc_ray.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="vicc",
@@ -54,6 +54,8 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Interrupted as interruption:
+        _leave(f"vicc: {interruption}", 130)
     except (KeyboardInterrupt, click.exceptions.Abort):
         _leave("vicc: stopped; the same command goes on where this one ended", 130)
     except Exception as error:

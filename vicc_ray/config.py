@@ -263,6 +263,7 @@ class TrainConfig(Section):
     workers: int = Field(1, ge=1, description="Ray Train workers")
     use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU a worker; auto: where the cluster has them")
     decode_actors: int | None = Field(None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free")
+    channels_last: bool = Field(False, description="memory layout of the encoders; faster for some backbones and devices")
     checkpoint_every: Length = Field(Duration(1, "epochs"), description="a checkpoint of everything, this often")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
     log_every: int = Field(10, ge=1, description="steps from one record to the next")

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the reader: a mistake in what was asked, told in one line."""
+"""The exceptions that are meant for the reader, told in one line and without a traceback."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints it as one line without a traceback and exits with status 2.
     """
+
+
+class Interrupted(Exception):
+    """The reader stopped a verb; the message says how to go on. The command line exits with status 130."""

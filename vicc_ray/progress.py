@@ -71,8 +71,8 @@ class RunProgress:
 
     def __init__(self, metrics: Path, stages: Sequence[Stage]) -> None:
         self.metrics, self.stages = metrics, {stage.name: stage for stage in stages}
-        # Records that are there already belong to an earlier session of the same run.
-        self.offset = metrics.stat().st_size if metrics.is_file() else 0
+        self.offset = 0
+        self.since = time.time()  # older records belong to an earlier session of the same run
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.bar = progress_bar() if console.is_terminal else None
@@ -100,18 +100,20 @@ class RunProgress:
         if not self.metrics.is_file():
             return
         if self.metrics.stat().st_size < self.offset:
-            self.offset = 0  # a restart dropped records beyond its checkpoint
+            self.offset = 0  # a restart dropped records beyond its checkpoint; seen ones come again
         with self.metrics.open("rb") as file:
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 self.offset += len(line)
-                self._show(json.loads(line))
+                record = json.loads(line)
+                self._show(record)
+                self.since = max(self.since, record.get("time", 0.0))
 
     def _show(self, record: dict[str, Any]) -> None:
         stage = self.stages.get(str(record.get("stage")))
-        if stage is None:
+        if stage is None or record.get("time", 0.0) <= self.since:
             return
         handlers: dict[str, Callable[[Stage, dict[str, Any]], None]] = {
             "train": self._show_training,

@@ -108,7 +108,10 @@ def save_encoder(path: Path | str, encoder_file: EncoderFile) -> None:
     # A copy each: safetensors refuses tensors that share memory or are strided.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(plain, temporary, {"format": _FORMAT, "encoder": facts_as_json(encoder_file)})
+        # Not save_file, which makes the file readable by its owner only.
+        temporary.write_bytes(
+            safetensors.torch.save(plain, {"format": _FORMAT, "encoder": facts_as_json(encoder_file)})
+        )
 
 
 def facts_as_json(encoder_file: EncoderFile) -> str:

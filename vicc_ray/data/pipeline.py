@@ -7,6 +7,7 @@ and the worker checks it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 
-from vicc_ray.config import Experiment
+from vicc_ray.config import ClipConfig, Experiment
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.samples import empty_clips, read_clips
@@ -25,6 +26,31 @@ from vicc_ray.train.batches import Block, TrainingPlan, decode_share
 SEGMENT_BLOCKS = 4096
 # Blocks that a worker holds beside the one it works on.
 PREFETCH = 2
+MIN_BUFFER_BYTES = 128 * 2**20
+
+
+class PaceScheduling:
+    """A rest for Ray Data's scheduling loop after each of its rounds.
+
+    While the workers are slower than the decoders, which is the aim, finished blocks wait to be taken and the loop finds
+    them at once, round after round: it was seen to take 70 % of a core from the training that it waits for. A pause far
+    shorter than a step costs nothing. (An execution callback, see `DataContext.custom_execution_callback_classes`.)
+    """
+
+    SECONDS = 0.02
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing to prepare."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by the loop after each round."""
+        time.sleep(self.SECONDS)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing to clean up."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing to clean up."""
 
 
 class DecodeShares:
@@ -59,27 +85,31 @@ class DecodeWindows:
         return block | dict(clips)
 
 
-def training_iterators(
-    plan: TrainingPlan, first_step: int, last_step: int, workers: int, actors: int, store_bytes: int | None = None
-) -> list[DataIterator]:
+def training_iterators(plan: TrainingPlan, first_step: int, last_step: int, workers: int, actors: int) -> list[DataIterator]:
     """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `actors` actors."""
     units = range(first_step * workers, last_step * workers)
-    decoded = _decode(units, DecodeShares, (plan, workers), actors, store_bytes)
-    return decoded.streaming_split(workers, equal=False)
+    samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
+    buffer = _buffer_bytes(plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * actors)
+    return _decode(units, DecodeShares, (plan, workers), actors, buffer).streaming_split(workers, equal=False)
 
 
-def evaluation_windows(
-    videos: Sequence[VideoRow], experiment: Experiment, windows: str, actors: int, store_bytes: int | None = None
-) -> Dataset:
+def evaluation_windows(videos: Sequence[VideoRow], experiment: Experiment, windows: str, actors: int) -> Dataset:
     """The evaluation clips of videos as a dataset, a block a video, in order: video, refused, rgb, flow."""
-    return _decode(range(len(videos)), DecodeWindows, (tuple(videos), experiment, windows), actors, store_bytes)
+    buffer = _buffer_bytes(experiment.clip, clips=8, blocks=8 * actors)
+    return _decode(range(len(videos)), DecodeWindows, (tuple(videos), experiment, windows), actors, buffer)
 
 
 def window_iterators(
-    videos: Sequence[VideoRow], experiment: Experiment, windows: str, workers: int, actors: int, store_bytes: int | None = None
+    videos: Sequence[VideoRow], experiment: Experiment, windows: str, workers: int, actors: int
 ) -> list[DataIterator]:
     """One iterator a worker over `evaluation_windows`: video j goes to worker j mod n where each has one window."""
-    return evaluation_windows(videos, experiment, windows, actors, store_bytes).streaming_split(workers, equal=False)
+    return evaluation_windows(videos, experiment, windows, actors).streaming_split(workers, equal=False)
+
+
+def _buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:
+    """What Ray Data may keep decoded: enough that nobody waits, however large the store and the data set are."""
+    height, width = clip.decode_size
+    return max(blocks * clips * clip.frames * height * width * 5, MIN_BUFFER_BYTES)
 
 
 def iterate_blocks(iterator: DataIterator) -> Iterator[Block]:
@@ -93,9 +123,11 @@ def configure_context() -> None:
     context.target_max_block_size = None
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    if PaceScheduling not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(PaceScheduling)
 
 
-def _decode(units: range, actor: type, arguments: tuple[Any, ...], actors: int, store_bytes: int | None) -> Dataset:
+def _decode(units: range, actor: type, arguments: tuple[Any, ...], actors: int, buffer: int) -> Dataset:
     configure_context()
     # Ready-made one-row blocks, because reading tasks would ask for CPUs of their own.
     source = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in units])
@@ -107,7 +139,7 @@ def _decode(units: range, actor: type, arguments: tuple[Any, ...], actors: int, 
         num_cpus=1,
         compute=ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=2),
     )
-    limits = ExecutionResources(object_store_memory=store_bytes) if store_bytes else ExecutionResources.for_limits()
+    limits = ExecutionResources.for_limits(object_store_memory=buffer)
     decoded.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     return decoded
 

@@ -75,9 +75,7 @@ def extract_features(
     A video is decoded once for all encoders. Unreadable videos are left out and listed. `on_progress` is called with the
     number of videos that have just been finished.
     """
-    windows = evaluation_windows(
-        videos, experiment, experiment.evaluate.windows, resources.decode_actors, resources.object_store // 2
-    )
+    windows = evaluation_windows(videos, experiment, experiment.evaluate.windows, resources.decode_actors)
     paths = {name: str(path) for name, path in encoders.items()}
     encoded = windows.map_batches(
         EncodeWindows,

@@ -78,16 +78,15 @@ class _FeaturesAndEmbedding(nn.Module):
 def export_torchscript(encoder_file: EncoderFile, path: Path | str, clip_shape: tuple[int, int, int]) -> None:
     """Writes a traced TorchScript module: clips float [B, C, T, H, W] -> (features [B, d], embedding [B, D]).
 
-    Any B; T, H, W as in `clip_shape`. What `EncoderFile` records is in the archive as `vicc.json`. torch has deprecated
-    tracing in favour of torch.export since 2.10, but this archive still loads in its C++ and Python runtimes.
+    Any B; T, H, W as in `clip_shape`. What `EncoderFile` records is in the archive as `vicc.json`. torch 2.15 calls
+    TorchScript deprecated in favour of torch.export, but writes and loads it still.
     """
     module, example = _traceable(encoder_file, clip_shape)
-    with warnings.catch_warnings():
+    facts = {"vicc.json": facts_as_json(encoder_file)}
+    with warnings.catch_warnings(), torch.no_grad(), atomic_path(path) as temporary:
         warnings.simplefilter("ignore")  # the deprecation, and notes that the clip's sizes become constants
-        with torch.no_grad():
-            traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-    with atomic_path(path) as temporary:
-        torch.jit.save(traced, str(temporary), _extra_files={"vicc.json": facts_as_json(encoder_file)})
+        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(temporary), _extra_files=facts)
 
 
 def export_onnx(encoder_file: EncoderFile, path: Path | str, clip_shape: tuple[int, int, int]) -> None:

@@ -97,7 +97,7 @@ def _spec_of(content: dict[str, Any], backbone: str, path: Path) -> EncoderSpec:
         raise UserError(f"{path}: encoder_spec {sizes!r} does not describe the {backbone} in the file")
     try:
         return EncoderSpec(**sizes)
-    except TypeError as error:
+    except (TypeError, UserError) as error:
         raise UserError(f"{path}: encoder_spec is damaged ({error})") from None
 
 

@@ -82,7 +82,8 @@ class Encoder(nn.Module):
         layout than the encoder's, is smaller than 2 frames or 16 pixels, or is one clip so small that batch norm in
         training mode would see a single value per channel.
         """
-        if not torch._C._is_tracing():  # under torch.jit.trace sizes are tensors; the exporter has checked them
+        # Under torch.jit.trace sizes are tensors, and whoever traces has checked the clips.
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.check_clips(x)
         try:
             maps = self.backbone(x)

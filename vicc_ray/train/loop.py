@@ -24,7 +24,7 @@ from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators, window_iterators
-from vicc_ray.errors import UserError
+from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.progress import RunProgress
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.session import ray_session
@@ -32,10 +32,6 @@ from vicc_ray.train.batches import Block, TrainingPlan
 from vicc_ray.train.monitor import Monitor, monitor_plan
 from vicc_ray.train.run import State, train
 from vicc_ray.train.schedule import make_stages
-
-
-class Interrupted(Exception):
-    """The reader asked the run to stop."""
 
 
 def make_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
@@ -86,7 +82,6 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
             "experiment": experiment.model_dump(mode="json"),
             "folder": str(folder.path),
             "decode_actors": resources.decode_actors,
-            "store_bytes": resources.object_store // 2,
             "threads": max(1, (os.cpu_count() or 1) // resources.workers),
         },
         torch_config=TorchConfig(timeout_s=int(settings.collective_timeout)),
@@ -118,7 +113,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     experiment = Experiment.model_validate(settings["experiment"])
     manifest = Manifest.read(folder.manifest)
     plan = make_plan(experiment, manifest)
-    host = _RayHost(plan, settings["decode_actors"], settings["store_bytes"])
+    host = _RayHost(plan, settings["decode_actors"])
     try:
         return {"step": train(plan, folder, host, _restored(), host.monitor(manifest))}
     except UserError as error:
@@ -137,8 +132,8 @@ def _restored() -> State | None:
 class _RayHost:
     """What the loop needs, from Ray."""
 
-    def __init__(self, plan: TrainingPlan, decode_actors: int, store_bytes: int) -> None:
-        self.plan, self.decode_actors, self.store_bytes = plan, decode_actors, store_bytes
+    def __init__(self, plan: TrainingPlan, decode_actors: int) -> None:
+        self.plan, self.decode_actors = plan, decode_actors
         self.device: torch.device = get_device()
 
     def blocks(self, first_step: int) -> Iterator[Block]:
@@ -152,7 +147,7 @@ class _RayHost:
         """This worker's part of a stream that worker 0 opens and that all of them drain."""
         streams = None
         if distributed.rank() == 0:
-            streams = decode(actors=self.decode_actors, store_bytes=self.store_bytes)
+            streams = decode(actors=self.decode_actors)
         # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
         handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
         yield from iterate_blocks(handles[distributed.rank()])

@@ -44,14 +44,16 @@ class StageTrainer:
     ) -> None:
         self.experiment, self.stage, self.device = experiment, stage, device
         self.settings = augment_settings(experiment)
-        learner = learner.to(device).train()
+        # The layout changes the speed only; which one is faster depends on backbone, width and device.
+        self.layout = torch.channels_last_3d if experiment.train.channels_last else torch.contiguous_format
+        learner = learner.to(device, memory_format=self.layout).train()
         mode = experiment.model.batch_norm
         if mode == "sync" or (mode == "auto" and device.type == "cuda"):
             learner = convert_batch_norm(learner, "sync", device)
         # One wrapped module: gradients of encoder and prototypes are averaged together.
         self.module = nn.ModuleDict({"encoder": learner, "prototypes": prototypes.to(device)})
         self.encoder, self.prototypes = learner, prototypes
-        self.guide = None if guide is None else guide.to(device).eval().requires_grad_(False)
+        self.guide = None if guide is None else guide.to(device, memory_format=self.layout).eval().requires_grad_(False)
         self.micro_batch = experiment.optim.micro_batch
         # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 in 5 small encoders).
         self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
@@ -121,6 +123,7 @@ class StageTrainer:
                 rgb, flow = (self._nothing(frames.get(s)) for s in ("rgb", "flow"))
             for stream, view in (("rgb", rgb), ("flow", flow)):
                 if view is not None:
+                    view = view.contiguous(memory_format=self.layout)
                     pairs.setdefault("rgb" if stream == "rgb" else "flow", []).append(view)
         x1, x2 = pairs[self.stage.stream]
         if self.stage.guide is None:
