@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 LEVELS = [
     ["cli"],
     ["bench.pipeline"],
-    ["bench", "quickstart", "evaluation", "indexing", "planning", "report"],
+    ["bench", "quickstart", "evaluation", "exchange", "indexing", "planning", "report"],
     ["evaluate.protocols", "train.loop"],
     ["evaluate.features", "session"],
     ["data.pipeline"],

@@ -66,7 +66,9 @@ class _Harmful:
         return (open, ("/tmp/vicc-harm", "w"))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps(_Harmful()), pickle.dumps({"format": 1})[:-5]])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", pickle.dumps(_Harmful()), pickle.dumps({"format": 1})[:-5]]
+)
 def test_a_damaged_or_harmful_state_is_refused_and_not_run(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"state.pt: (cannot be read|is not) "):

@@ -24,7 +24,11 @@ def test_defaults_are_the_published_recipe() -> None:
     published = Experiment()
     assert (published.clip.frames, published.clip.stride, published.clip.size) == (32, 1, 128)
     assert published.objective.heads("rgb") == (300,)
-    assert (published.objective.temperature, published.objective.epsilon, published.objective.iterations) == (0.1, 0.05, 3)
+    assert (published.objective.temperature, published.objective.epsilon, published.objective.iterations) == (
+        0.1,
+        0.05,
+        3,
+    )
     assert published.objective.queue == 1920
     assert (published.optim.name, published.optim.lr, published.optim.end_lr) == ("lars", 0.6, 0.0006)
     assert (published.optim.momentum, published.optim.weight_decay, published.optim.trust) == (0.9, 1e-6, 0.001)
@@ -93,7 +97,12 @@ def test_files_extend_one_another_and_overrides_come_last(tmp_path: Path) -> Non
     (tmp_path / "base.yaml").write_text("optim: {lr: 0.3, name: sgd}\nseed: 4\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\noptim: {lr: 0.2}\n")
     experiment = load_experiment(tmp_path / "mine.yaml", ["optim.momentum=0.5", "schedule.single.global_batch=8"])
-    assert (experiment.optim.lr, experiment.optim.name, experiment.optim.momentum, experiment.seed) == (0.2, "sgd", 0.5, 4)
+    assert (experiment.optim.lr, experiment.optim.name, experiment.optim.momentum, experiment.seed) == (
+        0.2,
+        "sgd",
+        0.5,
+        4,
+    )
     assert experiment.schedule.single.global_batch == 8
     assert experiment.schedule.single.cosine_over == Duration(500, "epochs")
     (tmp_path / "base.yaml").write_text("extends: mine.yaml\n")
@@ -102,7 +111,8 @@ def test_files_extend_one_another_and_overrides_come_last(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "part"), [("[1, 2]", "holds list"), ("a: [", "not valid YAML"), ("!!python/object:os.system {}", "not valid YAML")]
+    ("content", "part"),
+    [("[1, 2]", "holds list"), ("a: [", "not valid YAML"), ("!!python/object:os.system {}", "not valid YAML")],
 )
 def test_a_file_that_is_no_experiment(tmp_path: Path, content: str, part: str) -> None:
     path = tmp_path / "x.yaml"
@@ -115,6 +125,9 @@ def test_a_file_that_is_no_experiment(tmp_path: Path, content: str, part: str) -
 
 def test_only_changes_that_alter_learning_count_as_differences() -> None:
     base = Experiment()
-    assert differences(base, make_experiment({"train": {"workers": 8}, "evaluate": {"ks": [1]}, "name": "other"}, "x")) == []
+    assert (
+        differences(base, make_experiment({"train": {"workers": 8}, "evaluate": {"ks": [1]}, "name": "other"}, "x"))
+        == []
+    )
     changed = make_experiment({"optim": {"lr": 0.3}, "seed": 1}, "x")
     assert differences(base, changed) == ["seed: was 0, now 1", "optim.lr: was 0.6, now 0.3"]

@@ -38,9 +38,12 @@ def test_probe_reads_the_file_not_its_header(tmp_path: Path) -> None:
     )
     truncate(path, 0.6)
     try:
-        assert 1 <= probe(str(path)).frames < 30
+        frames = probe(str(path)).frames
     except VideoError as error:
-        assert "damaged" in str(error) or "cut short" in str(error)
+        reason = str(error)
+        assert "damaged" in reason or "cut short" in reason
+    else:
+        assert 1 <= frames < 30
 
 
 def test_damage_is_refused_or_counted(tmp_path: Path) -> None:
@@ -48,9 +51,11 @@ def test_damage_is_refused_or_counted(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", numbered_frames(40), "mpeg4", gop=40)
     spoil(path, 0.3, 0.95)
     try:
-        assert probe(str(path)).decoder != "decord"
+        decoder = probe(str(path)).decoder
     except VideoError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert decoder != "decord"
 
 
 @pytest.mark.parametrize(

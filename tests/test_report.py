@@ -163,7 +163,7 @@ def test_all_text_is_escaped_and_nothing_is_fetched(run: Path, tmp_path: Path, v
 def test_several_runs_are_compared(run: Path, tmp_path: Path, videos: list[str]) -> None:
     page = written(tmp_path, run, make_run(tmp_path / "seed 1", videos, rgb2=0.7123))
     assert "Runs side by side" in page.text and "71.2" in page.text and "seed 1" in page.text
-    assert len([attrs for attrs in page.having("svg")]) == 2 + 2 * 4
+    assert len(list(page.having("svg"))) == 2 + 2 * 4
     other = tmp_path / "other"
     other.mkdir()
     twins = written(tmp_path, run, make_run(other / "quickstart", videos))

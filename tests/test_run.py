@@ -57,7 +57,9 @@ def _monitor(plan: TrainingPlan, manifest: Manifest) -> Monitor:
     subset = monitor_plan(plan.experiment, manifest)
     assert subset is not None
     rows = share(len(subset.videos), distributed.rank(), distributed.world_size())
-    clips = [read_clips(subset.videos[row], [2], ("rgb", "flow"), plan.experiment.clip, plan.experiment.flow) for row in rows]
+    clips = [
+        read_clips(subset.videos[row], [2], ("rgb", "flow"), plan.experiment.clip, plan.experiment.flow) for row in rows
+    ]
     tensors = {s: torch.from_numpy(np.concatenate([clip[s] for clip in clips])) for s in ("rgb", "flow")}
     return Monitor(subset, rows, tensors, plan.experiment, torch.device("cpu"))  # type: ignore[arg-type]
 
@@ -119,10 +121,18 @@ class NoiseHost(PlainHost):
         for step in range(first_step, self.plan.steps):
             stage, _ = locate(self.plan.stages, step)
             _, videos = self.plan.epoch_and_videos(step)
-            block: Block = {"step": np.full(8, step), "slot": np.arange(8), "video": videos, "refused": np.array([""] * 8, object)}
+            block: Block = {
+                "step": np.full(8, step),
+                "slot": np.arange(8),
+                "video": videos,
+                "refused": np.array([""] * 8, object),
+            }
             for stream, channels in (("rgb", 3), ("flow", 2)):
                 if stream in stage.streams:
-                    rows = [np.random.default_rng([v, channels]).integers(0, 256, (2, 8, 4, 4, channels), np.uint8) for v in videos]
+                    rows = [
+                        np.random.default_rng([v, channels]).integers(0, 256, (2, 8, 4, 4, channels), np.uint8)
+                        for v in videos
+                    ]
                     block[stream] = np.stack(rows).repeat(8, axis=3).repeat(8, axis=4)
             yield block
 
@@ -169,8 +179,9 @@ class _PlainStatistics(StageTrainer):
 def _train_until(plan: TrainingPlan, path: str, kill_at: int) -> State:
     """What each process of a run that is killed at a step runs; returns its last checkpoint."""
     host = PlainHost(plan, kill_at)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr("vicc_ray.train.run.StageTrainer", _PlainStatistics)
+    patch = pytest.MonkeyPatch()  # of a process that ends with this function
+    patch.setattr("vicc_ray.train.run.StageTrainer", _PlainStatistics)
+    with pytest.raises(Stopped):
         train(plan, RunFolder(Path(path)), host, None, None)
     return host.saved[-1]
 
@@ -234,7 +245,9 @@ def test_a_video_that_vanishes_is_left_out_counted_and_named(videos: Manifest, t
 def test_too_many_unreadable_videos_stop_the_run(videos: Manifest, tmp_path: Path) -> None:
     manifest = _without_some(videos, 4, tmp_path)
     plan = tiny_plan(tiny_experiment(), manifest)
-    with pytest.raises(UserError, match=r"of 16 videos could not be read in stage RGB-1, more than data.max_refused = 0.01"):
+    with pytest.raises(
+        UserError, match=r"of 16 videos could not be read in stage RGB-1, more than data.max_refused = 0.01"
+    ):
         train(plan, _open(plan, tmp_path / "tiny", manifest), PlainHost(plan), None, None)
 
 
@@ -273,7 +286,9 @@ def test_every_option_trains(changes: dict[str, Any], videos: Manifest, tmp_path
     assert all(0 < loss < 20 for loss in losses.values())
 
 
-def test_bf16_on_a_cpu_is_fp32_and_says_so(videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost]) -> None:
+def test_bf16_on_a_cpu_is_fp32_and_says_so(
+    videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost]
+) -> None:
     plan = tiny_plan(tiny_experiment(optim={"precision": "bf16"}), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
     train(plan, folder, PlainHost(plan), None, None)

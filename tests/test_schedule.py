@@ -75,7 +75,9 @@ def test_a_queue_that_the_batch_does_not_divide_is_rounded_down() -> None:
 
 
 def test_too_few_videos_for_a_batch_names_the_field() -> None:
-    with pytest.raises(UserError, match=r"schedule.single.global_batch: 192 .* the manifest has 97; set .* to 97 or less"):
+    with pytest.raises(
+        UserError, match=r"schedule.single.global_batch: 192 .* the manifest has 97; set .* to 97 or less"
+    ):
         make_stages(Experiment(), 97)
 
 

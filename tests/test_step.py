@@ -27,7 +27,12 @@ def _encoder(seed: int) -> Encoder:
 def _trainer(plan: TrainingPlan, stage: int, *, without_statistics: bool = False) -> StageTrainer:
     guide = _encoder(2) if plan.stages[stage].guide else None
     trainer = StageTrainer(
-        plan.experiment, plan.stages[stage], _encoder(1), Prototypes(16, plan.experiment.objective.heads("rgb")), guide, torch.device("cpu")
+        plan.experiment,
+        plan.stages[stage],
+        _encoder(1),
+        Prototypes(16, plan.experiment.objective.heads("rgb")),
+        guide,
+        torch.device("cpu"),
     )
     if without_statistics:
         # Running statistics in training mode too: then rows do not see each other and parts add up exactly.
@@ -42,7 +47,9 @@ def _batch(plan: TrainingPlan, stage: int, rank: int = 0, workers: int = 1) -> B
     return to_batch(plan, step, decode_share(plan, step, rank, workers))[0]
 
 
-def _gradients(trainer: StageTrainer, batch: Batch, monkeypatch: pytest.MonkeyPatch | None = None) -> dict[str, torch.Tensor]:
+def _gradients(
+    trainer: StageTrainer, batch: Batch, monkeypatch: pytest.MonkeyPatch | None = None
+) -> dict[str, torch.Tensor]:
     """The gradients that the optimiser would see."""
     seen: dict[str, torch.Tensor] = {}
 
@@ -152,7 +159,9 @@ def _second_views(plan: TrainingPlan) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_shuffled_rows_come_back_to_their_worker(videos: Manifest) -> None:
     """Without batch statistics a row's embedding does not depend on where it was encoded."""
-    plan = tiny_plan(tiny_experiment(objective={"second_view_gradient": False}, model={"batch_norm": "shuffle"}), videos)
+    plan = tiny_plan(
+        tiny_experiment(objective={"second_view_gradient": False}, model={"batch_norm": "shuffle"}), videos
+    )
     for shuffled, plain in run_processes(_second_views, 3, plan):
         torch.testing.assert_close(shuffled, plain, rtol=1e-4, atol=1e-5)
 

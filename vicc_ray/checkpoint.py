@@ -1,10 +1,10 @@
 """A run's folder and state on disk, independent of the number of workers. Nothing is ever unpickled.
 
-    runs/NAME/config.yaml          the resolved experiment          manifest.parquet   the videos, as they were indexed
-              encoders/NAME.safetensors   what each stage left      provenance.json    what made it
-              metrics.jsonl, tensorboard/ records of training       refused.jsonl      videos that failed in training
-              ray/                 Ray Train's checkpoints          logs/              what Ray had to say
-              results.json, neighbours.json, report.html            written by evaluation and report
+runs/NAME/config.yaml          the resolved experiment          manifest.parquet   the videos, as they were indexed
+          encoders/NAME.safetensors   what each stage left      provenance.json    what made it
+          metrics.jsonl, tensorboard/ records of training       refused.jsonl      videos that failed in training
+          ray/                 Ray Train's checkpoints          logs/              what Ray had to say
+          results.json, neighbours.json, report.html            written by evaluation and report
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vicc_ray.config import Experiment, differences, dump_experiment, load_experiment
+from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 
 STATE_FILE = "state.pt"
@@ -80,8 +81,20 @@ class RunFolder:
     def experiment(self) -> Experiment:
         """The run's experiment; UserError where this is no run folder."""
         if not self.config.is_file():
-            raise UserError(f"{self.path}: is not a run folder (it has no config.yaml); give a folder that 'vicc train' wrote")
+            raise UserError(
+                f"{self.path}: is not a run folder (it has no config.yaml); give a folder that 'vicc train' wrote"
+            )
         return load_experiment(self.config)
+
+    def read_manifest(self, experiment: Experiment) -> Manifest:
+        """The manifest that the experiment names, else the one that the run was started with; UserError without either."""
+        if experiment.data.manifest is not None:
+            return Manifest.read(experiment.data.manifest)
+        if self.manifest.is_file():
+            return Manifest.read(self.manifest)
+        raise UserError(
+            "data.manifest: is not set; make one with 'vicc index DIR --out M.parquet' and --set data.manifest=M.parquet"
+        )
 
     def open(self, experiment: Experiment, data_fingerprint: str) -> bool:
         """Claim the folder for an experiment; True where it resumes a run.
@@ -136,7 +149,11 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -202,7 +219,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}); remove its folder to go back one") from error
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); remove its folder to go back one"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise UserError(f"{path}: is not a checkpoint of this version")
     return state

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from vicc_ray.console import console, errors
@@ -33,13 +32,21 @@ def _remember_debug(value: bool) -> None:
     _debug = _debug or value
 
 
-Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, expose_value=False, help="Show the traceback of an error.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray prints instead of keeping it in the run's logs folder.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_remember_debug, expose_value=False, help="Show the traceback of an error.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show what Ray prints instead of keeping it in the run's logs folder.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting, e.g. --set optim.lr=0.3. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one setting, e.g. --set optim.lr=0.3. May be repeated."),
 ]
 Address = Annotated[
-    str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; default: one of its own on this machine.")
+    str | None,
+    typer.Option(
+        "--address", envvar="RAY_ADDRESS", help="A running Ray cluster; default: one of its own on this machine."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -51,14 +58,16 @@ def main() -> NoReturn:
         status = app(standalone_mode=False)
     except UserError as error:
         _leave(f"vicc: {error}", 2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except Interrupted as interruption:
         _leave(f"vicc: {interruption}", 130)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         _leave("vicc: stopped; the same command goes on where this one ended", 130)
     except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command's own words, told by typer
+            error.show()
+            sys.exit(error.exit_code)
         _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -92,7 +101,10 @@ def quickstart(
 
 @app.command(epilog="Example: vicc index videos/ --out videos.parquet --split 'query: group even; train: rest'")
 def index(
-    source: Annotated[str, typer.Argument(help="Folder of class folders or of videos, a CSV or Parquet table, a text list, or one video.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of class folders or of videos, a CSV or Parquet table, a text list, or one video."),
+    ],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
     layout: Annotated[str, typer.Option(help="auto, folders, flat, table, list or video.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Which videos are train and which query; see the README.")] = None,
@@ -105,12 +117,16 @@ def index(
     index_videos(source, out, layout, split, workers)
 
 
-@app.command(epilog="Example: vicc train experiments/quickstart.yaml --set data.manifest=videos.parquet --set name=mine")
+@app.command(
+    epilog="Example: vicc train experiments/quickstart.yaml --set data.manifest=videos.parquet --set name=mine"
+)
 def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the stages without running anything.")] = False,
-    videos: Annotated[int | None, typer.Option(min=1, help="With --plan: number of training videos, where there is no manifest.")] = None,
+    videos: Annotated[
+        int | None, typer.Option(min=1, help="With --plan: number of training videos, where there is no manifest.")
+    ] = None,
     address: Address = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -125,6 +141,9 @@ def train(
 
         print_plan(asked, videos, as_json)
         return
+    from vicc_ray.checkpoint import RunFolder
+
+    RunFolder(asked.run_dir).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
     from vicc_ray.train.loop import run_training
 
     folder = run_training(asked, address, verbose)
@@ -168,6 +187,37 @@ def report(
     target = out or RunFolder(runs[0]).report
     write_report(runs, target)
     console.print(f"report: {target}", markup=False)
+
+
+@app.command("import", epilog="Example: vicc import ViCC-RGB-2.pth.tar --stream rgb --out runs/published")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Published ViCC or CoCLR checkpoint.")],
+    stream: Annotated[
+        str, typer.Option(help="rgb or flow: what the learning encoder was trained on; the file does not tell.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder to make; a file of the other stream may be added to it.")],
+    debug: Debug = False,
+) -> None:
+    """Read a published checkpoint into a run folder that 'vicc evaluate' and 'vicc export' take. Nothing in it is executed."""
+    from vicc_ray.exchange import import_checkpoint
+
+    if stream not in ("rgb", "flow"):
+        raise UserError(f"--stream {stream}: is not a stream; allowed: rgb, flow")
+    import_checkpoint(file, "rgb" if stream == "rgb" else "flow", out)
+
+
+@app.command(epilog="Example: vicc export runs/mine --encoder RGB-2 --format onnx")
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    encoder: Annotated[str | None, typer.Option(help="Which encoder; default: RGB-2, else RGB-1.")] = None,
+    form: Annotated[str, typer.Option("--format", help="safetensors, torchscript, onnx or published.")] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: in the run's exports folder.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write an encoder of a run in another format."""
+    from vicc_ray.exchange import export_encoder
+
+    console.print(str(export_encoder(run, encoder, form, out)), markup=False)
 
 
 @app.command(epilog="Example: vicc bench pipeline --json pipeline.json")

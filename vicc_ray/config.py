@@ -143,17 +143,23 @@ class FlowConfig(Section):
 class AugmentConfig(Section):
     """What is done to a training clip, with the published values."""
 
-    style: Literal["physical", "reference"] = Field("physical", description="reference: colour and flips of flow as published")
+    style: Literal["physical", "reference"] = Field(
+        "physical", description="reference: colour and flips of flow as published"
+    )
     area: tuple[float, float] = Field((0.2, 1.0), description="share of the frame's area that a crop keeps")
     aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a crop")
-    jitter: tuple[float, float, float, float] = Field((0.4, 0.4, 0.4, 0.1), description="brightness, contrast, saturation, hue")
+    jitter: tuple[float, float, float, float] = Field(
+        (0.4, 0.4, 0.4, 0.1), description="brightness, contrast, saturation, hue"
+    )
     jitter_p: float = Field(0.8, ge=0, le=1)
     gray_p: float = Field(0.2, ge=0, le=1)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_p: float = Field(0.5, ge=0, le=1)
     flip_p: float = Field(0.5, ge=0, le=1)
     same_window_p: float = Field(0.5, ge=0, le=1, description="probability that both clips show the same time window")
-    full_chain_p: float = Field(0.3, ge=0, le=1, description="probability of the full chain for a clip of its own window")
+    full_chain_p: float = Field(
+        0.3, ge=0, le=1, description="probability of the full chain for a clip of its own window"
+    )
 
 
 class ModelConfig(Section):
@@ -177,7 +183,9 @@ class ObjectiveConfig(Section):
     epsilon: float = Field(0.05, ge=0.001, description="entropy regularisation of Sinkhorn-Knopp")
     iterations: int = Field(3, ge=1, description="Sinkhorn-Knopp iterations")
     queue: int = Field(1920, ge=0, description="past embeddings that join the assignments, over all workers; 0: none")
-    views_for_assignment: tuple[int, ...] | None = Field(None, description="views whose assignments are predicted; default all")
+    views_for_assignment: tuple[int, ...] | None = Field(
+        None, description="views whose assignments are predicted; default all"
+    )
     second_view_gradient: bool = Field(True, description="false: only the first view carries gradient, as published")
 
     @model_validator(mode="after")
@@ -202,7 +210,9 @@ class StageConfig(Section):
     """One kind of stage; the two kinds differ in their defaults only."""
 
     length: StageLength = Field(..., description="how long a stage learns, for both streams or for each")
-    cosine_over: Length | None = Field(None, description="length that the cosine is laid out over; none: the stage's own")
+    cosine_over: Length | None = Field(
+        None, description="length that the cosine is laid out over; none: the stage's own"
+    )
     global_batch: int = Field(..., ge=1, description="samples a step over all workers")
     queue_start: Length = Field(..., description="when the queue joins the assignments (it must be full too)")
     freeze_prototypes: Length = Field(..., description="how long the prototypes stay as they are at the stage's start")
@@ -253,7 +263,9 @@ class OptimConfig(Section):
     trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; none: unbounded")
     micro_batch: int | None = Field(None, ge=1, description="samples a worker encodes at a time; none: its whole share")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders on GPU; the objective is always fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the encoders on GPU; the objective is always fp32"
+    )
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights used for evaluation; 0: none")
 
 
@@ -262,21 +274,31 @@ class TrainConfig(Section):
 
     workers: int = Field(1, ge=1, description="Ray Train workers")
     use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU a worker; auto: where the cluster has them")
-    decode_actors: int | None = Field(None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free")
-    channels_last: bool = Field(False, description="memory layout of the encoders; faster for some backbones and devices")
+    decode_actors: int | None = Field(
+        None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free"
+    )
+    channels_last: bool = Field(
+        False, description="memory layout of the encoders; faster for some backbones and devices"
+    )
     checkpoint_every: Length = Field(Duration(1, "epochs"), description="a checkpoint of everything, this often")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
     log_every: int = Field(10, ge=1, description="steps from one record to the next")
-    collapse_warning_steps: int = Field(200, ge=1, description="steps at a loss of ln(K) after which a warning is recorded")
+    collapse_warning_steps: int = Field(
+        200, ge=1, description="steps at a loss of ln(K) after which a warning is recorded"
+    )
     max_failures: int = Field(3, ge=-1, description="worker failures that a run survives; -1: any number")
-    object_store_share: float = Field(0.25, gt=0, le=0.9, description="most of the memory that Ray's object store may take")
+    object_store_share: float = Field(
+        0.25, gt=0, le=0.9, description="most of the memory that Ray's object store may take"
+    )
     collective_timeout: float = Field(300, gt=0, description="seconds after which a silent worker counts as lost")
 
 
 class EvaluateConfig(Section):
     """Nearest-neighbour retrieval."""
 
-    windows: Literal["all", "centre"] = Field("all", description="windows of T frames a video: all at stride T/2 - 1, or one")
+    windows: Literal["all", "centre"] = Field(
+        "all", description="windows of T frames a video: all at stride T/2 - 1, or one"
+    )
     ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
     monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor looks at")
@@ -303,7 +325,9 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _check(self) -> Experiment:
         if self.model.batch_norm == "shuffle" and self.objective.second_view_gradient:
-            raise ValueError("model.batch_norm: shuffle works on a view without gradient; set objective.second_view_gradient: false")
+            raise ValueError(
+                "model.batch_norm: shuffle works on a view without gradient; set objective.second_view_gradient: false"
+            )
         if self.optim.end_lr > self.optim.lr:
             raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
         for kind in ("single", "cross"):
@@ -320,7 +344,16 @@ class Experiment(Section):
 
 
 # Fields whose change leaves what is learnt as it is: a run may be resumed under another value of them.
-FREE_FIELDS = ("name", "runs", "train", "evaluate", "data.manifest", "data.gallery_split", "data.query_split", "data.max_refused")
+FREE_FIELDS = (
+    "name",
+    "runs",
+    "train",
+    "evaluate",
+    "data.manifest",
+    "data.gallery_split",
+    "data.query_split",
+    "data.max_refused",
+)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -16,7 +16,8 @@ _OUT = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace"
 _ERR = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
 _TERMINAL = _OUT.isatty()
 
-console = Console(file=_OUT, highlight=False, soft_wrap=not _TERMINAL, emoji=False)
+# Tables in a log are not squeezed into a terminal that is not there.
+console = Console(file=_OUT, highlight=False, emoji=False, soft_wrap=not _TERMINAL, width=None if _TERMINAL else 160)
 errors = Console(file=_ERR, highlight=False, soft_wrap=True, emoji=False)
 
 

@@ -15,7 +15,9 @@ from vicc_ray.evaluate.protocols import Retrieval, retrieve
 from vicc_ray.session import ray_session
 
 
-def evaluate_run(run: Path, overrides: Sequence[str] = (), address: str | None = None, verbose: bool = False) -> Retrieval:
+def evaluate_run(
+    run: Path, overrides: Sequence[str] = (), address: str | None = None, verbose: bool = False
+) -> Retrieval:
     """Retrieval of a run; writes results.json and neighbours.json into its folder. `overrides` may change the data."""
     folder = RunFolder(run)
     folder.experiment()
@@ -38,7 +40,8 @@ def retrieve_in_session(
 def print_retrieval(retrieval: Retrieval) -> None:
     """The table on the terminal, chance beside it, and what was left out."""
     columns = [key for key in retrieval.rows[0] if key != "name"]
-    table = Table(title=f"nearest-neighbour retrieval: {retrieval.query} queries in {retrieval.gallery} videos, chance R@1 {retrieval.chance:.3f}")
+    sides = f"{retrieval.query} queries in {retrieval.gallery} videos"
+    table = Table(title=f"nearest-neighbour retrieval: {sides}, chance R@1 {retrieval.chance:.3f}")
     table.add_column("encoder")
     for column in columns:
         table.add_column(column, justify="right")

@@ -12,7 +12,9 @@ from vicc_ray.errors import UserError
 from vicc_ray.progress import Counter
 
 
-def index_videos(source: str, out: Path, layout: str = "auto", split: str | None = None, workers: int | None = None) -> Manifest:
+def index_videos(
+    source: str, out: Path, layout: str = "auto", split: str | None = None, workers: int | None = None
+) -> Manifest:
     """Probe the videos of a source and write their manifest; UserError where none can be read."""
     found = scan(source, layout, split)
     with Counter("probing videos", len(found)) as counter:

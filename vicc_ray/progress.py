@@ -10,7 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from vicc_ray.console import console
 from vicc_ray.train.schedule import Stage
@@ -39,8 +47,15 @@ class Counter:
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
         self.started = self.told = time.monotonic()
+        # When the first items came: until then the job was starting, which says nothing about the others.
+        self.first: tuple[float, int] | None = None
         self.bar = progress_bar() if console.is_terminal else None
         self.task: TaskID | None = None
+
+    def _left(self, now: float) -> float:
+        """Seconds that the items to come will take, at the pace since the first ones."""
+        since, count = self.first or (self.started, 0)
+        return (now - since) / max(self.done - count, 1) * (self.total - self.done)
 
     def __enter__(self) -> Counter:
         if self.bar:
@@ -48,7 +63,9 @@ class Counter:
             self.task = self.bar.add_task(self.title, total=self.total, note="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar:
             self.bar.stop()
         elif kind is None:
@@ -56,14 +73,15 @@ class Counter:
 
     def advance(self, count: int = 1) -> None:
         """`count` more items are done."""
-        self.done += count
         now = time.monotonic()
+        if self.first is None:
+            self.first = (now, self.done + count)
+        self.done += count
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done)
         elif now - self.told > PLAIN_SECONDS:
             self.told = now
-            left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
-            console.print(f"{self.title}: {self.done} of {self.total}, {left:.0f} s left")
+            console.print(f"{self.title}: {self.done} of {self.total}, {self._left(now):.0f} s left")
 
 
 class RunProgress:
@@ -119,7 +137,7 @@ class RunProgress:
             "train": self._show_training,
             "note": lambda stage, record: console.print(f"{stage.name}: note: {record['text']}"),
         }
-        handlers.get(record["kind"], lambda stage, record: None)(stage, record)
+        handlers.get(record["kind"], _ignore)(stage, record)
 
     def _show_training(self, stage: Stage, record: dict[str, Any]) -> None:
         done = record["step"] - stage.first_step
@@ -132,3 +150,7 @@ class RunProgress:
             self.told = time.monotonic()
             left = (stage.steps - done) * stage.global_batch / max(record["samples_per_second"], 1e-9)
             console.print(f"{stage.name}: step {done} of {stage.steps}, {note}, {left:.0f} s left in this stage")
+
+
+def _ignore(stage: Stage, record: dict[str, Any]) -> None:
+    """Records that are for the report."""

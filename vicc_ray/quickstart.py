@@ -19,14 +19,20 @@ from vicc_ray.report import write_report
 from vicc_ray.session import ray_session
 from vicc_ray.train.loop import run_training
 
+FRAMES = 16  # a video; clips are shorter, so that their windows differ
 
-def run_quickstart(runs: Path, train_per_class: int, query_per_class: int, overrides: Sequence[str], verbose: bool) -> None:
+
+def run_quickstart(
+    runs: Path, train_per_class: int, query_per_class: int, overrides: Sequence[str], verbose: bool
+) -> None:
     """Data set, manifest, four stages on two workers, retrieval, report; about six minutes on two cores."""
     started = time.monotonic()
     experiment = load_experiment(shipped_experiment("quickstart"), [f"runs={runs.absolute()}", *overrides])
     folder = RunFolder(experiment.run_dir)
     manifest_file = _prepare(folder, train_per_class, query_per_class, experiment)
-    experiment = experiment.model_copy(update={"data": experiment.data.model_copy(update={"manifest": str(manifest_file)})})
+    experiment = experiment.model_copy(
+        update={"data": experiment.data.model_copy(update={"manifest": str(manifest_file)})}
+    )
     # One Ray for training and evaluation: its start costs as much as a stage.
     with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, None, verbose) as resources:
         run_training(experiment, None, verbose)
@@ -49,7 +55,13 @@ def shipped_experiment(name: str) -> Path:
 def _prepare(folder: RunFolder, train_per_class: int, query_per_class: int, experiment: Experiment) -> Path:
     """The videos and their manifest."""
     console.print("making the motion data set: 8 classes that only motion tells apart")
-    table = make_dataset(folder.path / "data", train_per_class=train_per_class, query_per_class=query_per_class, seed=experiment.seed)
+    table = make_dataset(
+        folder.path / "data",
+        train_per_class=train_per_class,
+        query_per_class=query_per_class,
+        frames=FRAMES,
+        seed=experiment.seed,
+    )
     manifest = folder.path / "videos.parquet"
     if not manifest.is_file() or manifest.stat().st_mtime < table.stat().st_mtime:
         index_videos(str(table), manifest)

@@ -50,7 +50,9 @@ def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = 
         else:
             ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"address {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(
+            f"address {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})"
+        ) from error
     try:
         yield plan or _plan(train, address)
     finally:

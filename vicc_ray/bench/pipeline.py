@@ -40,7 +40,10 @@ def measure(rounds: int) -> Outcome:
             outcome = Outcome("samples/s", take_turns(contenders, rounds))
     ratio = outcome.ratio("Ray Data, one decode actor", "bare loop, one process")
     outcome.bars = [Bar("stream / bare loop", ratio, SHARE_OF_BARE)]
-    outcome.facts = {"samples a round": samples, "clip": f"2 x {experiment.clip.frames} frames of {experiment.clip.decode_size}, RGB and flow"}
+    outcome.facts = {
+        "samples a round": samples,
+        "clip": f"2 x {experiment.clip.frames} frames of {experiment.clip.decode_size}, RGB and flow",
+    }
     return outcome
 
 

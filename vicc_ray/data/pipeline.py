@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 
-from vicc_ray.config import ClipConfig, Experiment
+from vicc_ray.config import STREAMS, ClipConfig, Experiment
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.samples import empty_clips, read_clips
@@ -26,6 +27,8 @@ from vicc_ray.train.batches import Block, TrainingPlan, decode_share
 SEGMENT_BLOCKS = 4096
 # Blocks that a worker holds beside the one it works on.
 PREFETCH = 2
+# Windows that an evaluation block holds, of one long video or of several short ones.
+WINDOWS_A_BLOCK = 16
 MIN_BUFFER_BYTES = 128 * 2**20
 
 
@@ -53,57 +56,96 @@ class PaceScheduling:
         """Nothing to clean up."""
 
 
-class DecodeShares:
-    """A decode actor of training: a unit (step and rank in one number) in, its block out."""
-
-    def __init__(self, plan: TrainingPlan, workers: int) -> None:
-        self.plan, self.workers = plan, workers
-
-    def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1] -> the block of step unit // workers for worker unit % workers."""
-        step, rank = divmod(int(rows["unit"][0]), self.workers)
-        return decode_share(self.plan, step, rank, self.workers)
-
-
 class DecodeWindows:
-    """A decode actor of evaluation: one video in, one row a window out; an unreadable video gives one row with its reason."""
+    """A decode actor of evaluation: some windows, perhaps of several videos, in; a row a window out.
 
-    def __init__(self, videos: Sequence[VideoRow], experiment: Experiment, windows: str) -> None:
-        self.videos, self.experiment, self.windows = videos, experiment, windows
+    `windows` names all of them as (video number, first frame), in order; unit u stands for `size` of them from u * size on.
+    A row whose video cannot be read carries the reason.
+    """
+
+    def __init__(
+        self, videos: Sequence[VideoRow], windows: Sequence[tuple[int, int]], size: int, experiment: Experiment
+    ) -> None:
+        self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
 
     def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1], a video's number -> video, refused, rgb [w, T, H, W, 3] and flow [w, T, H, W, 2]."""
-        number = int(rows["unit"][0])
-        video, clip = self.videos[number], self.experiment.clip
-        starts = evaluation_starts(video.frames, clip.frames, clip.stride, self.windows)
+        """`unit` int64 [1] -> video, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
+        first = int(rows["unit"][0]) * self.size
+        wanted = self.windows[first : first + self.size]
+        parts = [
+            self._read(video, [start for _, start in run])
+            for video, run in groupby(wanted, key=lambda window: window[0])
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _read(self, number: int, starts: list[int]) -> Block:
+        experiment = self.experiment
         try:
-            clips, reason = read_clips(video, starts, ("rgb", "flow"), clip, self.experiment.flow), ""
+            clips, reason = read_clips(self.videos[number], starts, STREAMS, experiment.clip, experiment.flow), ""
         except VideoError as error:
-            starts, reason = starts[:1], str(error) or "cannot be read"
-            clips = empty_clips(1, ("rgb", "flow"), clip)
-        block: Block = {"video": np.full(len(starts), number, np.int64), "refused": np.array([reason] * len(starts), object)}
+            clips, reason = empty_clips(len(starts), STREAMS, experiment.clip), str(error) or "cannot be read"
+        block: Block = {
+            "video": np.full(len(starts), number, np.int64),
+            "refused": np.array([reason] * len(starts), object),
+        }
         return block | dict(clips)
 
 
-def training_iterators(plan: TrainingPlan, first_step: int, last_step: int, workers: int, actors: int) -> list[DataIterator]:
-    """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `actors` actors."""
-    units = range(first_step * workers, last_step * workers)
+class DecodeShares:
+    """A decode actor of training: a unit (step and rank in one number) in, its block out.
+
+    Units below 0 count the monitor's videos from the end of their list, one centre window each.
+    """
+
+    def __init__(self, plan: TrainingPlan, workers: int, monitored: Sequence[VideoRow]) -> None:
+        self.plan, self.workers = plan, workers
+        windows = list_windows(monitored, plan.experiment.clip, "centre")
+        windows += windows[-1:] * (-len(windows) % workers)  # the last one fills up the last round
+        self.monitored = len(windows)
+        self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment)
+
+    def __call__(self, rows: dict[str, Any]) -> Block:
+        """`unit` int64 [1] -> the block of step unit // workers for worker unit % workers."""
+        unit = int(rows["unit"][0])
+        if unit < 0:
+            return self.decode_windows({"unit": [unit + self.monitored]})
+        step, rank = divmod(unit, self.workers)
+        return decode_share(self.plan, step, rank, self.workers)
+
+
+def training_iterators(
+    plan: TrainingPlan, first_step: int, last_step: int, workers: int, actors: int, monitored: Sequence[VideoRow] = ()
+) -> list[DataIterator]:
+    """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `actors` actors.
+
+    Before them come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
+    share the stream because a stream of their own would start actors of its own.
+    """
+    rounds = -(-len(monitored) // workers)
+    units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
     buffer = _buffer_bytes(plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * actors)
-    return _decode(units, DecodeShares, (plan, workers), actors, buffer).streaming_split(workers, equal=False)
+    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), actors, buffer)
+    iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
+    return iterators
 
 
-def evaluation_windows(videos: Sequence[VideoRow], experiment: Experiment, windows: str, actors: int) -> Dataset:
-    """The evaluation clips of videos as a dataset, a block a video, in order: video, refused, rgb, flow."""
-    buffer = _buffer_bytes(experiment.clip, clips=8, blocks=8 * actors)
-    return _decode(range(len(videos)), DecodeWindows, (tuple(videos), experiment, windows), actors, buffer)
+def evaluation_windows(
+    videos: Sequence[VideoRow], windows: Sequence[tuple[int, int]], experiment: Experiment, actors: int
+) -> Dataset:
+    """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order: video, refused, rgb, flow."""
+    buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * actors)
+    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment)
+    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, actors, buffer)
 
 
-def window_iterators(
-    videos: Sequence[VideoRow], experiment: Experiment, windows: str, workers: int, actors: int
-) -> list[DataIterator]:
-    """One iterator a worker over `evaluation_windows`: video j goes to worker j mod n where each has one window."""
-    return evaluation_windows(videos, experiment, windows, actors).streaming_split(workers, equal=False)
+def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str) -> list[tuple[int, int]]:
+    """The evaluation windows of videos as (video number, first frame), in order."""
+    return [
+        (number, start)
+        for number, video in enumerate(videos)
+        for start in evaluation_starts(video.frames, clip.frames, clip.stride, windows)
+    ]
 
 
 def _buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:
@@ -127,7 +169,7 @@ def configure_context() -> None:
         context.custom_execution_callback_classes.append(PaceScheduling)
 
 
-def _decode(units: range, actor: type, arguments: tuple[Any, ...], actors: int, buffer: int) -> Dataset:
+def _decode(units: Sequence[int], actor: type, arguments: tuple[Any, ...], actors: int, buffer: int) -> Dataset:
     configure_context()
     # Ready-made one-row blocks, because reading tasks would ask for CPUs of their own.
     source = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in units])

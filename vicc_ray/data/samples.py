@@ -21,7 +21,9 @@ from vicc_ray.data.manifest import VideoRow
 Clips = dict[Stream, NDArray[np.uint8]]
 
 
-def read_clips(video: VideoRow, starts: Sequence[int], streams: Sequence[Stream], clip: ClipConfig, flow: FlowConfig) -> Clips:
+def read_clips(
+    video: VideoRow, starts: Sequence[int], streams: Sequence[Stream], clip: ClipConfig, flow: FlowConfig
+) -> Clips:
     """The clips of a video that begin at `starts`, of the streams named; decodes every needed frame once.
 
     Raises `VideoError` with the reason where the file cannot deliver them.

@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy
 
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.data.pipeline import evaluation_windows, iterate_blocks
+from vicc_ray.data.pipeline import evaluation_windows, iterate_blocks, list_windows
 from vicc_ray.resources import ResourcePlan
 
 Features = NDArray[np.float32]
@@ -29,7 +29,7 @@ class FeatureTable:
 
 
 class EncodeWindows:
-    """A model actor: a video's windows in, the mean feature of each encoder out."""
+    """A model actor: windows in, their features by each encoder out."""
 
     def __init__(self, encoders: Mapping[str, str], experiment: Experiment, use_gpu: bool, threads: int) -> None:
         import torch
@@ -41,24 +41,28 @@ class EncodeWindows:
         self.experiment = experiment
         files = {name: load_encoder(Path(path)) for name, path in encoders.items()}
         self.streams = {name: file.stream for name, file in files.items()}
-        self.encoders = {name: file.build().to(self.device) for name, file in files.items()}
+        self.layout = torch.channels_last_3d if experiment.train.channels_last else torch.contiguous_format
+        self.encoders = {
+            name: file.build().to(self.device).to(memory_format=self.layout) for name, file in files.items()
+        }
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Rows of one video: uint8 windows [w, T, H, W, C] a stream -> video, refused and a feature [1, d] an encoder."""
+        """uint8 windows [w, T, H, W, C] a stream -> video, refused and features float32 [w, d] an encoder."""
         import torch
 
         from vicc_ray.data.augment import evaluation_input
 
         experiment = self.experiment
-        row: dict[str, Any] = {"video": rows["video"][:1], "refused": rows["refused"][:1]}
+        row: dict[str, Any] = {"video": rows["video"], "refused": rows["refused"]}
         inputs: dict[str, torch.Tensor] = {}
         with torch.inference_mode():
             for name, encoder in self.encoders.items():
                 stream = self.streams[name]
                 if stream not in inputs:
                     clips = torch.from_numpy(np.array(rows[stream])).to(self.device)
-                    inputs[stream] = evaluation_input(clips, experiment.clip.size, experiment.augment.style)
-                row[name] = encoder.features(inputs[stream]).mean(0, keepdim=True).cpu().numpy()
+                    view = evaluation_input(clips, experiment.clip.size, experiment.augment.style)
+                    inputs[stream] = view.contiguous(memory_format=self.layout)
+                row[name] = encoder.features(inputs[stream]).cpu().numpy()
         return row
 
 
@@ -70,14 +74,14 @@ def extract_features(
     threads: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> FeatureTable:
-    """Features of every encoder (name -> file) for every video; an open Ray session is needed.
+    """Features of every encoder (name -> file) for every video, the mean over its windows; an open Ray session is needed.
 
-    A video is decoded once for all encoders. Unreadable videos are left out and listed. `on_progress` is called with the
-    number of videos that have just been finished.
+    A window is decoded once for all encoders. Unreadable videos are left out and listed. `on_progress` is called with the
+    number of windows that have just been finished.
     """
-    windows = evaluation_windows(videos, experiment, experiment.evaluate.windows, resources.decode_actors)
+    windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
     paths = {name: str(path) for name, path in encoders.items()}
-    encoded = windows.map_batches(
+    encoded = evaluation_windows(videos, windows, experiment, resources.decode_actors).map_batches(
         EncodeWindows,
         fn_constructor_args=(paths, experiment, resources.use_gpu, threads),
         batch_size=None,
@@ -86,18 +90,32 @@ def extract_features(
         num_gpus=1 if resources.use_gpu else 0,
         compute=ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
     )
-    done: list[int] = []
-    refused: list[tuple[str, str]] = []
-    rows: dict[str, list[Features]] = {name: [] for name in encoders}
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("video", "refused", *encoders)}
     for block in iterate_blocks(encoded.iterator()):
-        number = int(block["video"][0])
-        if block["refused"][0]:
-            refused.append((videos[number].video, str(block["refused"][0])))
-        else:
-            done.append(number)
-            for name in encoders:
-                rows[name].append(np.asarray(block[name], np.float32))
+        for name, rows in parts.items():
+            rows.append(block[name])
         if on_progress:
-            on_progress(1)
-    width = {name: np.concatenate(parts) if parts else np.zeros((0, 1), np.float32) for name, parts in rows.items()}
-    return FeatureTable(tuple(videos[number] for number in done), width, tuple(refused))
+            on_progress(len(block["video"]))
+    columns = {name: np.concatenate(rows) for name, rows in parts.items()}
+    return _mean_over_windows(columns, videos, tuple(encoders))
+
+
+def _mean_over_windows(
+    columns: dict[str, NDArray[Any]], videos: Sequence[VideoRow], names: tuple[str, ...]
+) -> FeatureTable:
+    """One row a video from one row a window; a video with an unreadable window is left out."""
+    refused = {
+        int(video): str(reason) for video, reason in zip(columns["video"], columns["refused"], strict=True) if reason
+    }
+    kept = [number for number in range(len(videos)) if number not in refused]
+    order = np.argsort(columns["video"], kind="stable")
+    firsts = np.searchsorted(columns["video"][order], kept)
+    counts = np.bincount(columns["video"], minlength=len(videos))[kept]
+    features = {}
+    for name in names:
+        rows = columns[name][order]
+        features[name] = np.stack([rows[a : a + n].mean(axis=0) for a, n in zip(firsts, counts, strict=True)]).astype(
+            np.float32
+        )
+    listed = tuple((videos[number].video, reason) for number, reason in sorted(refused.items()))
+    return FeatureTable(tuple(videos[number] for number in kept), features, listed)

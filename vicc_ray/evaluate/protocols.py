@@ -13,6 +13,7 @@ import numpy as np
 from vicc_ray.checkpoint import RunFolder, write_text
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.pipeline import list_windows
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.features import FeatureTable, extract_features
 from vicc_ray.evaluate.fusion import fused_recall_at_k
@@ -63,18 +64,23 @@ def finished_encoders(folder: RunFolder) -> dict[str, str]:
 
 def _in_order(names: Sequence[str]) -> list[str]:
     # RGB-1, Flow-1, RGB-2-cycle1, ..., RGB-2, Flow-2: by level, earlier cycles first, RGB before flow.
-    return sorted(names, key=lambda name: (name.split("-")[1], "cycle" not in name, name.split("-")[2:], name.startswith("Flow")))
+    return sorted(
+        names, key=lambda name: (name.split("-")[1], "cycle" not in name, name.split("-")[2:], name.startswith("Flow"))
+    )
 
 
 def retrieve(folder: RunFolder, experiment: Experiment, manifest: Manifest, resources: ResourcePlan) -> Retrieval:
     """Retrieval of every encoder of a run and of R+F; an open Ray session is needed."""
     started = time.monotonic()
     if experiment.data.gallery_split == experiment.data.query_split:
-        raise UserError(f"data.query_split: '{experiment.data.query_split}' is the gallery's split too; a query would find itself")
+        raise UserError(
+            f"data.query_split: '{experiment.data.query_split}' is the gallery's split too; a query would find itself"
+        )
     gallery, query = manifest.select(experiment.data.gallery_split), manifest.select(experiment.data.query_split)
     check_labels([row.label for row in gallery], [row.label for row in query])
     rows = finished_encoders(folder)
-    with Counter("evaluating videos", len(gallery) + len(query)) as counter:
+    count = len(list_windows([*gallery, *query], experiment.clip, experiment.evaluate.windows))
+    with Counter("evaluating windows", count) as counter:
         files = {row: folder.encoder(name) for row, name in rows.items()}
         table = extract_features(files, [*gallery, *query], experiment, resources, on_progress=counter.advance)
     return _rank(table, {row.video for row in query}, experiment, time.monotonic() - started)

@@ -43,7 +43,7 @@ class FactorisedConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, cin, t, h, w] -> [B, cout, ceil(t/st), ceil(h/sh), ceil(w/sw)]."""
-        out: Tensor = self.temporal(F.relu(self.norm(self.spatial(x))))
+        out: Tensor = self.temporal(F.relu(self.norm(self.spatial(x)), inplace=True))
         return out
 
 
@@ -68,8 +68,8 @@ class FactorisedBlock(nn.Module):
         residual = x
         if self.shortcut is not None and self.shortcut_norm is not None:
             residual = self.shortcut_norm(self.shortcut(x))
-        out = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(out)) + residual)
+        out = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(out)) + residual, inplace=True)
 
 
 class R2Plus1D10(nn.Module):
@@ -92,7 +92,7 @@ class R2Plus1D10(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Clips [B, C, T, H, W] -> maps [B, feature_dim, t, h, w]."""
-        x = F.relu(self.stem_norm(self.stem(x)))
+        x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
         out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return out
 

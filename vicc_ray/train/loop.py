@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.data import DataIterator
 from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -22,11 +20,11 @@ from vicc_ray import distributed
 from vicc_ray.checkpoint import RunFolder, load_state, save_state
 from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.console import console, quiet
-from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators, window_iterators
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.progress import RunProgress
-from vicc_ray.resources import ResourcePlan
+from vicc_ray.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.session import ray_session
 from vicc_ray.train.batches import Block, TrainingPlan
 from vicc_ray.train.monitor import Monitor, monitor_plan
@@ -46,8 +44,10 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     UserError for what the reader has to change, Interrupted after Ctrl-C.
     """
     folder = RunFolder(experiment.run_dir)
-    manifest = _manifest(experiment, folder)
+    manifest = folder.read_manifest(experiment)
     plan = make_plan(experiment, manifest)
+    if address is None:
+        plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
     resumes = folder.open(experiment, manifest.fingerprint())
     if not folder.manifest.is_file() or not resumes:
         manifest.write(folder.manifest)
@@ -65,14 +65,6 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     return folder
 
 
-def _manifest(experiment: Experiment, folder: RunFolder) -> Manifest:
-    if experiment.data.manifest is None:
-        if folder.manifest.is_file():
-            return Manifest.read(folder.manifest)
-        raise UserError("data.manifest: is not set; make one with 'vicc index DIR --out M.parquet' and --set data.manifest=M.parquet")
-    return Manifest.read(experiment.data.manifest)
-
-
 def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
     settings = experiment.train
     per_worker = {"CPU": 1, "GPU": 1} if resources.use_gpu else {"CPU": 1}
@@ -85,7 +77,9 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
             "threads": max(1, (os.cpu_count() or 1) // resources.workers),
         },
         torch_config=TorchConfig(timeout_s=int(settings.collective_timeout)),
-        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+        ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(folder.path),
@@ -98,7 +92,9 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
     except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder.path}") from None
     except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"training failed after {settings.max_failures} restarts; see {folder.logs / 'ray.log'}") from error
+        raise RuntimeError(
+            f"training failed after {settings.max_failures} restarts; see {folder.logs / 'ray.log'}"
+        ) from error
     outcome = result.return_value
     if outcome is None:
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder.path}")
@@ -114,8 +110,10 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     manifest = Manifest.read(folder.manifest)
     plan = make_plan(experiment, manifest)
     host = _RayHost(plan, settings["decode_actors"])
+    restored = _restored()
     try:
-        return {"step": train(plan, folder, host, _restored(), host.monitor(manifest))}
+        monitor = host.open(int(restored["step"]) if restored else 0, manifest)
+        return {"step": train(plan, folder, host, restored, monitor)}
     except UserError as error:
         # Trying again cannot help, so this is an end and not a failure for Ray to restart.
         return {"error": str(error)}
@@ -135,23 +133,48 @@ class _RayHost:
     def __init__(self, plan: TrainingPlan, decode_actors: int) -> None:
         self.plan, self.decode_actors = plan, decode_actors
         self.device: torch.device = get_device()
+        self.stream: Iterator[Block] = iter(())
+
+    def open(self, first_step: int, manifest: Manifest) -> Monitor | None:
+        """Start the stream at a global step; returns the monitor with this worker's share of its clips, if there is one."""
+        plan = monitor_plan(self.plan.experiment, manifest)
+        videos = plan.videos if plan and first_step < self.plan.steps else ()
+        self.stream = self._blocks(first_step, videos)
+        if plan is None or not videos:
+            return None
+        rank, workers = distributed.rank(), distributed.world_size()
+        mine = [next(self.stream) for _ in range(-(-len(videos) // workers))]
+        rows = range(rank, len(videos), workers)
+        for block in mine:
+            if block["refused"][0]:
+                video = videos[int(block["video"][0])].video
+                raise UserError(f"{video}: {block['refused'][0]}; it could be read when it was indexed, so index again")
+        # Where the videos do not come out even, the last block only filled up the round.
+        clips = {
+            stream: torch.from_numpy(np.concatenate([block[stream] for block in mine[: len(rows)]]))
+            for stream in STREAMS
+        }
+        return Monitor(plan, rows, clips, self.plan.experiment, self.device)
 
     def blocks(self, first_step: int) -> Iterator[Block]:
-        """This worker's blocks, from one dataset after the other."""
+        """The rest of the stream, which `open` started at this step."""
+        return self.stream
+
+    def _blocks(self, first_step: int, monitored: Sequence[VideoRow]) -> Iterator[Block]:
+        """The monitor's blocks, then the training blocks of this worker, from one dataset after the other."""
         workers = distributed.world_size()
         for start, end in segments(first_step, self.plan.steps, workers):
-            decode = partial(training_iterators, self.plan, start, end, workers)
-            yield from self._dealt(decode)
-
-    def _dealt(self, decode: Callable[..., list[DataIterator]]) -> Iterator[Block]:
-        """This worker's part of a stream that worker 0 opens and that all of them drain."""
-        streams = None
-        if distributed.rank() == 0:
-            streams = decode(actors=self.decode_actors)
-        # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
-        handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
-        yield from iterate_blocks(handles[distributed.rank()])
-        distributed.barrier()  # the stream must live until every worker has drained it
+            streams = None
+            if distributed.rank() == 0:
+                streams = training_iterators(self.plan, start, end, workers, self.decode_actors, monitored)
+            # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
+            handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
+            yield from iterate_blocks(handles[distributed.rank()])
+            distributed.barrier()  # the stream must live until every worker has drained it
+            monitored = ()
+            if streams is not None:
+                # Handles that went through a message are not counted by Ray, so the coordinator would stay for ever.
+                ray.kill(streams[0]._coord_actor)
 
     def save(self, state: State, step: int) -> None:
         """Report a checkpoint, written by worker 0 and uploaded in the background."""
@@ -165,18 +188,3 @@ class _RayHost:
         ray.train.report(
             {"step": step}, checkpoint, checkpoint_dir_name=name, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
         )
-
-    def monitor(self, manifest: Manifest) -> Monitor | None:
-        """The monitor with this worker's share of its clips, or None where there is nothing to monitor."""
-        experiment, workers = self.plan.experiment, distributed.world_size()
-        plan = monitor_plan(experiment, manifest)
-        if plan is None:
-            return None
-        blocks = list(self._dealt(partial(window_iterators, plan.videos, experiment, "centre", workers)))
-        for block in blocks:
-            if block["refused"][0]:
-                video = plan.videos[int(block["video"][0])].video
-                raise UserError(f"{video}: {block['refused'][0]}; it could be read when it was indexed, so index again")
-        clips = {stream: torch.from_numpy(np.concatenate([block[stream] for block in blocks])) for stream in STREAMS}
-        rows = range(distributed.rank(), len(plan.videos), workers)
-        return Monitor(plan, rows, clips, experiment, self.device)

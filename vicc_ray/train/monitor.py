@@ -61,7 +61,12 @@ class Monitor:
     """
 
     def __init__(
-        self, plan: MonitorPlan, rows: Sequence[int], clips: Mapping[Stream, Tensor], experiment: Experiment, device: torch.device
+        self,
+        plan: MonitorPlan,
+        rows: Sequence[int],
+        clips: Mapping[Stream, Tensor],
+        experiment: Experiment,
+        device: torch.device,
     ) -> None:
         self.plan, self.rows, self.clips, self.device = plan, torch.as_tensor(list(rows)), clips, device
         self.size, self.style = experiment.clip.size, experiment.augment.style
@@ -72,7 +77,7 @@ class Monitor:
         training = encoder.training
         distributed.average_buffers_(encoder)  # all workers look at one and the same network
         encoder.eval()
-        mine = [self._features(encoder, chunk) for chunk in self.clips[stream].split(CHUNK)]
+        mine = [self._features(encoder, chunk) for chunk in torch.split(self.clips[stream], CHUNK)]
         encoder.train(training)
         features = torch.cat(mine) if mine else torch.zeros(0, encoder.feature_dim)
         everyone = torch.cat(distributed.gather_rows(features.contiguous()))

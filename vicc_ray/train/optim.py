@@ -21,7 +21,12 @@ class LARS(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
@@ -36,7 +41,7 @@ class LARS(Optimizer):
                 self._update(weights, group)
 
     def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        grads = [p.grad for p in weights]
+        grads = [p.grad for p in weights if p.grad is not None]
         momenta = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
         weight_norms = torch.stack(torch._foreach_norm(weights))
         grad_norms = torch.stack(torch._foreach_norm(grads))
@@ -47,9 +52,9 @@ class LARS(Optimizer):
         factors = list(torch.where(scaled, ratio, torch.ones_like(ratio)).unbind())
         decays = list(torch.where(scaled, ratio * decay, torch.zeros_like(ratio)).unbind())
         torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, torch._foreach_mul(grads, factors))
+        torch._foreach_addcmul_(momenta, grads, factors)
         if decay:
-            torch._foreach_add_(momenta, torch._foreach_mul(weights, decays))
+            torch._foreach_addcmul_(momenta, weights, decays)
         torch._foreach_add_(weights, momenta, alpha=-group["lr"])
 
 

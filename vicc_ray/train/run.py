@@ -139,7 +139,9 @@ def _train_stage(
         if done % settings.train.log_every == 0 or done == stage.steps or local == 0:
             recorder.record(stage, step + 1, outcome, trainer)
         if monitor and look_every and (done % look_every == 0 or done == stage.steps):
-            recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **monitor(trainer.encoder, stage.stream)})
+            recorder.add(
+                {"kind": "monitor", "stage": stage.name, "step": step + 1, **monitor(trainer.encoder, stage.stream)}
+            )
         if save_every and done % save_every == 0 and done < stage.steps:
             host.save({"step": step + 1, "stage": stage.name, "trainer": trainer.state_dict()}, step + 1)
 
@@ -150,7 +152,9 @@ def _leave(plan: TrainingPlan, folder: RunFolder, stage: Stage, trainer: StageTr
     distributed.barrier()  # no worker looks for the file before it is there
 
 
-def _save(plan: TrainingPlan, folder: RunFolder, name: str, stage: Stage, encoder: Encoder, prototypes: Prototypes) -> None:
+def _save(
+    plan: TrainingPlan, folder: RunFolder, name: str, stage: Stage, encoder: Encoder, prototypes: Prototypes
+) -> None:
     if distributed.rank():
         return
     meta = {"name": name, "experiment": plan.experiment.model_dump(mode="json"), "provenance": folder.provenance()}
@@ -189,7 +193,11 @@ class _Recorder:
         self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
         asked = self.plan.experiment
         if asked.objective.queue != stage.queue:
-            used = f"{stage.queue} used, a multiple of the global batch of {stage.global_batch}" if stage.queue else "none used"
+            used = (
+                f"{stage.queue} used, a multiple of the global batch of {stage.global_batch}"
+                if stage.queue
+                else "none used"
+            )
             self.note(stage, f"queue: {asked.objective.queue} rows asked for, {used}")
         if asked.optim.precision == "bf16" and not trainer.bf16:
             self.note(stage, f"optim.precision: bf16 is for GPUs, fp32 is used on {trainer.device.type}")
@@ -206,7 +214,9 @@ class _Recorder:
 
     def note(self, stage: Stage, text: str, step: int | None = None) -> None:
         """A line for the reader, shown beside the progress and in the report."""
-        self.add({"kind": "note", "stage": stage.name, "step": stage.first_step if step is None else step, "text": text})
+        self.add(
+            {"kind": "note", "stage": stage.name, "step": stage.first_step if step is None else step, "text": text}
+        )
 
     def add(self, record: dict[str, Any]) -> None:
         """Append to metrics.jsonl and tensorboard, on rank 0."""
@@ -237,5 +247,3 @@ class _Recorder:
                 f"{int(count)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, more than "
                 f"data.max_refused = {self.plan.experiment.data.max_refused:g} allows ({shown}; all in {self.folder.refused})"
             )
-
-

@@ -1,7 +1,7 @@
 """Stages as data: who learns, who guides, from which weights, for how many steps, at which learning rate. Pure.
 
-    cycle 0     RGB-1               Flow-1               each encoder alone
-    cycle 1..   RGB-2 | Flow guides   Flow-2 | RGB guides   the guide is the other stream's newest encoder, frozen
+cycle 0     RGB-1               Flow-1               each encoder alone
+cycle 1..   RGB-2 | Flow guides   Flow-2 | RGB guides   the guide is the other stream's newest encoder, frozen
 """
 
 from __future__ import annotations
@@ -71,7 +71,13 @@ def make_stages(experiment: Experiment, videos: int) -> list[Stage]:
 
 
 def _stage(
-    experiment: Experiment, videos: int, cycle: int, stream: Stream, newest: dict[Stream, str], index: int, first_step: int
+    experiment: Experiment,
+    videos: int,
+    cycle: int,
+    stream: Stream,
+    newest: dict[Stream, str],
+    index: int,
+    first_step: int,
 ) -> Stage:
     kind = "single" if cycle == 0 else "cross"
     settings = experiment.schedule.single if cycle == 0 else experiment.schedule.cross
@@ -148,7 +154,6 @@ def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, 
         rows.append(
             {
                 "stage": stage.name,
-                "learns from": ", ".join(stage.streams),
                 "starts from": stage.starts_from or "random",
                 "guided by": stage.guided_by or "-",
                 "steps": str(stage.steps),

@@ -46,18 +46,23 @@ class StageTrainer:
         self.settings = augment_settings(experiment)
         # The layout changes the speed only; which one is faster depends on backbone, width and device.
         self.layout = torch.channels_last_3d if experiment.train.channels_last else torch.contiguous_format
-        learner = learner.to(device, memory_format=self.layout).train()
+        learner = learner.to(device).to(memory_format=self.layout).train()
         mode = experiment.model.batch_norm
         if mode == "sync" or (mode == "auto" and device.type == "cuda"):
             learner = convert_batch_norm(learner, "sync", device)
         # One wrapped module: gradients of encoder and prototypes are averaged together.
         self.module = nn.ModuleDict({"encoder": learner, "prototypes": prototypes.to(device)})
         self.encoder, self.prototypes = learner, prototypes
-        self.guide = None if guide is None else guide.to(device, memory_format=self.layout).eval().requires_grad_(False)
+        self.guide = (
+            None if guide is None else guide.to(device).to(memory_format=self.layout).eval().requires_grad_(False)
+        )
         self.micro_batch = experiment.optim.micro_batch
         # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 in 5 small encoders).
         self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
-        self.parallel = distributed.wrap_ddp(_Views(self.module), device)
+        # On GPU gradients are averaged while the backward pass goes on; on CPU, or in parts, in one message after it.
+        overlaps = device.type == "cuda" and self.micro_batch is None
+        self.parallel = distributed.wrap_ddp(_Views(self.module), device) if overlaps else _Views(self.module)
+        self.averages = not overlaps
         self.optimiser = make_optimiser(self.module.parameters(), experiment.optim)
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
         self.objective = _objective(experiment, stage)
@@ -71,6 +76,8 @@ class StageTrainer:
         guided = self._guide(guide_views)
         forward = self._whole if self.micro_batch is None else self._in_parts
         outcome = forward(learner_views, guided, batch.slots, step)
+        if self.averages:
+            distributed.average_gradients_(self.module)
         if step < self.stage.freeze_prototypes:
             for weight in self.prototypes.parameters():
                 weight.grad = None
@@ -181,24 +188,27 @@ class StageTrainer:
             with self._autocast():
                 embeddings = encoder(*chunk)
             torch.autograd.backward(embeddings, list(chunk_grads))
-        distributed.average_gradients_(self.module)
         return outcome
 
     def _second_view(self, x2: Tensor, step: int) -> Tensor:
         """The second view without gradient, as published; with `shuffle`, its rows encoded on other workers."""
         with torch.no_grad(), self._autocast():
             if self.experiment.model.batch_norm != "shuffle" or distributed.world_size() == 1:
-                (z,) = _Views(self.module)(x2)
-                return z
+                return self._encode(x2)
             rows = torch.cat(distributed.gather_rows(x2))
             counts = [len(part) for part in distributed.gather_rows(torch.zeros(len(x2), 1, device=self.device))]
             order = np.random.default_rng([self.experiment.seed, self.stage.index, step]).permutation(len(rows))
             before = sum(counts[: distributed.rank()])
             mine = slice(before, before + len(x2))
-            (shuffled,) = _Views(self.module)(rows[torch.as_tensor(order[mine], device=self.device)])
+            shuffled = self._encode(rows[torch.as_tensor(order[mine], device=self.device)])
             everywhere = torch.cat(distributed.gather_rows(shuffled))
             back = torch.as_tensor(np.argsort(order)[mine], device=self.device)
             return everywhere[back]
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """The learner's embeddings of one view, also where this worker has no rows."""
+        embeddings: list[Tensor] = _Views(self.module)(x)
+        return embeddings[0]
 
     def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> Outcome:
         return self.objective(
@@ -253,13 +263,17 @@ def _objective(experiment: Experiment, stage: Stage) -> Objective:
         assigned = tuple(view for view in assigned if view < stage.views) or None
     settings = ObjectiveSettings(asked.temperature, asked.epsilon, asked.iterations, stage.queue, assigned)
     return Objective(
-        settings, views=stage.views, dim=experiment.model.embedding_dim, global_batch=stage.global_batch, stage=stage.name
+        settings,
+        views=stage.views,
+        dim=experiment.model.embedding_dim,
+        global_batch=stage.global_batch,
+        stage=stage.name,
     )
 
 
 def _chunks(tensors: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
     """The rows of all tensors in parts of at most `size`; one part where there are no rows."""
-    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+    return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
 
 
 @torch.no_grad()
