@@ -21,7 +21,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.objective import Outcome
-from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, local_blocks, to_batch
+from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.monitor import Monitor, monitor_plan
 from vicc_ray.train.run import State, train
 from vicc_ray.train.schedule import locate
@@ -44,10 +44,10 @@ class PlainHost:
         self.saved: list[State] = []
 
     def blocks(self, first_step: int) -> Iterator[Block]:
-        for block in local_blocks(self.plan, first_step, distributed.rank(), distributed.world_size()):
-            if self.kill_at is not None and block["step"][0] == self.kill_at:
+        for step in range(first_step, self.plan.steps):
+            if step == self.kill_at:
                 raise Stopped
-            yield block
+            yield decode_share(self.plan, step, distributed.rank(), distributed.world_size())
 
     def save(self, state: State, step: int) -> None:
         self.saved.append(state)

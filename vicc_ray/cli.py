@@ -65,7 +65,9 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _leave("vicc: stopped; the same command goes on where this one ended", 130)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command's own words, told by typer
+        if hasattr(error, "show") and hasattr(
+            error, "exit_code"
+        ):  # a mistake in the command's own words, told by typer
             error.show()
             sys.exit(error.exit_code)
         _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)

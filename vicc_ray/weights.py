@@ -19,11 +19,10 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vicc_ray.config import STREAMS, Stream
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, EncoderSpec, empty_encoder
 
-Stream = Literal["rgb", "flow"]
-STREAMS: tuple[str, ...] = get_args(Stream)
 # "published": the three channels are constant 128, v, u, quantised flow normalised like RGB (method facts 5).
 FlowInput = Literal["published"]
 FLOW_INPUTS: tuple[str, ...] = get_args(FlowInput)

@@ -7,7 +7,7 @@ be read carries the reason. `decode_share` runs in decode actors and imports no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +100,6 @@ def _read(plan: TrainingPlan, stage: Stage, video: VideoRow, starts: Sequence[in
         return read_clips(video, starts, stage.streams, experiment.clip, experiment.flow), ""
     except VideoError as error:
         return empty_clips(len(starts), stage.streams, experiment.clip), str(error) or "cannot be read"
-
-
-def local_blocks(plan: TrainingPlan, first_step: int, rank: int, workers: int) -> Iterator[Block]:
-    """The blocks of one worker decoded in this process, for tests and benchmarks."""
-    for step in range(first_step, plan.steps):
-        yield decode_share(plan, step, rank, workers)
 
 
 def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[Batch, list[tuple[str, str]]]:

@@ -192,13 +192,11 @@ class _Recorder:
         self.clock = _Clock()
         self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
         asked = self.plan.experiment
-        if asked.objective.queue != stage.queue:
-            used = (
-                f"{stage.queue} used, a multiple of the global batch of {stage.global_batch}"
-                if stage.queue
-                else "none used"
-            )
-            self.note(stage, f"queue: {asked.objective.queue} rows asked for, {used}")
+        queue = trainer.objective.queue
+        if queue is not None and (note := queue.rounding_note()):
+            self.note(stage, note)
+        if queue is None and asked.objective.queue:
+            self.note(stage, f"queue: {asked.objective.queue} rows are fewer than a global batch, so none is used")
         if asked.optim.precision == "bf16" and not trainer.bf16:
             self.note(stage, f"optim.precision: bf16 is for GPUs, fp32 is used on {trainer.device.type}")
 

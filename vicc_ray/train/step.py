@@ -261,7 +261,8 @@ def _objective(experiment: Experiment, stage: Stage) -> Objective:
     if assigned is not None:
         # A single-stream stage has the learner's two views only.
         assigned = tuple(view for view in assigned if view < stage.views) or None
-    settings = ObjectiveSettings(asked.temperature, asked.epsilon, asked.iterations, stage.queue, assigned)
+    queue = asked.queue if stage.queue else 0
+    settings = ObjectiveSettings(asked.temperature, asked.epsilon, asked.iterations, queue, assigned)
     return Objective(
         settings,
         views=stage.views,
