@@ -272,10 +272,11 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
         {"optim": {"ema": 0.5, "clip_norm": 0.1, "micro_batch": 3}},
         {"objective": {"prototypes": [4, 8], "queue": 0, "views_for_assignment": [0, 1, 2]}},
         {"objective": {"second_view_gradient": False}, "model": {"batch_norm": "shuffle"}},
+        {"objective": {"prototypes": {"rgb": 8, "flow": [4, 6]}}},
         {"augment": {"style": "reference"}},
         {"model": {"backbone": "s3d"}},
     ],
-    ids=["lars", "ema-clip-micro", "heads", "published-second-view", "reference-augment", "s3d"],
+    ids=["lars", "ema-clip-micro", "heads", "published-second-view", "heads-per-stream", "reference-augment", "s3d"],
 )
 def test_every_option_trains(changes: dict[str, Any], videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(**changes), videos)
@@ -295,3 +296,24 @@ def test_bf16_on_a_cpu_is_fp32_and_says_so(
     notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
     assert notes == ["optim.precision: bf16 is for GPUs, fp32 is used on cpu"] * 4
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
+
+
+def test_a_loss_that_stays_at_ln_k_is_told(videos: Manifest, tmp_path: Path) -> None:
+    """With a very high temperature every prototype is predicted alike."""
+    changes = {"objective": {"temperature": 1e6, "epsilon": 1e6}, "train": {"collapse_warning_steps": 2}}
+    plan = tiny_plan(tiny_experiment(**changes), videos)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    train(plan, folder, PlainHost(plan), None, None)
+    notes = [(r["stage"], r["text"]) for r in read_records(folder.metrics) if r["kind"] == "note"]
+    assert [stage for stage, _ in notes] == ["RGB-2"]  # the only stage of more than two steps
+    assert "within 1% of ln(K) = 2.079 for 2 steps" in notes[0][1]
+
+
+def test_a_queue_that_does_not_fit_the_batch_is_told(videos: Manifest, tmp_path: Path) -> None:
+    for asked, text in ((20, "16 used"), (7, "none is used")):
+        plan = tiny_plan(tiny_experiment(objective={"queue": asked}), videos)
+        folder = _open(plan, tmp_path / str(asked), videos)
+        train(plan, folder, PlainHost(plan), None, None)
+        notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
+        assert len(notes) == 4
+        assert all(text in note for note in notes)

@@ -1,0 +1,79 @@
+"""What decode actors do, called in this process: the same blocks, dealt out in turn, windows in order; Ray has its own test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_experiment, tiny_plan
+
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.pipeline import DecodeShares, DecodeWindows, list_windows, segments
+from vicc_ray.data.samples import read_clips
+from vicc_ray.evaluate.features import _mean_over_windows
+from vicc_ray.train.batches import decode_share
+from vicc_ray.train.monitor import monitor_plan
+
+
+def test_a_unit_is_the_share_of_a_worker(videos: Manifest) -> None:
+    plan = tiny_plan(tiny_experiment(), videos)
+    actor = DecodeShares(plan, 3, ())
+    for unit in (0, 1, 2, 14):
+        step, rank = divmod(unit, 3)
+        expected = decode_share(plan, step, rank, 3)
+        found = actor({"unit": np.array([unit])})
+        assert found.keys() == expected.keys()
+        for name, rows in expected.items():
+            np.testing.assert_array_equal(found[name], rows)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_monitors_videos_come_first_and_fill_whole_rounds(videos: Manifest, workers: int) -> None:
+    plan = tiny_plan(tiny_experiment(evaluate={"monitor_videos": 10}), videos)
+    subset = monitor_plan(plan.experiment, videos)
+    assert subset is not None
+    actor = DecodeShares(plan, workers, subset.videos)
+    units = range(-actor.monitored, 0)
+    assert len(units) % workers == 0
+    numbers = [int(actor({"unit": np.array([unit])})["video"][0]) for unit in units]
+    count = len(subset.videos)
+    assert numbers[:count] == list(range(count))
+    assert set(numbers[count:]) <= {count - 1}
+
+
+def test_windows_of_several_videos_share_a_block_and_a_long_video_may_have_several(videos: Manifest, tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    rows = [*videos.videos[:3], replace(videos.videos[3], video=str(tmp_path / "gone.mp4"))]
+    windows = list_windows(rows, experiment.clip, "all")
+    assert windows == [(video, start) for video in range(4) for start in (0, 3, 4)]
+    actor = DecodeWindows(rows, windows, 5, experiment)
+    blocks = [actor({"unit": np.array([unit])}) for unit in range(3)]
+    assert [len(block["video"]) for block in blocks] == [5, 5, 2]
+    joined = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    assert joined["video"].tolist() == [video for video, _ in windows]
+    assert [bool(reason) for reason in joined["refused"]] == [video == 3 for video, _ in windows]
+    whole = read_clips(rows[1], [0, 3, 4], ("rgb", "flow"), experiment.clip, experiment.flow)
+    for stream in ("rgb", "flow"):
+        np.testing.assert_array_equal(joined[stream][3:6], whole[stream])  # type: ignore[index]
+
+
+def test_features_are_means_over_windows_without_refused_videos(videos: Manifest) -> None:
+    rows = videos.videos[:4]
+    columns = {
+        "video": np.array([0, 0, 1, 2, 2, 2, 3]),
+        "refused": np.array(["", "", "gone", "", "", "", ""], object),
+        "RGB-1": np.array([[1.0], [3.0], [9.0], [1.0], [2.0], [6.0], [5.0]], np.float32),
+    }
+    table = _mean_over_windows(columns, rows, ("RGB-1",))
+    assert table.videos == (rows[0], rows[2], rows[3])
+    assert table.features["RGB-1"].tolist() == [[2.0], [3.0], [5.0]]
+    assert table.refused == ((rows[1].video, "gone"),)
+
+
+def test_segments_cover_every_step_once() -> None:
+    parts = list(segments(5, 10_000, 3))
+    assert [step for a, b in parts for step in range(a, b)] == list(range(5, 10_000))
+    assert all((b - a) * 3 <= 4096 for a, b in parts)
+    assert list(segments(7, 7, 2)) == []
