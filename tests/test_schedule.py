@@ -69,6 +69,14 @@ def test_learning_rate_is_the_published_cosine() -> None:
     assert learning_rate(cross, cross.steps, 0.6, 0.0006) == pytest.approx(0.0006)
 
 
+def test_warm_up_rises_to_the_cosine() -> None:
+    warm = make_stages(make_experiment({"optim": {"warm_up": "4 steps"}}, "x"), 9537)[0]
+    plain = make_stages(Experiment(), 9537)[0]
+    for step in range(8):
+        share = min((step + 1) / 5, 1)
+        assert learning_rate(warm, step, 0.6, 0.1) == pytest.approx(share * learning_rate(plain, step, 0.6, 0.1))
+
+
 def test_a_queue_that_the_batch_does_not_divide_is_rounded_down() -> None:
     experiment = make_experiment({"objective": {"queue": 1000}, "schedule": {"single": {"global_batch": 192}}}, "x")
     assert make_stages(experiment, 9537)[0].queue == 960

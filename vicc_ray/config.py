@@ -258,6 +258,7 @@ class OptimConfig(Section):
     name: Literal["lars", "sgd", "adamw"] = "lars"
     lr: float = Field(0.6, gt=0, description="learning rate at the start of a stage's cosine")
     end_lr: float = Field(0.0006, ge=0, description="learning rate at the end of it")
+    warm_up: Length = Field(Duration(0, "epochs"), description="linear rise of the learning rate at a stage's start")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-6, ge=0)
     trust: float = Field(0.001, gt=0, description="LARS trust coefficient")

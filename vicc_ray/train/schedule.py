@@ -29,6 +29,7 @@ class Stage:
     first_step: int  # global step at which it begins
     steps: int
     cosine_steps: int
+    warm_up: int  # first steps, over which the learning rate rises linearly to the cosine
     steps_per_epoch: int
     global_batch: int
     queue: int  # embeddings in use per assigned view: a multiple of the global batch
@@ -105,6 +106,7 @@ def _stage(
         first_step=first_step,
         steps=count,
         cosine_steps=max(count, steps(settings.cosine_over, count) if settings.cosine_over else count),
+        warm_up=steps(experiment.optim.warm_up, count),
         steps_per_epoch=per_epoch,
         global_batch=batch,
         queue=experiment.objective.queue - experiment.objective.queue % batch,
@@ -140,9 +142,10 @@ def every(length: Duration, stage: Stage) -> int:
 
 
 def learning_rate(stage: Stage, step: int, lr: float, end_lr: float) -> float:
-    """Cosine from `lr` at the stage's first step to `end_lr` at the end of `cosine_steps`."""
+    """Cosine from `lr` at the stage's first step to `end_lr` at the end of `cosine_steps`, under the warm-up's rise."""
     progress = min(step / max(stage.cosine_steps, 1), 1.0)
-    return end_lr + (lr - end_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    rise = min((step + 1) / (stage.warm_up + 1), 1.0)
+    return rise * (end_lr + (lr - end_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, str]]:
