@@ -43,7 +43,9 @@ def test_the_monitors_videos_come_first_and_fill_whole_rounds(videos: Manifest, 
     assert set(numbers[count:]) <= {count - 1}
 
 
-def test_windows_of_several_videos_share_a_block_and_a_long_video_may_have_several(videos: Manifest, tmp_path: Path) -> None:
+def test_windows_of_several_videos_share_a_block_and_a_long_video_may_have_several(
+    videos: Manifest, tmp_path: Path
+) -> None:
     experiment = tiny_experiment()
     rows = [*videos.videos[:3], replace(videos.videos[3], video=str(tmp_path / "gone.mp4"))]
     windows = list_windows(rows, experiment.clip, "all")

@@ -25,7 +25,7 @@ FRAMES = 16  # a video; clips are shorter, so that their windows differ
 def run_quickstart(
     runs: Path, train_per_class: int, query_per_class: int, overrides: Sequence[str], verbose: bool
 ) -> None:
-    """Data set, manifest, four stages on two workers, retrieval, report; about six minutes on two cores."""
+    """Data set, manifest, four stages on two workers, retrieval, report; about seven minutes on two cores."""
     started = time.monotonic()
     experiment = load_experiment(shipped_experiment("quickstart"), [f"runs={runs.absolute()}", *overrides])
     folder = RunFolder(experiment.run_dir)

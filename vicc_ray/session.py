@@ -37,16 +37,7 @@ def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = 
     level = logging.INFO if verbose else logging.WARNING
     try:
         if plan is not None:
-            # More logical CPUs than there are: workers and decode actors take turns on the real ones.
-            ray.init(
-                address="local",
-                num_cpus=plan.cpus,
-                object_store_memory=plan.object_store,
-                log_to_driver=verbose,
-                logging_level=level,
-                include_dashboard=True,  # Ray Train asks the dashboard's agent which placement groups are stale
-                dashboard_port=0,
-            )
+            _start_here(plan, verbose, level)
         else:
             ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except (ConnectionError, ValueError) as error:
@@ -57,6 +48,27 @@ def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = 
         yield plan or _plan(train, address)
     finally:
         ray.shutdown()
+
+
+def _start_here(plan: ResourcePlan, verbose: bool, level: int) -> None:
+    """A cluster of this machine alone, with a second try: Ray gives its own parts 30 s, too few on a busy machine."""
+    for last_try in (False, True):
+        try:
+            # More logical CPUs than there are: workers and decode actors take turns on the real ones.
+            ray.init(
+                address="local",
+                num_cpus=plan.cpus,
+                object_store_memory=plan.object_store,
+                log_to_driver=verbose,
+                logging_level=level,
+                include_dashboard=True,  # Ray Train asks the dashboard's agent which placement groups are stale
+                dashboard_port=0,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if last_try or "timed out during startup" not in str(error):
+                raise
 
 
 def _plan(train: TrainConfig, address: str | None) -> ResourcePlan:

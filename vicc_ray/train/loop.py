@@ -92,9 +92,13 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
     except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder.path}") from None
     except ray.train.TrainingFailedError as error:
-        causes = {rank: str(cause).strip().splitlines() for rank, cause in getattr(error, "worker_failures", {}).items()}
+        causes = {
+            rank: str(cause).strip().splitlines() for rank, cause in getattr(error, "worker_failures", {}).items()
+        }
         told = "; ".join(f"worker {rank}: {lines[-1]}" for rank, lines in sorted(causes.items()) if lines) or str(error)
-        raise RuntimeError(f"training failed after {settings.max_failures} restarts ({told}); see {folder.logs}") from error
+        raise RuntimeError(
+            f"training failed after {settings.max_failures} restarts ({told}); see {folder.logs}"
+        ) from error
     outcome = result.return_value
     if outcome is None:
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder.path}")
