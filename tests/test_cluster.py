@@ -24,14 +24,15 @@ TINY = [
     "objective.queue=16",
     "schedule.single.length=3 steps",
     "schedule.single.global_batch=8",
-    "schedule.cross.length=4 steps",
+    "schedule.cross.length={rgb: 60 steps, flow: 3 steps}",  # RGB-2 is long enough to be killed in its middle
     "schedule.cross.global_batch=9",  # two workers cannot share it evenly
-    "train.checkpoint_every=1 steps",
+    "train.checkpoint_every=3 steps",
     "train.log_every=1",
-    "evaluate.monitor_every=2 steps",
+    "evaluate.monitor_every=20 steps",
     "evaluate.monitor_videos=8",
 ]
-STEPS = 14
+STEPS = 69
+FIRST_CHECKPOINT = 9  # of RGB-2, which begins at step 6
 
 
 def _quickstart(folder: Path) -> subprocess.Popen[str]:
@@ -72,9 +73,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str, int]:
     runs = tmp_path_factory.mktemp("runs")
     folder = RunFolder(runs / "quickstart")
     first = _quickstart(runs)
-    # A checkpoint of step 8 is committed when Ray's snapshot names it: RGB-1 and Flow-1 are finished, RGB-2 is not.
+    # A checkpoint is committed when Ray's snapshot names it: RGB-1 and Flow-1 are finished then, RGB-2 is not.
     snapshot = folder.path / "ray" / "checkpoint_manager_snapshot.json"
-    _wait_for(lambda: snapshot.is_file() and "step_000000008" in snapshot.read_text(), first, 240)
+    _wait_for(lambda: snapshot.is_file() and f"step_{FIRST_CHECKPOINT:09d}" in snapshot.read_text(), first, 300)
     everyone = [first.pid, *_children(first.pid)]
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -102,12 +103,14 @@ def test_the_same_command_goes_on_after_a_kill(run: tuple[RunFolder, str, int]) 
     assert "training RGB-2 -> Flow-2: 2 workers" in output
     records = [r for r in read_records(folder.metrics) if r["kind"] == "train"]
     assert [r["step"] for r in records] == list(range(1, STEPS + 1))  # nothing skipped, nothing twice
-    assert 8 <= killed_at < STEPS
+    assert FIRST_CHECKPOINT <= killed_at < STEPS - 3
     assert {r["workers"] for r in records} == {2}
-    # The first session's records up to the checkpoint stand, what came after it was trained again.
-    times = {r["step"]: r["time"] for r in records}
-    assert times[8] < times[9]
-    assert [r["rows"] for r in records] == [8.0] * 6 + [9.0] * 8
+    assert [r["rows"] for r in records] == [8.0] * 6 + [9.0] * 63
+    # The second session began at a checkpoint of the first one: a start of Ray lies between two records.
+    pauses = {r["step"]: r["time"] - before["time"] for before, r in zip(records, records[1:], strict=False)}
+    resumed_at = max(pauses, key=lambda step: pauses[step])
+    assert resumed_at - 1 >= FIRST_CHECKPOINT
+    assert (resumed_at - 7) % 3 == 0
 
 
 def test_the_quickstart_leaves_results_and_a_report(run: tuple[RunFolder, str, int]) -> None:
