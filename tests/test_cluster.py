@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -107,7 +108,7 @@ def test_the_same_command_goes_on_after_a_kill(run: tuple[RunFolder, str, int]) 
     assert {r["workers"] for r in records} == {2}
     assert [r["rows"] for r in records] == [8.0] * 6 + [9.0] * 63
     # The second session began at a checkpoint of the first one: a start of Ray lies between two records.
-    pauses = {r["step"]: r["time"] - before["time"] for before, r in zip(records, records[1:], strict=False)}
+    pauses = {r["step"]: r["time"] - before["time"] for before, r in itertools.pairwise(records)}
     resumed_at = max(pauses, key=lambda step: pauses[step])
     assert resumed_at - 1 >= FIRST_CHECKPOINT
     assert (resumed_at - 7) % 3 == 0
