@@ -147,7 +147,7 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(run:
         [*command, "--set", "optim.lr=0.5"], capture_output=True, text=True, timeout=120, check=False
     )
     assert other.returncode == 2
-    assert "optim.lr: was 0.001, now 0.5" in other.stderr
+    assert "(optim.lr: was 0.002, now 0.5)" in other.stderr
     exported = subprocess.run(
         [vicc, "export", str(folder.path), "--format", "published"], capture_output=True, text=True, check=False
     )
