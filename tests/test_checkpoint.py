@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,12 @@ def test_state_comes_back(tmp_path: Path) -> None:
     assert torch.equal(state["trainer"]["w"], torch.arange(4.0))
 
 
+HARM = str(Path(tempfile.gettempdir()) / "vicc-harm")
+
+
 class _Harmful:
     def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return (open, ("/tmp/vicc-harm", "w"))
+        return (open, (HARM, "w"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_a_damaged_or_harmful_state_is_refused_and_not_run(tmp_path: Path, conte
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"state.pt: (cannot be read|is not) "):
         load_state(tmp_path)
-    assert not Path("/tmp/vicc-harm").exists()
+    assert not Path(HARM).exists()
     torch.save({"format": 99}, tmp_path / "state.pt")
     with pytest.raises(UserError, match="not a checkpoint of this version"):
         load_state(tmp_path)
