@@ -57,7 +57,7 @@ class StageTrainer:
             None if guide is None else guide.to(device).to(memory_format=self.layout).eval().requires_grad_(False)
         )
         self.micro_batch = experiment.optim.micro_batch
-        # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 in 5 small encoders).
+        # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 of 10 tries).
         self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
         # On GPU gradients are averaged while the backward pass goes on; on CPU, or in parts, in one message after it.
         overlaps = device.type == "cuda" and self.micro_batch is None
