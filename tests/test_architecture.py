@@ -12,22 +12,30 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 # From the top: a module may import from its own level and from the levels below it. The longest matching name counts.
 LEVELS = [
     ["cli"],
-    ["bench.pipeline"],
-    ["bench", "quickstart", "evaluation", "exchange", "indexing", "planning", "report"],
+    ["bench.faults"],
+    ["bench.pipeline", "bench.data", "bench.recovery"],
+    ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment"],
+    ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],
     ["evaluate.protocols", "train.loop"],
     ["evaluate.features", "session"],
+    ["data.jobs"],
     ["data.pipeline"],
     ["train.run"],
     ["train.monitor", "train.step", "progress"],
     ["train.batches", "train.optim"],
     ["train.schedule", "evaluate.fusion", "interop"],
-    ["evaluate.retrieval", "data.samples", "data.layouts", "objective", "weights", "checkpoint"],
-    ["data.manifest", "data.flow", "data.augment", "data.synthetic", "data.guarded", "models"],
-    ["data.decode", "data.clips", "resources", "console"],
-    ["config", "distributed"],
+    ["evaluate.retrieval", "evaluate.feature_store", "objective", "weights", "run_folder"],
+    ["evaluate.search", "data.reader", "data.probing"],
+    ["data.samples", "data.flow_codes", "data.layouts"],
+    ["data.flow_store"],
+    ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
+    ["data.inspection", "data.motion_vectors", "data.raft", "data.guarded"],
+    ["data.decode", "resources", "console", "checkpoint", "records"],
+    ["data.clips", "config", "distributed"],
+    ["storage"],
     ["errors"],
 ]
-RAY = {"session", "data.pipeline", "evaluate.features", "train.loop"}
+RAY = {"session", "data.pipeline", "data.jobs", "evaluate.features", "train.loop", "bench.data_memory"}
 
 
 def _modules() -> dict[str, Path]:

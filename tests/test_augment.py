@@ -18,6 +18,7 @@ from vicc_ray.data.augment import (
     IMAGENET_STD,
     AugmentSettings,
     ClipParameters,
+    _hue,
     augment,
     draw,
     evaluation_input,
@@ -131,6 +132,32 @@ def test_jitter_agrees_with_pil_pictures() -> None:
         assert gap.mean() < 3 and gap.max() < 18
 
 
+def test_hue_turns_every_kind_of_colour_as_torchvision_does() -> None:
+    """All orders of the channels and all ties between them: gray, primaries, equal pairs."""
+    levels = torch.tensor([0.0, 1, 60, 128, 200, 255])
+    colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 1, 216, 1)
+    for shift in (-0.5, -0.1, 0.0, 0.03, 0.5):
+        got = _hue(colours, torch.tensor(shift).view(1, 1, 1, 1, 1))
+        want = tv.adjust_hue(colours[0, :, 0] / 255, shift) * 255
+        torch.testing.assert_close(got[0, :, 0], want, atol=1e-3, rtol=0)
+
+
+def test_a_batch_at_once_equals_clip_after_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, all clips at once, and that of a CPU, one at a time, give the same."""
+    n = 24
+    rgb, flow = clips(n), clips(n, channels=2)
+    published = dataclasses.replace(SETTINGS, style="reference", gray_p=0.5)
+    p = draw(published, keys(n), np.arange(n) % 3 > 0)
+    for settings in (published, dataclasses.replace(published, style="physical")):
+        apart = augment(rgb, flow, p, settings)
+        with monkeypatch.context() as patch:
+            patch.setattr("vicc_ray.data.augment._portions", lambda frames: [slice(0, len(frames))])
+            together = augment(rgb, flow, p, settings)
+        for one, all_ in zip(apart, together, strict=True):
+            assert one is not None and all_ is not None
+            torch.testing.assert_close(one, all_, atol=1e-5, rtol=0)
+
+
 def test_blur_agrees_with_torchvision_away_from_the_border() -> None:
     only = dataclasses.replace(SETTINGS, jitter_p=0, gray_p=0, blur_p=1, flip_p=0, area=(1, 1), aspect=(1, 1), size=32)
     frames, p = clips(3, t=1), draw(only, keys(3), [True] * 3)
@@ -204,6 +231,52 @@ def test_flow_is_resized_without_rounding_and_without_colour_operations() -> Non
     assert got is not None and plain is not None and torch.equal(got, plain)
     codes = to_pixels(got)[:, 1:]
     assert (codes - codes.round()).abs().mean() > 0.1
+
+
+def flow_twin(field: np.ndarray, p: ClipParameters, row: int, size: int) -> np.ndarray:
+    """One field [H,W,2] of displacements through the crop: moved with PIL's float pictures, then each vector by hand."""
+    top, left, h, w = (int(v) for v in p.boxes(*field.shape[:2])[row])
+    planes = []
+    for plane in field.transpose(2, 0, 1):
+        picture = Image.fromarray(plane.astype(np.float32)).crop((left, top, left + w, top + h))
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        planes.append(np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if p.flip[row] else picture))
+    u, v = planes
+    return np.clip(np.stack([(-u if p.flip[row] else u) * size / w, v * size / h]), -20, 20)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 54)])
+def test_flow_equals_pil_and_vectors_scaled_by_hand(height: int, width: int) -> None:
+    flow = (clips(12, height=height, width=width, channels=2).float() * 0.5 + 127.5 * 0.5).round().to(torch.uint8)
+    p = draw(SETTINGS, keys(12), np.arange(12) % 2 == 0)
+    assert p.flip.any() and not p.flip.all()
+    got = augment(None, flow, p, SETTINGS)[1]
+    assert got is not None
+    uv = vectors(got)
+    for row in range(12):
+        for t in range(2):
+            want = flow_twin(flow[row, t].numpy() * (40 / 255) - 20, p, row, 28)
+            assert np.abs(uv[row, :, t].numpy() - want).max() < 5e-3
+
+
+def test_a_moving_picture_and_its_flow_still_agree_after_augmentation() -> None:
+    """Warping the next RGB view back by the flow view gives the RGB view: geometry, sign and scale are one."""
+    u, v = 3, -2
+    large = clips(6, t=1, height=60, width=60).expand(6, 2, 60, 60, 3)
+    first, second = large[:, 0, 8:48, 8:48], large[:, 1, 8 - v : 48 - v, 8 - u : 48 - u]
+    rgb = torch.stack([first, second], dim=1).contiguous()
+    code = torch.tensor([round((u + 20) * 255 / 40), round((v + 20) * 255 / 40)], dtype=torch.uint8)
+    p = draw(SETTINGS, keys(6), [False] * 6)
+    view, field = augment(rgb, code.expand(6, 2, 40, 40, 2).contiguous(), p, SETTINGS)
+    assert view is not None and field is not None and p.flip.any() and not p.flip.all()
+    shift = vectors(field)[:, :, 0]
+    at = torch.arange(28.0)
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    target = torch.stack([x + shift[:, 0], y + shift[:, 1]], dim=-1)
+    inside = ((target > 1) & (target < 26)).all(dim=-1)
+    back = torch.nn.functional.grid_sample(view[:, :, 1], (target + 0.5) / 14 - 1, align_corners=False)
+    gap, still = ((other - view[:, :, 0]).abs().mean(1)[inside].mean() for other in (back, view[:, :, 1]))
+    assert inside.float().mean() > 0.3 and gap < 0.1 * still
 
 
 def test_rgb_and_flow_of_a_clip_share_their_geometry() -> None:

@@ -1,66 +1,19 @@
-"""A run's folder: claimed once, resumed by the same experiment only, records trimmed to a checkpoint, nothing unpickled."""
+"""Checkpoints: whole or not there, verified, the one before a damaged one, kept by age and recall, nothing unpickled."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from vicc_ray.checkpoint import (
-    RunFolder,
-    append_record,
-    forget_records_after,
-    load_state,
-    read_records,
-    save_state,
-    write_text,
-)
-from vicc_ray.config import make_experiment
+from vicc_ray import storage
+from vicc_ray.checkpoint import MARKER, STATE_FILE, CheckpointStore, CheckpointWriter, DamagedCheckpoint, snapshot
 from vicc_ray.errors import UserError
-
-
-def test_a_folder_is_resumed_by_the_same_experiment_only(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    first = make_experiment({"seed": 1}, "x")
-    assert folder.open(first, "data-a") is False
-    assert folder.experiment() == first
-    assert folder.open(make_experiment({"seed": 1, "train": {"workers": 2}}, "x"), "data-a") is True
-    assert folder.experiment().train.workers == 2
-    with pytest.raises(UserError, match=r"another experiment \(optim.lr: was 0.6, now 0.3\)"):
-        folder.open(make_experiment({"seed": 1, "optim": {"lr": 0.3}}, "x"), "data-a")
-    with pytest.raises(UserError, match="videos of the manifest are not the same"):
-        folder.open(first, "data-b")
-    assert folder.provenance()["data_fingerprint"] == "data-a"
-    assert "torch" in folder.provenance()["versions"]
-
-
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a run folder"):
-        RunFolder(tmp_path).experiment()
-
-
-def test_records_survive_a_cut_line_and_forget_what_is_trained_again(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert list(read_records(path)) == []
-    for step in range(1, 6):
-        append_record(path, {"step": step})
-    with path.open("a") as file:
-        file.write('{"step": 6, "lo')
-    assert [record["step"] for record in read_records(path)] == [1, 2, 3, 4, 5]
-    forget_records_after(path, 3)
-    assert path.read_text() == "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3))
-
-
-def test_state_comes_back(tmp_path: Path) -> None:
-    save_state(tmp_path, {"step": 3, "trainer": {"w": torch.arange(4.0)}})
-    state = load_state(tmp_path)
-    assert state["step"] == 3
-    assert torch.equal(state["trainer"]["w"], torch.arange(4.0))
-
 
 HARM = str(Path(tempfile.gettempdir()) / "vicc-harm")
 
@@ -70,26 +23,180 @@ class _Harmful:
         return (open, (HARM, "w"))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint", pickle.dumps(_Harmful()), pickle.dumps({"format": 1})[:-5]]
-)
-def test_a_damaged_or_harmful_state_is_refused_and_not_run(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"state.pt: (cannot be read|is not) "):
-        load_state(tmp_path)
+def about(step: int, **changes: Any) -> dict[str, Any]:
+    return {"step": step, "stage": "RGB-1", "samples": 8 * step, "workers": 1, **changes}
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "trainer": {"w": torch.arange(4.0) + step, "deep": [{"lr": 0.1}, (1, "a")]}}
+
+
+@pytest.fixture(params=["path", "file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    """The same on a path, a file:// URI and an object store."""
+    if request.param == "s3":
+        return CheckpointStore(f"{request.getfixturevalue('bucket')}/run/checkpoints")
+    folder = tmp_path / "run" / "checkpoints"
+    return CheckpointStore(str(folder) if request.param == "path" else folder.as_uri())
+
+
+def _spoil(store: CheckpointStore, step: int, data: bytes, name: str = STATE_FILE) -> None:
+    storage.write_bytes(storage.join(store.folder, f"step-{step:09d}", name), data)
+
+
+def test_a_state_comes_back(store: CheckpointStore) -> None:
+    assert store.listing() == []
+    assert store.newest() is None
+    store.write(state(3), about(3, recall=0.5))
+    found = store.newest()
+    assert found
+    assert (found[0].step, found[0].samples, found[0].recall, found[0].stage) == (3, 24, 0.5, "RGB-1")
+    assert found[1]["step"] == 3
+    assert torch.equal(found[1]["trainer"]["w"], torch.arange(4.0) + 3)
+    assert found[1]["trainer"]["deep"] == [{"lr": 0.1}, (1, "a")]
+
+
+def test_a_checkpoint_without_its_marker_does_not_exist(store: CheckpointStore) -> None:
+    store.write(state(3), about(3))
+    store.write(state(5), about(5))
+    storage.remove(storage.join(store.folder, "step-000000005", MARKER))
+    assert [info.step for info in store.listing()] == [3]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "harmful", "of another version"])
+def test_the_one_before_a_damaged_one_is_taken_and_told(store: CheckpointStore, damage: str) -> None:
+    store.write(state(3), about(3))
+    info = store.write(state(5), about(5))
+    name = storage.join(store.folder, "step-000000005", STATE_FILE)
+    data = storage.read_bytes(name)
+    if damage == "gone":
+        storage.remove(name)
+    else:
+        spoilt = {
+            "truncated": data[:100],
+            "flipped": bytes([data[0] ^ 1]) + data[1:],
+            "harmful": pickle.dumps(_Harmful()),
+            "of another version": data,
+        }[damage]
+        if damage == "harmful":  # with a marker that vouches for it
+            marker = store.write({}, about(5))
+            _spoil(store, 5, spoilt)
+            text = storage.read_bytes(storage.join(store.folder, "step-000000005", MARKER)).decode()
+            from vicc_ray.checkpoint import _digest
+
+            text = text.replace(marker.digest, _digest(spoilt)).replace(
+                f'"bytes": {marker.bytes}', f'"bytes": {len(spoilt)}'
+            )
+            _spoil(store, 5, text.encode(), MARKER)
+        elif damage == "of another version":
+            store.write({"format": 99, "step": 5}, about(5))
+        else:
+            _spoil(store, 5, spoilt)
+    told: list[str] = []
+    found = store.newest(told.append)
+    assert found
+    assert found[0].step == 3
+    assert len(told) == 1
+    assert "step 5 is damaged" in told[0]
     assert not Path(HARM).exists()
-    torch.save({"format": 99}, tmp_path / "state.pt")
-    with pytest.raises(UserError, match="not a checkpoint of this version"):
-        load_state(tmp_path)
+    assert info.step == 5
 
 
-def test_a_text_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+def test_when_none_can_be_read_nothing_starts_afresh(store: CheckpointStore) -> None:
+    store.write(state(3), about(3))
+    _spoil(store, 3, b"x")
+    with pytest.raises(UserError, match="none of its 1 checkpoints can be read"):
+        store.newest()
+
+
+def test_the_newest_and_the_best_of_their_stage_are_kept(store: CheckpointStore) -> None:
+    recalls = {1: 0.9, 2: 0.2, 3: 0.8, 4: 0.3, 5: None, 6: None}
+    for step, recall in recalls.items():
+        store.write(state(step), about(step, recall=recall, stage="Flow-1" if step == 1 else "RGB-2"))
+        store.prune(2)
+    assert [info.step for info in store.listing()] == [6, 5, 3]
+
+
+def test_a_repeated_step_replaces_its_checkpoint(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(state(3), about(3))
+
+    def fails(name: str, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    write_text(tmp_path / "a.json", "old")
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_text(tmp_path / "a.json", "new")
-    assert (tmp_path / "a.json").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("vicc_ray.storage.write_bytes", fails)
+        with pytest.raises(OSError, match="No space"):
+            store.write(state(4), about(3))
+    assert store.listing() == []  # the old marker does not vouch for half of the new one
+
+
+def test_a_snapshot_does_not_follow_training() -> None:
+    weight = torch.zeros(2, requires_grad=True)
+    copy = snapshot({"a": [weight], "b": (1, {"c": weight})})
+    with torch.no_grad():
+        weight += 1
+    assert copy["a"][0].tolist() == copy["b"][1]["c"].tolist() == [0, 0]
+    assert not copy["a"][0].requires_grad
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicc_ray.checkpoint.RETRY_SECONDS", (0.01, 0.01))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_writer_rides_out_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told, failures = CheckpointStore(str(tmp_path)), [], [3]
+    real = storage.write_bytes
+
+    def flaky(name: str, data: bytes) -> None:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(28, "No space left on device")
+        real(name, data)
+
+    monkeypatch.setattr("vicc_ray.storage.write_bytes", flaky)
+    writer = CheckpointWriter(store, 2, lambda text, step: told.append((text, step)))
+    writer.submit(state(1), about(1))  # three tries, all in vain
+    assert writer.drain(10)
+    assert told == [
+        (
+            "the checkpoint could not be written ([Errno 28] No space left on device); training goes on, "
+            "the next one is tried",
+            1,
+        )
+    ]
+    failures[0] = 2
+    writer.submit(state(2), about(2))  # the third try works
+    writer.close()
+    assert [info.step for info in store.listing()] == [2]
+    assert writer.failed == 1
+
+
+def test_training_does_not_wait_and_the_newest_waits_in_place_of_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, gate, real = CheckpointStore(str(tmp_path)), threading.Event(), storage.write_bytes
+
+    def slow(name: str, data: bytes) -> None:
+        assert gate.wait(10)
+        real(name, data)
+
+    monkeypatch.setattr("vicc_ray.storage.write_bytes", slow)
+    writer = CheckpointWriter(store, 9, lambda text, step: None)
+    for step in range(1, 5):
+        writer.submit(state(step), about(step))
+        if step == 1:
+            while writer._waiting is not None:  # the first is in hand
+                pass
+    assert not writer.drain(0.05)
+    gate.set()
+    writer.close()
+    assert [info.step for info in store.listing()] == [4, 1]
+
+
+def test_a_state_of_another_format_is_named(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    info = store.write({"format": 99}, about(1))
+    with pytest.raises(DamagedCheckpoint, match="another version"):
+        store.read(info)

@@ -9,6 +9,9 @@ from vicc_ray.data.clips import (
     batch_videos,
     evaluation_starts,
     frame_indices,
+    frames_at_rate,
+    frames_at_stamps,
+    grid_points,
     share,
     subset,
     training_sample,
@@ -111,3 +114,48 @@ def test_subset_is_fixed_sorted_and_without_repeats() -> None:
     assert (np.diff(chosen) > 0).all()
     assert (chosen == subset(0, 100, 20)).all()
     assert (subset(0, 5, 20) == np.arange(5)).all()
+
+
+# A grid in time ------------------------------------------------------------------------------------------------------
+
+
+def on_show(times: list[float], moment: float) -> int:
+    """The slow twin: the last frame that has come at this moment, a stamp being known to a millisecond and a half."""
+    shown = 0
+    for number, time in enumerate(times):
+        if time <= moment + 1.5e-3:
+            shown = number
+    return shown
+
+
+@pytest.mark.parametrize("rate", [1.0, 12.5, 23.976, 25.0, 29.97, 50.0])
+@pytest.mark.parametrize("fps", [0.5, 8.0, 12.5, 25.0, 60.0])
+def test_frames_of_an_even_video_on_a_grid_in_time(rate: float, fps: float) -> None:
+    frames = 75
+    points = grid_points(frames / rate, fps)
+    assert points == max(int(frames / rate * fps + 1e-6), 1)
+    got = frames_at_rate(np.arange(points), fps, rate, frames)
+    times = [k / rate for k in range(frames)]
+    assert got.tolist() == [on_show(times, i / fps) for i in range(points)]
+    assert (got == frames_at_stamps(np.arange(points), fps, np.array(times))).all()
+    if (rate / fps).is_integer():
+        rounded = np.round(np.array(times), 3)  # as Matroska writes them
+        assert (got == frames_at_stamps(np.arange(points), fps, rounded)).all()
+        assert (got == np.arange(points) * int(rate / fps)).all()
+
+
+def test_frames_of_an_uneven_video_on_a_grid_in_time() -> None:
+    times = np.cumsum([0.0, 0.02, 0.02, 0.4, 0.035, 1.0, 0.01])
+    points = np.arange(40).reshape(4, 10)
+    got = frames_at_stamps(points, 20.0, times)
+    assert got.shape == (4, 10)
+    assert got.ravel().tolist() == [on_show(times.tolist(), i / 20) for i in range(40)]
+    assert got[0].tolist() == [0, 2, 2, 2, 2, 2, 2, 2, 2, 3]
+    assert set(got.ravel().tolist()) == {0, 2, 3, 4, 6}, "what is shown between two grid points is passed over"
+
+
+def test_a_video_has_one_picture_at_least() -> None:
+    assert grid_points(0.0, 25.0) == 1
+    assert grid_points(0.04, 1.0) == 1
+    assert grid_points(2.0, 12.5) == 25
+    assert frames_at_rate(np.arange(3), 5.0, 0.0, 1).tolist() == [0, 0, 0]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vicc_ray.checkpoint import RunFolder, read_records
+from vicc_ray.records import read_records
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.weights import load_encoder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(560)]

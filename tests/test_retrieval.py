@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import retrieval
-from vicc_ray.evaluate.fusion import fused_recall_at_k, fused_similarities, mean_probabilities
-from vicc_ray.evaluate.retrieval import chance, neighbours, recall_at_k, similarities
+from vicc_ray.evaluate import fusion, search
+from vicc_ray.evaluate.fusion import (
+    GRID,
+    fit_weights,
+    fused_recall_at_k,
+    fused_score,
+    fused_similarities,
+    mean_probabilities,
+)
+from vicc_ray.evaluate.retrieval import chance, neighbours, recall_at_k, score, similarities
 
 
 def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset: float = 3.0):
@@ -53,9 +61,9 @@ def test_similarities_equal_the_definition() -> None:
     np.testing.assert_allclose(similarities(g, q), cosine_twin(g, q), atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [1 << 24, 100])
+@pytest.mark.parametrize("block", [2048, 7])
 def test_recall_equals_the_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK_VALUES", block)  # 100 values: two queries at a time, the last alone
+    monkeypatch.setattr(search, "GALLERY_BLOCK", block)
     g, g_labels, q, q_labels, *_ = tables()
     got = recall_at_k(g, g_labels, q, q_labels, ks=(1, 3, 10, 40))
     want = {k: recall_twin(cosine_twin(g, q), g_labels, q_labels, k) for k in (1, 3, 10, 40)}
@@ -63,9 +71,9 @@ def test_recall_equals_the_definition(block: int, monkeypatch: pytest.MonkeyPatc
     assert got[1] < got[3] < got[10] <= got[40] == 1
 
 
-@pytest.mark.parametrize("block", [1 << 24, 100])
+@pytest.mark.parametrize("block", [2048, 7])
 def test_recall_passes_over_the_querys_own_group(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK_VALUES", block)
+    monkeypatch.setattr(search, "GALLERY_BLOCK", block)
     g, g_labels, q, q_labels, g_groups, q_groups = tables()
     got = recall_at_k(g, g_labels, q, q_labels, (1, 2, 5), g_groups, q_groups)
     twin = cosine_twin(g, q)
@@ -130,6 +138,7 @@ def test_fusion_sums_the_two_similarity_matrices() -> None:
 
 def test_fusion_averages_probabilities() -> None:
     np.testing.assert_allclose(mean_probabilities([[[0.2, 0.8]], [[0.6, 0.4]]]), [[0.4, 0.6]])
+    np.testing.assert_allclose(mean_probabilities([[[0.2, 0.8]], [[0.6, 0.4]]], (1, 3)), [[0.5, 0.5]])
     with pytest.raises(ValueError, match="probabilities"):
         mean_probabilities([[[0.2, 0.8]], [[2.0, 4.0]]])
     with pytest.raises(ValueError, match="streams"):
@@ -159,3 +168,116 @@ def test_users_mistakes_are_told_in_one_line() -> None:
         neighbours(g, q, 1, [0] * 40, [0] * 23)
     with pytest.raises(ValueError, match="groups"):
         neighbours(g, q, 1, [0] * 40)
+
+
+def precision_of(similarity: list[list[float]], g_labels, q_labels, g_groups=None, q_groups=None) -> list[float]:
+    result = []
+    for i, row in enumerate(similarity):
+        allowed = [j for j in range(len(row)) if g_groups is None or g_groups[j] != q_groups[i]]
+        ranking = sorted(allowed, key=lambda j, row=row: -row[j])
+        places = [place for place, j in enumerate(ranking, 1) if g_labels[j] == q_labels[i]]
+        result.append(sum(n / place for n, place in enumerate(places, 1)) / len(places))
+    return result
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_scores_equal_the_definition_over_all_and_for_each_class(grouped: bool) -> None:
+    g, g_labels, q, q_labels, *groups = tables()
+    groups = groups if grouped else [None, None]
+    scores = score(g, g_labels, q, q_labels, (1, 5), *groups)
+    twin = cosine_twin(g, q)
+    precisions = precision_of(twin, g_labels, q_labels, *groups)
+    assert (scores.gallery, scores.queries) == (40, 23)
+    assert scores.recall == pytest.approx({k: recall_twin(twin, g_labels, q_labels, k, *groups) for k in (1, 5)})
+    assert scores.mean_average_precision == pytest.approx(np.mean(precisions))
+    assert list(scores.classes) == sorted(set(q_labels))
+    for name, one in scores.classes.items():
+        mine = [i for i, label in enumerate(q_labels) if label == name]
+        own = [None if side is None else [side[i] for i in mine] for side in groups[1:]]
+        similarity = [twin[i] for i in mine]
+        want = recall_twin(similarity, g_labels, [name] * len(mine), 5, groups[0], *own)
+        assert one.queries == len(mine) and one.recall[5] == pytest.approx(want)
+        assert one.mean_average_precision == pytest.approx(np.mean([precisions[i] for i in mine]))
+
+
+def test_scores_become_plain_values() -> None:
+    g, g_labels, q, q_labels, *_ = tables()
+    found = score(g, g_labels, q, q_labels, (1, 5)).to_dict()
+    assert list(found) == ["gallery", "queries", "R@1", "R@5", "mAP", "classes"]
+    assert list(found["classes"]["a"]) == ["queries", "R@1", "R@5", "mAP"]
+    assert json.loads(json.dumps(found)) == found
+    assert "mAP" not in score(g, g_labels, q, q_labels, (1,), with_precision=False).to_dict()
+
+
+def test_queries_that_cannot_be_right_are_refused_by_name() -> None:
+    """A class with one clip, or whose clips are all cut from one source video."""
+    g, g_labels, *_ = tables()
+    own = list(range(40))
+    alone = ["rare", *g_labels[1:]]
+    pair, source = [*alone[:-1], "rare"], [*own[:-1], 0]
+    for ask in (recall_at_k, score):
+        with pytest.raises(UserError, match=r"1 of 40 queries, of 1 classes \(rare\), have no gallery video"):
+            ask(g, alone, g, alone, (1,), own, own)
+        with pytest.raises(UserError, match=r"2 of 40 queries, of 1 classes \(rare\)"):
+            ask(g, pair, g, pair, (1,), source, source)
+    assert score(g, alone, g, alone, (1,)).recall[1] == 1  # without groups each finds itself
+
+
+def test_scores_refuse_labels_of_other_rows() -> None:
+    g, g_labels, q, q_labels, *_ = tables()
+    with pytest.raises(ValueError, match="gallery: 40 rows of features with 39 labels"):
+        score(g, g_labels[1:], q, q_labels, (1,))
+
+
+def test_fused_scores_rank_by_weighted_sums() -> None:
+    g1, g_labels, q1, q_labels, *groups = tables()
+    g2, _, q2, *_ = tables(seed=1, d=4, offset=50.0)
+    first, second = np.array(cosine_twin(g1, q1)), np.array(cosine_twin(g2, q2))
+    for weights in (None, (1, 1), (0.5, 1.5), (0, 1)):
+        a, b = weights or (1, 1)
+        twin = (a * first + b * second).tolist()
+        got = fused_score([g1, g2], g_labels, [q1, q2], q_labels, (1, 4), *groups, weights=weights)
+        assert got.recall == pytest.approx({k: recall_twin(twin, g_labels, q_labels, k, *groups) for k in (1, 4)})
+        assert got.mean_average_precision == pytest.approx(np.mean(precision_of(twin, g_labels, q_labels, *groups)))
+        again = fused_recall_at_k([g1, g2], g_labels, [q1, q2], q_labels, (1, 4), *groups, weights=weights)
+        assert again == got.recall
+    for weights in ((1,), (0, 0), (1, -1)):
+        with pytest.raises(ValueError, match="weights"):
+            fused_score([g1, g2], g_labels, [q1, q2], q_labels, (1,), weights=weights)
+
+
+def test_fitted_weights_are_the_best_of_the_grid_on_the_gallery_alone() -> None:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(90) % 3).tolist()
+    groups = (np.arange(90) // 9).tolist()
+    centres = rng.normal(size=(3, 6))
+    weak = centres[labels] + 3 * rng.normal(size=(90, 6))
+    better = centres[labels] + 1.2 * rng.normal(size=(90, 6))
+    first, second = np.array(cosine_twin(weak, weak)), np.array(cosine_twin(better, better))
+    for own in (groups, list(range(90))):
+        recall = {
+            w: recall_twin(((2 - w) * first + w * second).tolist(), labels, labels, 1, own, own)
+            for w in np.round(np.linspace(0, 2, GRID), 6).tolist()
+        }
+        w = min(recall, key=lambda w: (-recall[w], round(abs(w - 1), 6), w))
+        assert w != 1
+        assert fit_weights([weak, better], labels, groups if own is groups else None) == pytest.approx((2 - w, w))
+
+
+def test_weights_stay_as_published_where_the_streams_are_one() -> None:
+    g, labels, *_ = tables()
+    assert fit_weights([g, g], labels) == (1.0, 1.0)
+
+
+def test_weights_are_fitted_by_a_spread_of_queries_and_refused_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, labels, *_ = tables()
+    monkeypatch.setattr(fusion, "FIT_QUERIES", 5)
+    asked: list[int] = []
+    rank = fusion.rank
+    monkeypatch.setattr(fusion, "rank", lambda g, q, *rest: asked.append(len(q)) or rank(g, q, *rest))
+    fit_weights([g, g], ["rare", *labels[1:]])
+    assert asked == [5] * GRID
+    with pytest.raises(UserError, match="no gallery video has another of its class"):
+        fit_weights([g, g], list(range(40)))
+    with pytest.raises(ValueError, match="1 streams"):
+        fit_weights([g], labels)

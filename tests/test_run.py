@@ -15,15 +15,17 @@ from tiny import tiny_experiment, tiny_plan
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vicc_ray import distributed
-from vicc_ray.checkpoint import RunFolder, load_state, read_records, save_state
+from vicc_ray.checkpoint import State, snapshot
 from vicc_ray.data.clips import share
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
-from vicc_ray.objective import Outcome
+from vicc_ray.objective import NonFiniteError, Outcome
+from vicc_ray.records import read_records
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.monitor import Monitor, monitor_plan
-from vicc_ray.train.run import State, train
+from vicc_ray.train.run import Notice, train
 from vicc_ray.train.schedule import locate
 from vicc_ray.train.step import StageTrainer
 from vicc_ray.weights import load_encoder
@@ -42,6 +44,9 @@ class PlainHost:
         self.plan, self.kill_at = plan, kill_at
         self.device = torch.device("cpu")
         self.saved: list[State] = []
+        self.about: list[dict[str, Any]] = []
+        self.looks = 0
+        self.stop_at_look = 0
 
     def blocks(self, first_step: int) -> Iterator[Block]:
         for step in range(first_step, self.plan.steps):
@@ -49,8 +54,13 @@ class PlainHost:
                 raise Stopped
             yield decode_share(self.plan, step, distributed.rank(), distributed.world_size())
 
-    def save(self, state: State, step: int) -> None:
-        self.saved.append(state)
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        self.saved.append(snapshot(state))
+        self.about.append(about)
+
+    def notice(self) -> Notice:
+        self.looks += 1
+        return Notice(stop=self.looks == self.stop_at_look)
 
 
 def _monitor(plan: TrainingPlan, manifest: Manifest) -> Monitor:
@@ -156,9 +166,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan, kill_at)
     with pytest.raises(Stopped):
         train(plan, folder, host, None, None)
-    save_state(tmp_path, host.saved[-1])  # through the disk, as a checkpoint goes
+    folder.checkpoints.write(host.saved[-1], host.about[-1])  # through the disk, as a checkpoint goes
     again = PlainHost(plan)
-    assert train(plan, folder, again, load_state(tmp_path), None) == plan.steps
+    found = folder.checkpoints.newest()
+    assert found
+    assert train(plan, folder, again, found[1], None) == plan.steps
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
     for name in ("RGB-1", "Flow-1", "RGB-2", "Flow-2"):
         ours, theirs = (load_encoder(run.encoder(name)).state_dict for run in (folder, finished[0]))
@@ -198,7 +210,7 @@ def test_workers_may_change_in_mid_run(videos: Manifest, tmp_path: Path, monkeyp
     train(plan, folder, PlainHost(plan), states[0], None)
     workers = [r["workers"] for r in read_records(folder.metrics) if r["kind"] == "train"]
     assert workers == [3] * 6 + [1] * 4
-    assert _losses(folder) == pytest.approx(_losses(undisturbed), rel=1e-3)
+    assert _losses(folder) == pytest.approx(_losses(undisturbed), rel=1e-2)
 
 
 def test_blocks_of_any_number_of_workers_hold_the_same_samples(videos: Manifest) -> None:
@@ -261,8 +273,49 @@ def test_a_batch_without_any_readable_video_trains_on(videos: Manifest, tmp_path
 
 def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(optim={"name": "sgd", "lr": 1e30, "end_lr": 0.0}), videos)
-    with pytest.raises(UserError, match=r"stage RGB-1, step \d, worker 0, view \d .*NaN or infinity"):
-        train(plan, _open(plan, tmp_path / "tiny", videos), PlainHost(plan), None, None)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    said = r"stage RGB-1, step \d, worker 0, view \d .*NaN or infinity"
+    with pytest.raises(NonFiniteError, match=said):  # the last checkpoint may be sound: the host tries again
+        train(plan, folder, PlainHost(plan), None, None)
+    with pytest.raises(UserError, match=said + ".*; it came to the same after going back") as twice:
+        train(plan, folder, PlainHost(plan), None, None)
+    assert not isinstance(twice.value, NonFiniteError)
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_stops(
+    videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vicc_ray.train.run.LOOK_SECONDS", 0.0)  # look after every step, however fast
+    plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}), videos)
+    folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
+    host.stop_at_look = 3
+    reached = train(plan, folder, host, None, None)
+    assert 0 < reached < plan.steps
+    assert host.saved[-1]["step"] == host.about[-1]["step"] == reached
+    assert train(plan, folder, PlainHost(plan), host.saved[-1], None) == plan.steps
+    assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
+
+
+def test_every_step_consumes_what_the_plan_says(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(train={"record_samples": True}), videos)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    train(plan, folder, PlainHost(plan), None, None)
+    consumed = {r["step"]: r["video"] for r in read_records(folder.samples / "worker-0.jsonl")}
+    assert consumed == {step: plan.epoch_and_videos(step)[1].tolist() for step in range(plan.steps)}
+
+
+def test_the_best_recall_has_a_checkpoint(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}, evaluate={"monitor_every": "1 steps"}), videos)
+    folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
+    train(plan, folder, host, None, _monitor(plan, videos))
+    recalls = {r["step"]: r["R@1"] for r in read_records(folder.metrics) if r["kind"] == "monitor"}
+    for stage in plan.stages:
+        inner = [step for step in range(stage.first_step + 1, stage.end) if recalls[step] > 0]
+        if inner:
+            best = max(recalls[step] for step in inner)
+            saved = [a for a in host.about if a["stage"] == stage.name and a["recall"] is not None]
+            assert max(a["recall"] for a in saved) == pytest.approx(best)
+            assert all(recalls[a["step"]] == a["recall"] for a in saved)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vicc_ray.config import Experiment, make_experiment
+from vicc_ray.config import Experiment, make_experiment, parse_cadence
 from vicc_ray.errors import UserError
 from vicc_ray.train.schedule import describe, every, learning_rate, locate, make_stages, samples_at
 
@@ -91,7 +91,8 @@ def test_too_few_videos_for_a_batch_names_the_field() -> None:
 
 def test_cadence_and_plan_rows() -> None:
     stages = make_stages(Experiment(), 9537)
-    assert every(Experiment().train.checkpoint_every, stages[0]) == 49
+    assert every(parse_cadence("1 epochs"), stages[0]) == 49
+    assert every(parse_cadence("5 minutes"), stages[0]) == 0  # the clock's business
     assert every(Experiment().evaluate.monitor_every, stages[0]) == 0
     rows = describe(stages, Experiment())
     assert rows[2]["guided by"] == "Flow-1"

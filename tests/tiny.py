@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vicc_ray.config import Experiment, make_experiment
-from vicc_ray.data.layouts import index, scan
+from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.train.batches import TrainingPlan
 from vicc_ray.train.schedule import make_stages

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS = 8
+# For libx264: after a key come pictures that are shown before it and lean on the stretch before.
+OPEN_GOPS = {"x264-params": "keyint=8:open-gop=1:bframes=3:scenecut=0"}
 
 
 def numbered_frames(n: int, height: int = 64, width: int = 96, start: int = 0) -> NDArray[np.uint8]:

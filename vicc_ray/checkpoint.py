@@ -1,227 +1,239 @@
-"""A run's folder and state on disk, independent of the number of workers. Nothing is ever unpickled.
+"""Checkpoints of a run in a folder or object store: whole or not there at all, verified when read, written beside training.
 
-runs/NAME/config.yaml          the resolved experiment          manifest.parquet   the videos, as they were indexed
-          encoders/NAME.safetensors   what each stage left      provenance.json    what made it
-          metrics.jsonl, tensorboard/ records of training       refused.jsonl      videos that failed in training
-          ray/                 Ray Train's checkpoints          logs/              what Ray had to say
-          results.json, neighbours.json, report.html            written by evaluation and report
+    STORE/step-000001200/state.pt         tensors and plain values of the training loop
+    STORE/step-000001200/complete.json    comes last: step, bytes and digest of state.pt, when, by what, recall
+
+A checkpoint without its `complete.json` does not exist; one whose digest does not fit is passed over for the one before.
+Nothing in a checkpoint is ever unpickled beyond tensors and plain values.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import io
 import json
-import os
-import platform
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from typing import Any
 
-from vicc_ray.config import Experiment, differences, dump_experiment, load_experiment
-from vicc_ray.data.manifest import Manifest
+from vicc_ray import storage
 from vicc_ray.errors import UserError
 
+State = dict[str, Any]
 STATE_FILE = "state.pt"
-STATE_FORMAT = 1
+MARKER = "complete.json"
+STATE_FORMAT = 2
+RETRY_SECONDS = (1.0, 4.0, 15.0)
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read back; the message says what is wrong with it, in one line."""
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Where each file of a run lies."""
+class CheckpointInfo:
+    """What `complete.json` says of a checkpoint."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.parquet"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def refused(self) -> Path:
-        return self.path / "refused.jsonl"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def neighbours(self) -> Path:
-        return self.path / "neighbours.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    def encoder(self, name: str) -> Path:
-        """The file of the encoder that a stage left, for example RGB-2."""
-        return self.path / "encoders" / f"{name}.safetensors"
-
-    def encoders(self) -> list[str]:
-        """Names of the encoders that are there."""
-        return sorted(path.stem for path in (self.path / "encoders").glob("*.safetensors"))
-
-    def experiment(self) -> Experiment:
-        """The run's experiment; UserError where this is no run folder."""
-        if not self.config.is_file():
-            raise UserError(
-                f"{self.path}: is not a run folder (it has no config.yaml); give a folder that 'vicc train' wrote"
-            )
-        return load_experiment(self.config)
-
-    def read_manifest(self, experiment: Experiment) -> Manifest:
-        """The manifest that the experiment names, else the one that the run was started with; UserError without either."""
-        if experiment.data.manifest is not None:
-            return Manifest.read(experiment.data.manifest)
-        if self.manifest.is_file():
-            return Manifest.read(self.manifest)
-        raise UserError(
-            "data.manifest: is not set; make one with 'vicc index DIR --out M.parquet' and --set data.manifest=M.parquet"
-        )
-
-    def open(self, experiment: Experiment, data_fingerprint: str) -> bool:
-        """Claim the folder for an experiment; True where it resumes a run.
-
-        UserError where the folder holds a run that would learn something else, naming each difference.
-        """
-        if self.config.exists():
-            self._refuse_another_run(experiment, data_fingerprint)
-            write_text(self.config, dump_experiment(experiment))
-            return True
-        self.path.mkdir(parents=True, exist_ok=True)
-        # config.yaml comes last: a folder that has one is complete.
-        write_text(self.path / "provenance.json", json.dumps(provenance(data_fingerprint), indent=2) + "\n")
-        write_text(self.config, dump_experiment(experiment))
-        return False
-
-    def provenance(self) -> dict[str, Any]:
-        """What made the run."""
-        loaded: dict[str, Any] = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
-        return loaded
-
-    def _refuse_another_run(self, experiment: Experiment, data_fingerprint: str) -> None:
-        changed = differences(self.experiment(), experiment)
-        if self.provenance()["data_fingerprint"] != data_fingerprint:
-            changed.append("the videos of the manifest are not the same")
-        if changed:
-            raise UserError(
-                f"{self.path}: holds a run of another experiment ({'; '.join(changed)}); "
-                "choose another folder with --set name=..., or remove this one"
-            )
+    step: int
+    stage: str
+    samples: int
+    bytes: int
+    digest: str
+    time: float
+    workers: int
+    recall: float | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
 
 
-def provenance(data_fingerprint: str) -> dict[str, Any]:
-    """Versions, commit and data behind a result."""
-    packages = ("vicc-ray", "torch", "torchvision", "ray", "numpy", "decord", "av", "opencv-contrib-python-headless")
-    return {
-        "data_fingerprint": data_fingerprint,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in packages if (version := _version(name))},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).parent
-    try:
-        shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return shown.stdout.strip() or None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-
-
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one JSON line; a line is written whole or, by a crash, cut, and a cut line is passed over when read."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSON-lines file, in order; nothing where there is no file."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict):
-                yield record
-
-
-def forget_records_after(path: Path, step: int) -> None:
-    """Drop records of steps beyond a checkpoint: what comes after it is trained, and recorded, again."""
-    records = list(read_records(path))
-    kept = [record for record in records if record.get("step", 0) <= step]
-    if len(kept) < len(records):
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint's state (tensors, numbers, strings, lists and dicts of them) into a folder."""
+def snapshot(state: Any) -> Any:
+    """A copy of a state on the CPU, that training does not change any more."""
     import torch
 
-    torch.save({"format": STATE_FORMAT, **state}, folder / STATE_FILE)
-
-
-def load_state(folder: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; UserError where it is damaged or of another format."""
-    import torch
-
-    path = folder / STATE_FILE
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); remove its folder to go back one"
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise UserError(f"{path}: is not a checkpoint of this version")
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(snapshot(value) for value in state)
     return state
+
+
+class CheckpointStore:
+    """The checkpoints below `folder` (path or URI). One process writes, any number read."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def listing(self) -> list[CheckpointInfo]:
+        """Whole checkpoints, the newest first; none where the folder does not exist. OSError where the store is away."""
+        if not storage.exists(self.folder):
+            return []
+        found = []
+        for entry in storage.list_files(self.folder):
+            if not entry.name.endswith(f"/{MARKER}"):
+                continue
+            try:
+                found.append(CheckpointInfo(**json.loads(storage.read_bytes(entry.name))))
+            except (json.JSONDecodeError, TypeError, FileNotFoundError):
+                continue  # cut off, of another version, or just removed: not a whole checkpoint
+        return sorted(found, key=lambda info: -info.step)
+
+    def read(self, info: CheckpointInfo) -> State:
+        """The state of a checkpoint; `DamagedCheckpoint` where it is not what was written."""
+        import torch
+
+        try:
+            data = storage.read_bytes(self._file(info.step, STATE_FILE))
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{STATE_FILE} is missing") from error
+        if len(data) != info.bytes:
+            raise DamagedCheckpoint(f"{STATE_FILE} has {len(data)} of {info.bytes} bytes")
+        if _digest(data) != info.digest:
+            raise DamagedCheckpoint(f"{STATE_FILE} is not what was written (its digest differs)")
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DamagedCheckpoint(f"{STATE_FILE} cannot be read ({type(error).__name__})") from error
+        if not isinstance(state, dict) or state.pop("format", None) != STATE_FORMAT:
+            raise DamagedCheckpoint("it was written by another version of vicc_ray")
+        return state
+
+    def newest(self, on_damage: Callable[[str], None] = lambda text: None) -> tuple[CheckpointInfo, State] | None:
+        """The newest checkpoint that can be read; `on_damage` is told of each newer one that cannot. None for none.
+
+        UserError where there are checkpoints and none of them can be read: starting afresh would be a silent loss.
+        """
+        whole = self.listing()
+        for info in whole:
+            try:
+                return info, self.read(info)
+            except DamagedCheckpoint as error:
+                on_damage(f"the checkpoint of step {info.step} is damaged ({error}); going back to the one before")
+        if whole:
+            raise UserError(
+                f"{self.folder}: none of its {len(whole)} checkpoints can be read; "
+                "remove the folder to begin the unfinished stage again"
+            )
+        return None
+
+    def write(self, state: Mapping[str, Any], info: Mapping[str, Any]) -> CheckpointInfo:
+        """Write a checkpoint, its marker last. `info` holds the fields of `CheckpointInfo` that the bytes do not tell."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({"format": STATE_FORMAT, **state}, buffer)
+        data = buffer.getvalue()
+        about = CheckpointInfo(bytes=len(data), digest=_digest(data), time=time.time(), **info)
+        # An earlier run of this step (its work was lost, its checkpoint was not) must not vouch for half of this one.
+        storage.remove(self._file(about.step, MARKER))
+        storage.write_bytes(self._file(about.step, STATE_FILE), data)
+        storage.write_bytes(self._file(about.step, MARKER), json.dumps(asdict(about), indent=2).encode())
+        return about
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints and the one with the best recall of the newest one's stage."""
+        whole = self.listing()
+        if not whole:
+            return
+        rated = [info for info in whole if info.recall is not None and info.stage == whole[0].stage]
+        best = max(rated, key=lambda info: (info.recall or 0.0, info.step)).step if rated else -1
+        for info in whole[keep:]:
+            if info.step != best:
+                self.remove(info.step)
+
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint; its marker goes first."""
+        storage.remove(self._file(step, MARKER))
+        storage.remove_folder(self._file(step))
+
+    def _file(self, step: int, *name: str) -> str:
+        return storage.join(self.folder, f"step-{step:09d}", *name)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own. One is in hand and at most one waits: a newer one takes its place.
+
+    A write that fails is tried again for some seconds and then given up with a line to `tell`; training goes on, and the
+    next checkpoint tries anew. So a full disk or a store that is away costs checkpoints, not the run. `before` is called
+    before each write: what a checkpoint refers to must be in the store when it is.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        keep: int,
+        tell: Callable[[str, int], None],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store, self.keep, self.tell, self.before = store, keep, tell, before
+        self._changed = threading.Condition()
+        self._waiting: tuple[State, dict[str, Any]] | None = None
+        self._busy = self._closed = False
+        self.failed = 0
+        self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoints")
+        self._thread.start()
+
+    def submit(self, state: State, info: dict[str, Any]) -> None:
+        """Take a state that nobody changes any more."""
+        with self._changed:
+            self._waiting = (state, info)
+            self._changed.notify_all()
+
+    def drain(self, seconds: float | None = None) -> bool:
+        """Wait until everything that was submitted is written or given up; False where it takes longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is None and not self._busy, seconds)
+
+    def close(self) -> None:
+        """Write what waits, then end."""
+        self.drain()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+                if self._waiting is None:
+                    return
+                (state, info), self._waiting, self._busy = self._waiting, None, True
+            try:
+                self._write(state, info)
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def _write(self, state: State, info: dict[str, Any]) -> None:
+        for pause in _pauses():
+            try:
+                self.before()
+                self.store.write(state, info)
+                with suppress(OSError):  # the next one prunes
+                    self.store.prune(self.keep)
+                return
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                with self._changed:
+                    newer = self._waiting is not None
+                if pause is None or newer:
+                    break
+                time.sleep(pause)
+        self.failed += 1
+        self.tell(
+            f"the checkpoint could not be written ({reason}); training goes on, the next one is tried", info["step"]
+        )
+
+
+def _pauses() -> Iterator[float | None]:
+    yield from RETRY_SECONDS
+    yield None
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()

@@ -105,18 +105,83 @@ def quickstart(
 def index(
     source: Annotated[
         str,
-        typer.Argument(help="Folder of class folders or of videos, a CSV or Parquet table, a text list, or one video."),
+        typer.Argument(
+            help="Folder, quoted glob, CSV or Parquet table, text list or one video; as a path or a URI (s3://bucket/videos)."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    layout: Annotated[str, typer.Option(help="auto, folders, flat, table, list or video.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Parquet file to write; what it knows of unchanged files is kept.")],
+    layout: Annotated[
+        str, typer.Option(help="auto, ucf101, hmdb51, kinetics, folders, flat, csv, list or video.")
+    ] = "auto",
+    fold: Annotated[int, typer.Option(min=1, max=3, help="Which of the official splits of UCF101 or HMDB51.")] = 1,
     split: Annotated[str | None, typer.Option(help="Which videos are train and which query; see the README.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Decode every frame; say which files lie about their length.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that probe; default: one a CPU.")] = None,
+    address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Probe videos and write the manifest that training reads; what cannot be read is named, counted and listed in it."""
-    from vicc_ray.indexing import index_videos
+    from vicc_ray.indexing import IndexOptions, index_videos
 
-    index_videos(source, out, layout, split, workers)
+    index_videos(source, out, IndexOptions(layout, fold, split, check, workers, address, verbose))
+
+
+@app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")
+def flow(
+    manifest: Annotated[Path, typer.Argument(help="Manifest that 'vicc index' wrote.")],
+    store: Annotated[str | None, typer.Option(help="Folder or URI of the store; made, or filled up.")] = None,
+    experiment: Annotated[
+        Path | None, typer.Option("--for", help="Experiment file whose flow settings, decode size and store are taken.")
+    ] = None,
+    overrides: Overrides = None,
+    algorithm: Annotated[
+        str | None, typer.Option(help="dis, farneback, tvl1, motion_vectors or raft; default: dis.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Height x width of the decoded frames; default: 128x171.")] = None,
+    weights: Annotated[str | None, typer.Option(help="File with RAFT's weights.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor, for raft.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Actors at once; default: one a CPU (GPU).")] = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the optical flow of a manifest's videos once and store it. The same command goes on after an interruption."""
+    from vicc_ray.config import experiment_with
+    from vicc_ray.data.manifest import Manifest
+    from vicc_ray.flowing import FlowOptions, store_flow
+
+    changes = list(overrides or [])
+    changes += [f"flow.algorithm={algorithm}"] * (algorithm is not None)
+    changes += [f"flow.weights={weights}"] * (weights is not None)
+    changes += [f"clip.decode_size=[{size.replace('x', ', ')}]"] if size else []
+    asked = experiment_with(experiment, changes)
+    where = store or asked.flow.store
+    if where is None:
+        raise UserError("--store: is not set; name a folder or URI for the flow, for example --store flow/tvl1")
+    options = FlowOptions(workers, gpu, address, verbose, asked.data.max_refused)
+    store_flow(Manifest.read(manifest), where, asked.flow, asked.clip.decode_size, options)
+    console.print(f"train with it: --set flow.source=store --set flow.store={where}", markup=False)
+
+
+@app.command(epilog="Example: vicc preview experiments/quickstart.yaml --set data.manifest=videos.parquet")
+def preview(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="Training samples to show.")] = 6,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("preview.html"),
+    debug: Debug = False,
+) -> None:
+    """Write a page with what the network would see: augmented views of some samples and their flow in colour."""
+    from vicc_ray.config import load_experiment
+    from vicc_ray.preview import write_preview
+    from vicc_ray.run_folder import RunFolder
+
+    asked = load_experiment(experiment, overrides or [])
+    manifest = RunFolder.at(asked.run_folder).read_manifest(asked)
+    console.print(f"preview: {write_preview(asked, manifest, out, samples)}", markup=False)
 
 
 @app.command(
@@ -143,9 +208,9 @@ def train(
 
         print_plan(asked, videos, as_json)
         return
-    from vicc_ray.checkpoint import RunFolder
+    from vicc_ray.run_folder import RunFolder
 
-    RunFolder(asked.run_dir).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
+    RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
     from vicc_ray.train.loop import run_training
 
     folder = run_training(asked, address, verbose)
@@ -153,6 +218,23 @@ def train(
         _print_json({"run": str(folder.path), "encoders": folder.encoders()})
     else:
         console.print(f"finished; encoders in {folder.path / 'encoders'}", markup=False)
+
+
+@app.command(epilog="Example: vicc status runs/mine")
+def status(
+    run: Annotated[str, typer.Argument(help="Run folder, path or URI.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """How a run stands: stage, speed, time left, workers, last checkpoint, faults survived. Reads its folder only."""
+    from vicc_ray.run_folder import RunFolder
+    from vicc_ray.status import print_status, read_status, status_json
+
+    found = read_status(RunFolder.at(run))
+    if as_json:
+        _print_json(status_json(found))
+    else:
+        print_status(found)
 
 
 @app.command(epilog="Example: vicc evaluate runs/mine")
@@ -181,8 +263,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page about one or more runs; reads their folders, runs nothing."""
-    from vicc_ray.checkpoint import RunFolder
     from vicc_ray.report import write_report
+    from vicc_ray.run_folder import RunFolder
 
     for run in runs:
         RunFolder(run).experiment()
@@ -227,12 +309,15 @@ def bench(
     name: Annotated[str, typer.Argument(help="What to measure; 'vicc bench list' names all.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures and bars to this file too.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 5,
+    manifest: Annotated[
+        str | None, typer.Option(help="Manifest of the videos to measure on; default: made videos.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Measure one part side by side with its rivals and print medians, ratios and bars. Status 1 where a bar is missed."""
     from vicc_ray.bench import run_bench
 
-    if not run_bench(name, json_file, rounds):
+    if not run_bench(name, json_file, rounds, manifest):
         raise typer.Exit(1)
 
 

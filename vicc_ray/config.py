@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from vicc_ray import storage
 from vicc_ray.errors import UserError
 
 Stream = Literal["rgb", "flow"]
@@ -53,6 +54,21 @@ class Duration(NamedTuple):
         return max(round(self.value * scale), int(self.value > 0))
 
 
+def parse_cadence(value: Any) -> Duration:
+    """As `parse_duration`, also '5 minutes': how often something is done, where time may count."""
+    if isinstance(value, Duration):
+        return value
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*min(?:utes?)?\s*", str(value).lower())
+    if match:
+        return Duration(float(match[1]), "minutes")
+    try:
+        return parse_duration(value)
+    except ValueError:
+        raise ValueError(
+            "it needs a number and a unit: '5 minutes', '1 epochs', '5000 samples', '50 steps' or '10 %'"
+        ) from None
+
+
 def parse_duration(value: Any) -> Duration:
     """'30 epochs', '5000 samples', '50 steps', '10 %' or 0 as a Duration; ValueError says what is allowed."""
     if isinstance(value, Duration):
@@ -64,6 +80,7 @@ def parse_duration(value: Any) -> Duration:
 
 
 Length = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)]
+Cadence = Annotated[Duration, BeforeValidator(parse_cadence), PlainSerializer(str)]
 
 
 class Section(BaseModel):
@@ -114,6 +131,10 @@ class DataConfig(Section):
     gallery_split: str = Field("train", description="split that retrieval searches in")
     query_split: str = Field("query", description="split that retrieval asks about")
     max_refused: float = Field(0.01, ge=0, le=1, description="share of unreadable videos above which a run stops")
+    decoder: Literal["auto", "pyav"] = Field(
+        "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
+    )
+    decode_timeout: float = Field(60, gt=0, description="seconds after which a video's decoder counts as hung")
 
 
 class ClipConfig(Section):
@@ -121,6 +142,9 @@ class ClipConfig(Section):
 
     frames: int = Field(32, ge=2, description="frames a clip, T (even)")
     stride: int = Field(1, ge=1, description="video frames from one clip frame to the next")
+    fps: float | None = Field(
+        None, gt=0, description="clip frames a second, taken by their time stamps; none: every stride-th frame"
+    )
     decode_size: tuple[int, int] = Field((128, 171), description="height, width at which frames leave the decoder")
     size: int = Field(128, ge=16, description="height and width that the network sees")
 
@@ -128,6 +152,10 @@ class ClipConfig(Section):
     def _check(self) -> ClipConfig:
         if self.frames % 2:
             raise ValueError(f"frames: {self.frames} is odd; windows overlap by half a clip, so it must be even")
+        if self.fps is not None and self.stride != 1:
+            raise ValueError(
+                f"fps: {self.fps:g} and stride {self.stride} both say how frames are taken; set one of them"
+            )
         if min(self.decode_size) < 8:
             raise ValueError(f"decode_size: {list(self.decode_size)} is too small; each side needs at least 8 pixels")
         return self
@@ -136,8 +164,21 @@ class ClipConfig(Section):
 class FlowConfig(Section):
     """How motion between consecutive frames is measured."""
 
-    algorithm: Literal["dis", "farneback", "tvl1"] = Field("dis", description="optical flow of OpenCV")
+    algorithm: Literal["dis", "farneback", "tvl1", "motion_vectors", "raft"] = Field(
+        "dis", description="dis, farneback, tvl1: OpenCV's; motion_vectors: the codec's own; raft: a network"
+    )
     bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
+    source: Literal["stream", "store"] = Field("stream", description="measured while streaming, or read from a store")
+    store: str | None = Field(None, description="folder or URI that `vicc flow` wrote, for source: store")
+    weights: str | None = Field(None, description="file with RAFT's weights, for algorithm: raft")
+
+    @model_validator(mode="after")
+    def _check(self) -> FlowConfig:
+        if self.source == "store" and not self.store:
+            raise ValueError("store: is not set; source: store reads what 'vicc flow' wrote, so name that folder")
+        if self.algorithm == "raft" and self.source == "stream" and not self.weights:
+            raise ValueError("weights: is not set; algorithm: raft needs a file with its weights")
+        return self
 
 
 class AugmentConfig(Section):
@@ -270,10 +311,50 @@ class OptimConfig(Section):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights used for evaluation; 0: none")
 
 
+class WorkerRange(Section):
+    """Training starts with `min` workers and uses up to `max` as nodes come and go."""
+
+    min: int = Field(..., ge=1)
+    max: int = Field(..., ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+def _parse_workers(value: Any) -> WorkerRange:
+    if isinstance(value, WorkerRange):
+        return value
+    if isinstance(value, Mapping):
+        if set(value) != {"min", "max"}:
+            raise ValueError("write a number of workers, or {min: 2, max: 8}")
+        try:
+            return WorkerRange(min=value["min"], max=value["max"])
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("write a number of workers from 1 up, or {min: 2, max: 8}")
+    return WorkerRange(min=value, max=value)
+
+
+def _dump_workers(value: WorkerRange) -> int | dict[str, int]:
+    return value.min if value.min == value.max else {"min": value.min, "max": value.max}
+
+
+Workers = Annotated[WorkerRange, PlainValidator(_parse_workers), PlainSerializer(_dump_workers)]
+
+
 class TrainConfig(Section):
     """Where and how often; none of it changes what is learnt."""
 
-    workers: int = Field(1, ge=1, description="Ray Train workers")
+    workers: Workers = Field(
+        WorkerRange(min=1, max=1), description="Ray Train workers; {min: 2, max: 8}: as many as there is room for"
+    )
+    resize_after: float = Field(
+        60, gt=0, description="seconds between two looks at whether the cluster has room for more workers"
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU a worker; auto: where the cluster has them")
     decode_actors: int | None = Field(
         None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free"
@@ -281,17 +362,27 @@ class TrainConfig(Section):
     channels_last: bool = Field(
         False, description="memory layout of the encoders; faster for some backbones and devices"
     )
-    checkpoint_every: Length = Field(Duration(1, "epochs"), description="a checkpoint of everything, this often")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    checkpoint_every: Cadence = Field(
+        Duration(5, "minutes"), description="a checkpoint of everything, this often, written beside training"
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="newest checkpoints that are kept, beside the one with the best recall of its stage"
+    )
+    record_samples: bool = Field(False, description="write which videos each step consumed, to prove that none is lost")
     log_every: int = Field(10, ge=1, description="steps from one record to the next")
     collapse_warning_steps: int = Field(
         200, ge=1, description="steps at a loss of ln(K) after which a warning is recorded"
     )
-    max_failures: int = Field(3, ge=-1, description="worker failures that a run survives; -1: any number")
+    max_failures: int = Field(
+        5, ge=0, description="failures in a row, without a checkpoint in between, after which a run gives up"
+    )
     object_store_share: float = Field(
         0.25, gt=0, le=0.9, description="most of the memory that Ray's object store may take"
     )
-    collective_timeout: float = Field(300, gt=0, description="seconds after which a silent worker counts as lost")
+    collective_timeout: float = Field(120, gt=0, description="seconds after which a silent worker counts as lost")
+    start_timeout: float = Field(
+        15, gt=0, description="seconds to wait for the room of a worker before the cluster is looked at again"
+    )
 
 
 class EvaluateConfig(Section):
@@ -310,7 +401,7 @@ class Experiment(Section):
     """Everything that defines a run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run below `runs`")
-    runs: str = Field("runs", description="folder that holds runs")
+    runs: str = Field("runs", description="folder or URI (s3://bucket/runs) that holds runs")
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()
@@ -339,9 +430,9 @@ class Experiment(Section):
         return self
 
     @property
-    def run_dir(self) -> Path:
-        """The run's folder, absolute."""
-        return (Path(self.runs) / self.name).absolute()
+    def run_folder(self) -> str:
+        """The run's folder: an absolute path, or a URI."""
+        return storage.join(storage.absolute(self.runs), self.name)
 
 
 # Fields whose change leaves what is learnt as it is: a run may be resumed under another value of them.
@@ -354,18 +445,28 @@ FREE_FIELDS = (
     "data.gallery_split",
     "data.query_split",
     "data.max_refused",
+    "data.decode_timeout",
+    "flow.store",
 )
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of a YAML file with `path=value` overrides applied; UserError names file, field and remedy."""
-    tree = _merge(_read_tree(Path(path)), {})
+    return make_experiment(_overridden(_merge(_read_tree(Path(path)), {}), overrides), str(path))
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         field, sign, value = text.partition("=")
         if not sign or not field:
             raise UserError(f"--set {text}: write it as path=value, for example --set optim.lr=0.3")
         _set(tree, field.split("."), _yaml_value(value, f"--set {text}"))
-    return make_experiment(tree, str(path))
+    return tree
+
+
+def experiment_with(path: Path | None, overrides: Sequence[str]) -> Experiment:
+    """As `load_experiment`; without a file, the defaults with the overrides applied."""
+    return load_experiment(path, overrides) if path else make_experiment(_overridden({}, overrides), "--set")
 
 
 def make_experiment(tree: Mapping[str, Any], source: str) -> Experiment:

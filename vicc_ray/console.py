@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ _TERMINAL = _OUT.isatty()
 # Tables in a log are not squeezed into a terminal that is not there.
 console = Console(file=_OUT, highlight=False, emoji=False, soft_wrap=not _TERMINAL, width=None if _TERMINAL else 160)
 errors = Console(file=_ERR, highlight=False, soft_wrap=True, emoji=False)
+
+
+def scratch_log(verb: str) -> Path:
+    """A log file of a verb that has no folder of its own to keep one in."""
+    return Path(tempfile.gettempdir()) / f"vicc-{verb}-{os.getpid()}.log"
 
 
 @contextmanager

@@ -96,6 +96,14 @@ def broadcast_bytes(message: bytes, source: int = 0) -> bytes:
     return content.numpy().tobytes()
 
 
+def gather_bytes(message: bytes) -> list[bytes]:
+    """The message of every worker, in the order of the ranks, on every worker; lengths may differ."""
+    if world_size() == 1:
+        return [message]
+    rows = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else torch.zeros(0, dtype=torch.uint8)
+    return [part.numpy().tobytes() for part in gather_rows(rows)]
+
+
 def barrier() -> None:
     """Wait until every worker has come here."""
     if world_size() > 1:

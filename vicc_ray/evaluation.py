@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vicc_ray.checkpoint import RunFolder
 from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.evaluate.protocols import Retrieval, retrieve
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vicc_ray.checkpoint import RunFolder
 from vicc_ray.config import Experiment, Stream, make_experiment
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
 from vicc_ray.interop import FORMATS, export, import_published
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
 
 SUFFIXES = {"safetensors": ".safetensors", "torchscript": ".torchscript.pt", "onnx": ".onnx", "published": ".pth.tar"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,9 +22,11 @@ from rich.progress import (
 )
 
 from vicc_ray.console import console
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import Stage
 
 PLAIN_SECONDS = 15.0  # between two lines in a log
+FETCH_SECONDS = 5.0  # between two looks into an object store
 
 
 def progress_bar() -> Progress:
@@ -84,18 +87,43 @@ class Counter:
             console.print(f"{self.title}: {self.done} of {self.total}, {self._left(now):.0f} s left")
 
 
-class RunProgress:
-    """Follows metrics.jsonl of a run in a thread of its own while the run is going on."""
+class Tail:
+    """Follows a file of JSON lines: `read` gives the records that were added since the last call."""
 
-    def __init__(self, metrics: Path, stages: Sequence[Stage]) -> None:
-        self.metrics, self.stages = metrics, {stage.name: stage for stage in stages}
-        self.offset = 0
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """New whole lines; all of them again where the file was written anew."""
+        if not self.path.is_file():
+            return []
+        if self.path.stat().st_size < self.offset:
+            self.offset = 0
+        records = []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.offset += len(line)
+                with suppress(json.JSONDecodeError):  # cut short by a crash
+                    records.append(json.loads(line))
+        return records
+
+
+class RunProgress:
+    """Follows a run's records in a thread of its own while the run is going on."""
+
+    def __init__(self, folder: RunFolder, stages: Sequence[Stage]) -> None:
+        self.folder, self.stages = folder, {stage.name: stage for stage in stages}
+        self.tails = [Tail(folder.events), Tail(folder.metrics)]
         self.since = time.time()  # older records belong to an earlier session of the same run
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.bar = progress_bar() if console.is_terminal else None
         self.tasks: dict[str, TaskID] = {}
         self.told = 0.0
+        self.starts = 0
 
     def __enter__(self) -> RunProgress:
         if self.bar:
@@ -110,34 +138,40 @@ class RunProgress:
             self.bar.stop()
 
     def _follow(self) -> None:
+        fetched = time.monotonic()
         while not self.finished.wait(0.5):
+            if self.folder.remote and time.monotonic() - fetched > FETCH_SECONDS:
+                fetched = time.monotonic()
+                with suppress(OSError):  # a store that is away for a moment is no reason to stop looking
+                    self.folder.fetch(self.folder.events)
+                    self.folder.fetch(self.folder.metrics)
             self._read()
         self._read()
 
     def _read(self) -> None:
-        if not self.metrics.is_file():
-            return
-        if self.metrics.stat().st_size < self.offset:
-            self.offset = 0  # a restart dropped records beyond its checkpoint; seen ones come again
-        with self.metrics.open("rb") as file:
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self.offset += len(line)
-                record = json.loads(line)
-                self._show(record)
-                self.since = max(self.since, record.get("time", 0.0))
+        fresh = [record for tail in self.tails for record in tail.read() if record.get("time", 0.0) > self.since]
+        for record in sorted(fresh, key=lambda record: float(record["time"])):
+            self.since = float(record["time"])
+            self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
         stage = self.stages.get(str(record.get("stage")))
-        if stage is None or record.get("time", 0.0) <= self.since:
-            return
-        handlers: dict[str, Callable[[Stage, dict[str, Any]], None]] = {
-            "train": self._show_training,
-            "note": lambda stage, record: console.print(f"{stage.name}: note: {record['text']}"),
-        }
-        handlers.get(record["kind"], _ignore)(stage, record)
+        if stage is None:
+            self._show_event(record)
+        elif record["kind"] == "train":
+            self._show_training(stage, record)
+        elif record["kind"] == "note":
+            console.print(f"{stage.name}: note: {record['text']}")
+
+    def _show_event(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "start":
+            self.starts += 1
+            if self.starts > 1:
+                console.print(f"going on from step {event['step']} with {event['workers']} workers")
+        elif "text" in event:
+            console.print(f"{event['kind']}: {event['text']}", markup=False)
+        else:
+            console.print(event["kind"], markup=False)
 
     def _show_training(self, stage: Stage, record: dict[str, Any]) -> None:
         done = record["step"] - stage.first_step
@@ -150,7 +184,3 @@ class RunProgress:
             self.told = time.monotonic()
             left = (stage.steps - done) * stage.global_batch / max(record["samples_per_second"], 1e-9)
             console.print(f"{stage.name}: step {done} of {stage.steps}, {note}, {left:.0f} s left in this stage")
-
-
-def _ignore(stage: Stage, record: dict[str, Any]) -> None:
-    """Records that are for the report."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vicc_ray.checkpoint import RunFolder
 from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
@@ -16,6 +15,7 @@ from vicc_ray.evaluate.protocols import retrieve
 from vicc_ray.evaluation import print_retrieval
 from vicc_ray.indexing import index_videos
 from vicc_ray.report import write_report
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
 from vicc_ray.train.loop import run_training
 
@@ -28,7 +28,7 @@ def run_quickstart(
     """Data set, manifest, four stages on two workers, retrieval, report; about seven minutes on two cores."""
     started = time.monotonic()
     experiment = load_experiment(shipped_experiment("quickstart"), [f"runs={runs.absolute()}", *overrides])
-    folder = RunFolder(experiment.run_dir)
+    folder = RunFolder.at(experiment.run_folder)
     manifest_file = _prepare(folder, train_per_class, query_per_class, experiment)
     experiment = experiment.model_copy(
         update={"data": experiment.data.model_copy(update={"manifest": str(manifest_file)})}

@@ -20,25 +20,35 @@ class Machine:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """What is asked: one CPU (and GPU) a worker, one CPU a decode actor, a cap on the object store in bytes."""
+    """What is asked: from `min_workers` to `workers` workers with one CPU (and GPU) each, decode actors beside them.
 
+    `decode_actors` None: one a worker. `decode_cpus` is what Ray reserves for each of them: nothing where workers may take
+    every CPU as they come, and decode actors share them, so that neither can starve the other.
+    `object_store` caps it, in bytes.
+    """
+
+    min_workers: int
     workers: int
     use_gpu: bool
-    decode_actors: int
+    decode_actors: int | None
+    decode_cpus: float
     object_store: int
 
     @property
     def cpus(self) -> int:
         """CPUs that Ray must be able to hand out; Ray Data gets only what Ray Train has not reserved."""
-        return self.workers + self.decode_actors
+        return self.workers + (self.decode_actors or self.workers)
+
+    def decoders(self, workers: int) -> tuple[int, float]:
+        """How many decode actors `workers` workers have, and the CPUs that each reserves."""
+        return self.decode_actors or workers, self.decode_cpus
 
     def describe(self) -> str:
         """One line for the reader."""
         device = "GPU" if self.use_gpu else "CPU"
-        return (
-            f"{self.workers} workers on {device}, {self.decode_actors} decode actors, "
-            f"object store up to {self.object_store / 2**30:.1f} GiB"
-        )
+        count = str(self.workers) if self.min_workers == self.workers else f"{self.min_workers} to {self.workers}"
+        actors = str(self.decode_actors) if self.decode_actors else "as many"
+        return f"{count} workers on {device}, {actors} decode actors, object store up to {self.object_store / 2**30:.1f} GiB"
 
 
 def this_machine() -> Machine:
@@ -51,35 +61,48 @@ def this_machine() -> Machine:
 
 def plan_local(train: TrainConfig, machine: Machine, object_store_limit: int = 8 * 2**30) -> ResourcePlan:
     """The plan on one machine, where workers and decode actors share the CPUs; UserError where workers exceed them."""
-    if train.workers > machine.cpus:
+    low, high = train.workers.min, train.workers.max
+    if low > machine.cpus:
         raise UserError(
-            f"train.workers: {train.workers} workers need as many CPUs, this machine has {machine.cpus}; "
+            f"train.workers: {low} workers need as many CPUs, this machine has {machine.cpus}; "
             f"set train.workers to {machine.cpus} or less, or give the address of a cluster"
         )
+    high = min(high, machine.cpus)
     use_gpu = _use_gpu(train, machine.gpus)
-    actors = train.decode_actors or max(1, machine.cpus - train.workers if use_gpu else machine.cpus // 2)
+    if use_gpu:
+        high = min(high, machine.gpus)
+    actors = train.decode_actors or max(1, machine.cpus - high if use_gpu else machine.cpus // 2)
     store = min(int(machine.memory * train.object_store_share), object_store_limit)
-    return ResourcePlan(train.workers, use_gpu, actors, store)
+    # The size of this machine does not change, so neither does the number of its workers.
+    return ResourcePlan(high, high, use_gpu, actors, 1, store)
 
 
 def plan_cluster(train: TrainConfig, machine: Machine) -> ResourcePlan:
-    """The plan on a cluster that is already running; UserError where it can never fit."""
+    """The plan on a cluster that is already running; UserError where it can never fit.
+
+    A range of workers may exceed what is there now: nodes may come.
+    """
+    low, high = train.workers.min, train.workers.max
     use_gpu = _use_gpu(train, machine.gpus)
-    if train.workers >= machine.cpus:
+    fixed = low == high
+    if fixed and low > machine.cpus:
         raise UserError(
-            f"train.workers: {train.workers} workers and at least one decode actor need {train.workers + 1} CPUs, the cluster has "
-            f"{machine.cpus}; set train.workers to {max(machine.cpus - 1, 1)} or less, or add nodes"
+            f"train.workers: {low} workers need as many CPUs, the cluster has {machine.cpus}; set train.workers to "
+            f"{machine.cpus} or less or to a range such as {{min: 1, max: {low}}}, or add nodes"
         )
-    actors = min(train.decode_actors or machine.cpus, machine.cpus - train.workers)
-    return ResourcePlan(train.workers, use_gpu, actors, int(machine.memory * train.object_store_share))
+    free = machine.cpus - high
+    if free > 0 and (fixed or use_gpu):
+        return ResourcePlan(low, high, use_gpu, min(train.decode_actors or free, free), 1, machine.memory)
+    return ResourcePlan(low, high, use_gpu, train.decode_actors, 0, machine.memory)
 
 
 def _use_gpu(train: TrainConfig, gpus: int) -> bool:
+    needed = train.workers.min
     if train.use_gpu == "auto":
-        return gpus >= train.workers
-    if train.use_gpu and gpus < train.workers:
+        return gpus >= needed
+    if train.use_gpu and gpus < needed:
         raise UserError(
-            f"train.use_gpu: {train.workers} workers need as many GPUs, there are {gpus}; "
+            f"train.use_gpu: {needed} workers need as many GPUs, there are {gpus}; "
             f"set train.workers to {max(gpus, 1)} or train.use_gpu to false"
         )
     return train.use_gpu

@@ -21,6 +21,10 @@ _ENVIRONMENT = {
 }
 
 
+# A job's rows are small: paths in, one row of facts out.
+JOB_OBJECT_STORE = 256 * 2**20
+
+
 @contextmanager
 def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = False) -> Iterator[ResourcePlan]:
     """A connected Ray with room for the plan, which is yielded; what was started here is shut down at the end.
@@ -28,16 +32,43 @@ def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = 
     `address` None starts a cluster of its own on this machine, whatever else runs here; else it connects. A session that
     is open in this process already is used as it is. UserError where the plan cannot fit or the address does not answer.
     """
+    plan = plan_local(train, this_machine()) if address is None and not ray.is_initialized() else None
+    with _connected(address, plan.cpus if plan else 0, plan.object_store if plan else 0, verbose):
+        yield plan or _plan(train, address)
+
+
+@contextmanager
+def job_session(
+    workers: int | None = None, use_gpu: bool = False, address: str | None = None, verbose: bool = False
+) -> Iterator[int]:
+    """As `ray_session` for a job without training; yields how many actors of one CPU (GPU) each it may start.
+
+    `workers` None: as many as there are CPUs, or GPUs.
+    """
+    here = this_machine()
+    wanted = workers or (here.gpus if use_gpu else here.cpus)
+    if use_gpu and address is None and not here.gpus:
+        raise UserError(
+            "a GPU was asked for, but this machine has none; leave --gpu out, or give a cluster's --address"
+        )
+    with _connected(address, max(wanted, 1), JOB_OBJECT_STORE, verbose):
+        there = int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0))
+        if not there:
+            raise UserError(f"the cluster at {address} has no {'GPU' if use_gpu else 'CPU'} to work on")
+        yield min(workers or there, there)
+
+
+@contextmanager
+def _connected(address: str | None, cpus: int, object_store: int, verbose: bool) -> Iterator[None]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield _plan(train, address)
+        yield
         return
-    plan = plan_local(train, this_machine()) if address is None else None
     level = logging.INFO if verbose else logging.WARNING
     try:
-        if plan is not None:
-            _start_here(plan, verbose, level)
+        if address is None:
+            _start_here(cpus, object_store, verbose, level)
         else:
             ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except (ConnectionError, ValueError) as error:
@@ -45,20 +76,20 @@ def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = 
             f"address {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})"
         ) from error
     try:
-        yield plan or _plan(train, address)
+        yield
     finally:
         ray.shutdown()
 
 
-def _start_here(plan: ResourcePlan, verbose: bool, level: int) -> None:
+def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None:
     """A cluster of this machine alone, with a second try: Ray gives its own parts 30 s, too few on a busy machine."""
     for last_try in (False, True):
         try:
             # More logical CPUs than there are: workers and decode actors take turns on the real ones.
             ray.init(
                 address="local",
-                num_cpus=plan.cpus,
-                object_store_memory=plan.object_store,
+                num_cpus=cpus,
+                object_store_memory=object_store,
                 log_to_driver=verbose,
                 logging_level=level,
                 include_dashboard=True,  # Ray Train asks the dashboard's agent which placement groups are stale
@@ -74,5 +105,4 @@ def _start_here(plan: ResourcePlan, verbose: bool, level: int) -> None:
 def _plan(train: TrainConfig, address: str | None) -> ResourcePlan:
     there = ray.cluster_resources()
     machine = Machine(int(there.get("CPU", 0)), int(there.get("GPU", 0)), int(there.get("object_store_memory", 0)))
-    plan = plan_cluster(train, machine)
-    return ResourcePlan(plan.workers, plan.use_gpu, plan.decode_actors, machine.memory)
+    return plan_cluster(train, machine)

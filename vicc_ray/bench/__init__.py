@@ -12,13 +12,20 @@ from typing import Any
 
 from rich.table import Table
 
-from vicc_ray.checkpoint import write_text
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
+from vicc_ray.records import write_text
 
-# Each name is a module of this package with a function `measure(rounds) -> Outcome`; the text is shown by `vicc bench list`.
+# Each name is a module of this package with a function `measure(rounds, manifest) -> Outcome`; the text is shown by
+# `vicc bench list`. Without a manifest a bench makes its own videos, if it needs any.
 BENCHES = {
+    "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
+    "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting and memory",
+    "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
+    "flow": "error and bytes of stored flow; time to read it beside the RGB clip",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
+    "recovery": "seconds from a node's death to the next optimiser step",
+    "retrieval": "queries/s of exact search beside faiss",
 }
 
 
@@ -66,7 +73,7 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
     return figures
 
 
-def run_bench(name: str, json_file: Path | None, rounds: int) -> bool:
+def run_bench(name: str, json_file: Path | None, rounds: int, manifest: str | None = None) -> bool:
     """Run a bench by name, print it, write the JSON; whether every bar holds. UserError for an unknown name."""
     if name == "list":
         for known, text in BENCHES.items():
@@ -74,7 +81,7 @@ def run_bench(name: str, json_file: Path | None, rounds: int) -> bool:
         return True
     if name not in BENCHES:
         raise UserError(f"bench {name}: is unknown; known: {', '.join(BENCHES)}")
-    outcome: Outcome = import_module(f"vicc_ray.bench.{name}").measure(rounds)
+    outcome: Outcome = import_module(f"vicc_ray.bench.{name}").measure(rounds, manifest)
     _print(name, outcome)
     bars = [asdict(bar) | {"holds": bar.holds} for bar in outcome.bars]
     if json_file:

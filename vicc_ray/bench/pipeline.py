@@ -7,29 +7,32 @@ import time
 from pathlib import Path
 
 from vicc_ray.bench import Bar, Outcome, take_turns
-from vicc_ray.checkpoint import RunFolder
 from vicc_ray.config import load_experiment
 from vicc_ray.console import quiet
-from vicc_ray.data.layouts import index, scan
+from vicc_ray.data.layouts import scan
 from vicc_ray.data.pipeline import iterate_blocks, training_iterators
+from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.quickstart import shipped_experiment
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
-from vicc_ray.train.batches import TrainingPlan, decode_share
-from vicc_ray.train.loop import make_plan
+from vicc_ray.train.batches import TrainingPlan, decode_share, make_plan
 
 STEPS = 24
 SHARE_OF_BARE = 0.85
 
 
-def measure(rounds: int) -> Outcome:
-    """Samples/s of cross-stream steps (both streams, two clips a sample) with one decoding process on either side."""
+def measure(rounds: int, manifest: str | None = None) -> Outcome:
+    """Samples/s of cross-stream steps (both streams, two clips a sample) with one decoding process on either side.
+
+    Always of the quickstart's own videos; `vicc bench data` measures on a given manifest.
+    """
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch:
         folder = RunFolder(Path(scratch))
         table = make_dataset(folder.path / "data", train_per_class=16, query_per_class=1)
-        manifest = index(scan(table))
+        videos = index(scan(table))
         experiment = load_experiment(shipped_experiment("quickstart"), ["train.workers=1", "train.decode_actors=1"])
-        plan = make_plan(experiment, manifest)
+        plan = make_plan(experiment, videos)
         first = next(stage for stage in plan.stages if stage.guide).first_step
         samples = STEPS * plan.stages[-1].global_batch
         with quiet(folder.logs / "ray.log"), ray_session(experiment.train):

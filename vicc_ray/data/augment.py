@@ -6,7 +6,7 @@ B clips, T frames, H x W decode size, C channels (3 for RGB; 2 for flow: u, v). 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -94,6 +94,10 @@ class ClipParameters:
     def __len__(self) -> int:
         return len(self.flip)
 
+    def rows(self, which: slice) -> ClipParameters:
+        """The parameters of some of the clips."""
+        return ClipParameters(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
     def boxes(self, height: int, width: int) -> Integers:
         """Crops of a `height` x `width` frame: [B, 4] of top, left, height, width in whole pixels.
 
@@ -161,17 +165,14 @@ def augment(
     rgb_view = flow_view = None
     if rgb is not None:
         _check(rgb, 3, len(params), "rgb")
-        view = _resized_crops(rgb, params, settings.size).div_(255)
-        rgb_view = _normalise_(_colour_chain_(view, params))
+        rgb_view = _inputs_for(rgb, settings.size)
+        for rows in _portions(rgb):
+            _augment_rgb(rgb_view[rows], rgb[rows], params.rows(rows), settings)
     if flow is not None:
         _check(flow, 2, len(params), "flow")
-        codes = _resized_crops(flow, params, settings.size)
-        if settings.style == "physical":
-            _scale_vectors_(codes, _zoom(params, flow, settings.size))
-        picture = _as_picture(codes).div_(255)
-        if settings.style == "reference":
-            _colour_chain_(picture, params)
-        flow_view = _normalise_(picture)
+        flow_view = _inputs_for(flow, settings.size)
+        for rows in _portions(flow):
+            _augment_flow(flow_view[rows], flow[rows], params.rows(rows), settings)
     return rgb_view, flow_view
 
 
@@ -186,14 +187,12 @@ def evaluation_input(frames: Tensor, size: int, style: Style = "physical") -> Te
     height, width = frames.shape[2:4]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    out = frames.new_empty((len(frames), channels, frames.shape[1], size, size), dtype=torch.float32)
+    out = _inputs_for(frames, size)
     for clip, target in zip(frames, out, strict=True):
         _resize_into(target, clip[:, top : top + side, left : left + side], size)
-    if channels == 3:
-        return _normalise_(out.div_(255))
-    if style == "physical":
+    if channels == 2 and style == "physical":
         _scale_vectors_(out, torch.full((len(frames), 2), size / side, device=frames.device))
-    return _normalise_(_as_picture(out).div_(255))
+    return _normalise(out, out)
 
 
 def _between(uniform: Floats, low: float, high: float) -> Floats:
@@ -206,31 +205,63 @@ def _check(frames: Tensor, channels: int, clips: int, name: str) -> None:
         raise ValueError(f"{name}: expected {want}, got {frames.dtype} {list(frames.shape)}")
 
 
-def _resized_crops(frames: Tensor, params: ClipParameters, size: int) -> Tensor:
-    """uint8 [B,T,H,W,C] -> float32 [B,C,T,size,size] in code values 0..255: each clip's crop, resized and flipped."""
-    n, t, height, width, channels = frames.shape
-    out = frames.new_empty((n, channels, t, size, size), dtype=torch.float32)
-    for row, (top, left, h, w) in enumerate(params.boxes(height, width).tolist()):
-        crop = frames[row, :, top : top + h, left : left + w]
-        _resize_into(out[row], crop, size)
-    flipped = torch.from_numpy(np.flatnonzero(params.flip)).to(frames.device)
-    if len(flipped):
-        out[flipped] = out[flipped].flip(-1)
-    return out
+def _inputs_for(frames: Tensor, size: int) -> Tensor:
+    """Room for the network inputs of uint8 [B,T,H,W,C]: float32 [B,3,T,size,size]."""
+    return frames.new_empty((frames.shape[0], 3, frames.shape[1], size, size), dtype=torch.float32)
 
 
-def _resize_into(target: Tensor, crop: Tensor, size: int) -> None:
-    """crop [T,h,w,C] uint8 -> target [C,T,size,size] float32; antialiased bilinear, as PIL resizes.
+def _portions(frames: Tensor) -> list[slice]:
+    """The rows that are worked on at a time: all on a GPU, one on a CPU.
 
-    RGB on a CPU goes through the uint8 kernel, three to four times as fast as the float one and rounded to whole
-    values as a decoded picture is. Flow is never rounded again: half a step is 0.08 px, as much as slow motion.
+    On a CPU what lies between the steps costs more than the steps: a clip's worth of it is reused memory, partly still
+    in the cache, a batch's worth is asked from the system again and again.
+    """
+    if frames.device.type != "cpu":
+        return [slice(0, len(frames))]
+    return [slice(row, row + 1) for row in range(len(frames))]
+
+
+def _augment_rgb(out: Tensor, rgb: Tensor, params: ClipParameters, settings: AugmentSettings) -> None:
+    """uint8 [b,T,H,W,3] -> network inputs, into out [b,3,T,size,size]."""
+    _resized_crops(out, rgb, params, settings.size)
+    _normalise(_colour_chain(out, params), out)
+
+
+def _augment_flow(out: Tensor, flow: Tensor, params: ClipParameters, settings: AugmentSettings) -> None:
+    """uint8 [b,T,H,W,2] -> network inputs, into out [b,3,T,size,size]."""
+    _resized_crops(out, flow, params, settings.size)
+    if settings.style == "physical":
+        _scale_vectors_(out, _zoom(params, flow, settings.size))
+        _normalise(out, out)
+    else:
+        _normalise(_colour_chain(out, params), out)
+
+
+def _resized_crops(out: Tensor, frames: Tensor, params: ClipParameters, size: int) -> None:
+    """Each clip's crop of uint8 [b,T,H,W,C], resized and flipped, in code values 0..255 into out [b,3,T,size,size]."""
+    for row, (top, left, h, w) in enumerate(params.boxes(*frames.shape[2:4]).tolist()):
+        _resize_into(out[row], frames[row, :, top : top + h, left : left + w], size, flip=bool(params.flip[row]))
+
+
+def _resize_into(target: Tensor, crop: Tensor, size: int, flip: bool = False) -> None:
+    """crop [T,h,w,C] uint8 -> target [3,T,size,size] float32; antialiased bilinear, as PIL resizes.
+
+    Flow (u, v) fills the published three channels: 128, v, u. RGB on a CPU goes through the uint8 kernel, three to four
+    times as fast as the float one and rounded to whole values as a decoded picture is. Flow is never rounded again:
+    half a step is 0.08 px, as much as slow motion.
     """
     if crop.shape[-1] == 3 and crop.device.type == "cpu":
-        resized = F.interpolate(crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
-        target.copy_(resized.permute(1, 0, 2, 3))
-        return
-    planes = crop.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [C,T,h,w]
-    target.copy_(F.interpolate(planes, (size, size), mode="bilinear", antialias=True))
+        planes = crop.permute(0, 3, 1, 2)
+        resized = F.interpolate(planes, (size, size), mode="bilinear", antialias=True).permute(1, 0, 2, 3)
+    else:
+        planes = crop.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [C,T,h,w]
+        resized = F.interpolate(planes, (size, size), mode="bilinear", antialias=True)
+    if flip:
+        resized = resized.flip(-1)
+    if crop.shape[-1] == 3:
+        target.copy_(resized)
+    else:
+        target[0], target[1], target[2] = 128.0, resized[1], resized[0]
 
 
 def _zoom(params: ClipParameters, frames: Tensor, size: int) -> Tensor:
@@ -241,90 +272,95 @@ def _zoom(params: ClipParameters, frames: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.stack([x, y], axis=1).astype(np.float32)).to(frames.device)
 
 
-def _scale_vectors_(codes: Tensor, zoom: Tensor) -> None:
-    """Multiply displacements, given as codes [B,2,T,s,s], by zoom [B,2], in place; clip at the codes' bound."""
-    codes.sub_(ZERO_FLOW).mul_(zoom[:, :, None, None, None]).add_(ZERO_FLOW).clamp_(0, 255)
+def _scale_vectors_(picture: Tensor, zoom: Tensor) -> None:
+    """Multiply displacements, codes in [B,3,T,s,s] as 128, v, u, by zoom [B,2] (x, y), in place; clip at the bound."""
+    factors = zoom.flip(1)[:, :, None, None, None]
+    picture[:, 1:].sub_(ZERO_FLOW).mul_(factors).add_(ZERO_FLOW).clamp_(0, 255)
 
 
-def _as_picture(codes: Tensor) -> Tensor:
-    """u, v codes [B,2,T,s,s] -> the published three channels 128, v, u: [B,3,T,s,s]."""
-    return torch.cat([torch.full_like(codes[:, :1], 128.0), codes.flip(1)], dim=1)
-
-
-def _normalise_(picture: Tensor) -> Tensor:
-    """[B,3,T,s,s] in [0, 1] -> ImageNet mean 0, standard deviation 1, in place."""
+def _normalise(picture: Tensor, out: Tensor) -> Tensor:
+    """[B,3,T,s,s] in 0..255 -> ImageNet mean 0, standard deviation 1, written to `out` and returned."""
     mean = picture.new_tensor(IMAGENET_MEAN).view(3, 1, 1, 1)
     std = picture.new_tensor(IMAGENET_STD).view(3, 1, 1, 1)
-    return picture.sub_(mean).div_(std)
+    return torch.sub(picture, 255 * mean, out=out).div_(255 * std)
 
 
-def _colour_chain_(x: Tensor, params: ClipParameters) -> Tensor:
-    """Jitter in each clip's own order, channel-split gray, blur; x [B,3,T,s,s] in [0, 1], changed in place.
+def _colour_chain(x: Tensor, params: ClipParameters) -> Tensor:
+    """Jitter in each clip's own order, channel-split gray, blur; x [b,3,T,s,s] in 0..255, which may be written to.
 
     Every op runs once over the clips that need it, not once a clip.
     """
     for step in range(4):
         for op, adjust in enumerate(_JITTER):
             rows = np.flatnonzero(params.jitter & (params.order[:, step] == op))
-            if len(rows):
-                where, factor = _to(x, rows), _to(x, params.factors[rows, op].astype(np.float32))
-                x[where] = adjust(x[where], factor.view(-1, 1, 1, 1, 1))
-    for channel in range(3):
-        rows = np.flatnonzero(params.gray & (params.gray_channel == channel))
-        if len(rows):
-            where = _to(x, rows)
-            x[where] = x[where, channel : channel + 1].expand(-1, 3, -1, -1, -1)
+            factor = params.factors[rows, op].astype(np.float32)
+            x = _on_rows(x, rows, adjust, torch.from_numpy(factor).view(-1, 1, 1, 1, 1))
+    rows = np.flatnonzero(params.gray)
+    x = _on_rows(x, rows, _gray, torch.from_numpy(params.gray_channel[rows]))
     rows = np.flatnonzero(params.blur)
-    if len(rows):
-        where = _to(x, rows)
-        x[where] = _blur(x[where], _to(x, params.sigma[rows].astype(np.float32)))
+    return _on_rows(x, rows, _blur, torch.from_numpy(params.sigma[rows].astype(np.float32)))
+
+
+def _on_rows(x: Tensor, rows: Integers, op: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
+    """op(clips, their values) applied to some rows of x; x itself may be written to, or left for the result."""
+    if not len(rows):
+        return x
+    if len(rows) == len(x):
+        return op(x, values.to(x.device))
+    where = torch.from_numpy(rows).to(x.device)
+    x[where] = op(x[where], values.to(x.device))
     return x
-
-
-def _to(x: Tensor, values: npt.NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(x.device)
 
 
 def _luma(x: Tensor) -> Tensor:
     """ITU-R 601 luma of [n,3,T,s,s]: [n,1,T,s,s]."""
-    return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
+    return (0.299 * x[:, 0:1]).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:3], alpha=0.114)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp_(0, 1)
+    return (x * factor).clamp_(0, 255)
 
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Towards or away from the mean luma of each frame."""
-    return torch.lerp(_luma(x).mean(dim=(-2, -1), keepdim=True).expand_as(x), x, factor).clamp_(0, 1)
+    mean = _luma(x).mean(dim=(-2, -1), keepdim=True)
+    return (x * factor).add_(mean * (1 - factor)).clamp_(0, 255)
 
 
 def _saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Towards or away from each pixel's luma."""
-    return torch.lerp(_luma(x).expand_as(x), x, factor).clamp_(0, 1)
+    return (x * factor).add_(_luma(x).mul_(1 - factor)).clamp_(0, 255)
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` turns, keeping value and chroma of HSV.
 
-    Back from hue h (in sixths of a turn), channel n in (5, 3, 1) is value - chroma * clamp(min(k, 4 - k), 0, 1),
-    k = (n + h) mod 6: one formula without the six cases.
+    Sorting the channels by maxima and minima gives the hue in sixths of a turn without its six cases: |K + (middle -
+    low) / chroma|, where K, the place of the swaps that sorting took, is 0, -6, -2 or 4. (`torch.where` would do, at
+    thirty times the price of a maximum on a CPU.)
     """
     red, green, blue = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
-    chroma = value - low
-    safe = chroma.clamp_min(1e-12)  # gray pixels: their hue does not matter, as chroma 0 multiplies it below
-    h = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    ).add_(6 * shift.squeeze(1))
-    offsets = x.new_tensor([5, 3, 1]).view(1, 3, 1, 1, 1)
-    k = (h[:, None] + offsets).remainder_(6)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    place = (blue - green).sign_().clamp_(0, 1).mul_(-6)
+    swapped = (high - red).sign_().clamp_(0, 1)
+    place.addcmul_(swapped, place + 1, value=-2)
+    value, middle = torch.maximum(red, high), torch.minimum(red, high)
+    chroma = value - torch.minimum(middle, low)
+    # Gray pixels: their hue does not matter, as chroma 0 multiplies it below.
+    h = (middle - low).div_(chroma.clamp_min(1e-9)).add_(place).abs_().add_(6 * shift.squeeze(1))
+    h.addcmul_((h / 6).floor_(), torch.full_like(shift.squeeze(1), -6))
+    darkest = value - chroma
+    # How far each channel rises above the darkest one at hue h: a trapezium around 0 (or 6), 2 and 4.
+    shares = ((h - 3).abs_().sub_(1), (h - 2).abs_().neg_().add_(2), (h - 4).abs_().neg_().add_(2))
+    return torch.stack([torch.addcmul(darkest, chroma, share.clamp_(0, 1)) for share in shares], dim=1)
 
 
 _JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_brightness, _contrast, _saturation, _hue)
+
+
+def _gray(x: Tensor, channel: Tensor) -> Tensor:
+    """All three channels become the chosen one, an index a clip."""
+    return x[torch.arange(len(x), device=x.device), channel][:, None].expand_as(x)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """Which videos a step takes and which frames of them: pure arithmetic keyed by (seed, stage, epoch, video).
 
-Legend: T frames a clip, B samples a step (global batch), n videos, s stride in video frames. A sample is one video and
-two clips of it. Nothing here depends on the number of workers, on call order or on global state, so that any worker can
-draw any sample again after a restart.
+Legend: T frames a clip, B samples a step (global batch), n videos, s stride. A sample is one video and two clips of it.
+"Frames" here are the places that a clip can take its pictures from: the video's own frames, or with `clip.fps` the
+points of an even grid in time, which `frames_at_rate` and `frames_at_stamps` turn into the video's frames.
+
+Nothing here depends on the number of workers, on call order or on global state, so that any worker can draw any sample
+again after a restart.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+# Seconds by which a frame's time stamp may be off: containers round to milliseconds (Matroska) or 1/600 s (QuickTime).
+STAMP_TOLERANCE = 1.5e-3
+
 # Tags that keep the uses of one seed apart.
 _ORDER, _CLIPS, _SUBSET = 1, 2, 3
 
@@ -21,7 +27,7 @@ _ORDER, _CLIPS, _SUBSET = 1, 2, 3
 class SamplePlan:
     """The two clips of one training sample."""
 
-    starts: tuple[int, int]  # first video frame of each clip; negative: the video is shorter, its first frame repeats
+    starts: tuple[int, int]  # first frame of each clip; negative: the video is shorter, its first frame repeats
     full: tuple[bool, bool]  # which clips get the full augmentation chain
     keys: tuple[tuple[int, ...], tuple[int, ...]]  # of each clip's augmentation draw
 
@@ -78,13 +84,30 @@ def training_sample(
 
 
 def window_span(clip_frames: int, stride: int) -> int:
-    """Video frames from a clip's first to its last frame, both counted."""
+    """Frames from a clip's first to its last frame, both counted."""
     return (clip_frames - 1) * stride + 1
 
 
 def frame_indices(start: int, clip_frames: int, stride: int, frames: int) -> NDArray[np.int64]:
-    """The video frames of a clip, int64 [T], within 0..frames-1; before the first frame the first repeats."""
+    """The frames of a clip, int64 [T], within 0..frames-1; before the first frame the first repeats."""
     return np.clip(start + stride * np.arange(clip_frames), 0, frames - 1)
+
+
+def grid_points(seconds: float, fps: float) -> int:
+    """How many pictures a video of this length has at `fps` a second; at least one."""
+    return max(int(seconds * fps + 1e-6), 1)
+
+
+def frames_at_rate(points: NDArray[np.int64], fps: float, rate: float, frames: int) -> NDArray[np.int64]:
+    """The frames of a video with `rate` a second that are on show at points / fps seconds; any shape, int64."""
+    shown = np.floor((points / fps + STAMP_TOLERANCE) * rate).astype(np.int64)
+    return np.clip(shown, 0, frames - 1)
+
+
+def frames_at_stamps(points: NDArray[np.int64], fps: float, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The frames on show at points / fps seconds in a video whose frames come at `seconds` (ascending): any shape, int64."""
+    shown = np.searchsorted(seconds, points / fps + STAMP_TOLERANCE, side="right") - 1
+    return np.maximum(shown, 0).astype(np.int64)
 
 
 def evaluation_starts(frames: int, clip_frames: int, stride: int, windows: str) -> list[int]:

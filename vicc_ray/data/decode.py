@@ -11,11 +11,12 @@ Shapes: n frames, H rows, W columns; images are uint8 RGB [n, H, W, 3], the righ
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
-from urllib.parse import unquote, urlsplit
 
 import av
 import numpy as np
@@ -24,6 +25,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+
+from vicc_ray.errors import UserError
+from vicc_ray.storage import local_copy
 
 Decoder = Literal["decord", "pyav", "pyav-sequential"]
 """`pyav` seeks by time stamps; `pyav-sequential` counts from the start, for files whose stamps cannot be trusted."""
@@ -47,29 +51,40 @@ class Timeline:
 
     `stamps`: int64 [n], presentation times in units of `time_base` seconds, ascending, one a frame; 0..n-1 where the
     file has none or repeats them (`exact` is then false). `keys`: int64 [k], the frames at which decoding can start.
+    `open_gops`: after some key come pictures that are shown before it and lean on the stretch before (x265's default).
     """
 
     stamps: Indices
     keys: Indices
     exact: bool
     time_base: float
+    open_gops: bool = False
 
     def __len__(self) -> int:
         return len(self.stamps)
 
-    def start_for(self, frame: int) -> int:
-        """The last frame at or before `frame` at which decoding can start."""
-        return int(self.keys[max(int(np.searchsorted(self.keys, frame, side="right")) - 1, 0)])
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """When each frame is shown, float64 [n], counted from the first."""
+        return np.asarray((self.stamps - self.stamps[:1]) * self.time_base, np.float64)
 
 
-def local_path(video: str) -> str:
-    """A `file://` URI or a path as an absolute path, so that a name such as `-x.mp4` or `a:b.mp4` is only a name."""
-    parts = urlsplit(video) if "://" in video else None
-    if parts is None:
-        return os.path.abspath(video)
-    if parts.scheme != "file":
-        raise VideoError(f"{parts.scheme}:// is not a local file; only paths and file:// URIs are read")
-    return unquote(parts.path)
+@contextmanager
+def fetched(video: str) -> Iterator[str]:
+    """The absolute path of a local file with the video's bytes, fetched once where it lies elsewhere (s3:// and others).
+
+    Everything here takes a path or a URI; who reads a video several times fetches it first and passes the path on.
+    """
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(local_copy(video))
+        except FileNotFoundError as error:
+            raise VideoError("no such file") from error
+        except PermissionError as error:
+            raise VideoError("no permission to read it") from error
+        except (UserError, OSError) as error:
+            raise VideoError(f"cannot be fetched: {_one_line(error)}") from error
+        yield path
 
 
 @contextmanager
@@ -78,7 +93,7 @@ def open_video(video: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     av.logging.set_level(None)
     try:
         # Titles in a foreign encoding are no reason to lose the pictures.
-        with av.open(local_path(video), metadata_errors="replace") as container:
+        with fetched(video) as path, av.open(path, metadata_errors="replace") as container:
             stream = _picture_stream(container)
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -108,23 +123,48 @@ def _picture_stream(container: InputContainer) -> VideoStream:
 
 def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:
     """Walk all packets, decoding none. Left out: what is never shown (edit lists), cut off or before the first key."""
-    shown: list[tuple[int | None, bool]] = []
-    keyed = False
+    # A four-hour video has half a million packets: numbers in arrays, not objects in lists.
+    stamps, flags = array("q"), bytearray()
+    shown, keyed, open_gops = 0, False, False
+    last_key: int | None = None
     try:
         for packet in container.demux(stream):
             keyed = keyed or packet.is_keyframe
             if packet.size and keyed and not packet.is_discard and not packet.is_corrupt:
-                shown.append((packet.pts, packet.is_keyframe))
+                shown += 1
+                if packet.pts is not None:
+                    stamps.append(packet.pts)
+                    flags.append(packet.is_keyframe)
+                    last_key = packet.pts if packet.is_keyframe else last_key
+                    open_gops = open_gops or (last_key is not None and packet.pts < last_key)
     except av.error.FFmpegError:
         pass  # a file cut short ends here; what came before it is there
     base = float(stream.time_base) if stream.time_base else 1.0
-    stamped = [(pts, key) for pts, key in shown if pts is not None]
-    if len({pts for pts, _ in stamped}) != len(shown):
-        return Timeline(np.arange(len(shown)), np.zeros(1, np.int64), False, base)
+    unordered = np.array(stamps, np.int64)
+    order = np.argsort(unordered, kind="stable")
+    ordered = unordered[order]
+    if len(ordered) != shown or (np.diff(ordered) == 0).any():
+        return Timeline(np.arange(shown), np.zeros(1, np.int64), False, base)
     # Pictures shown before the first key refer to what is not in the file.
-    ordered = sorted(item for item in stamped if item[0] >= stamped[0][0])
-    keys = [i for i, (_, key) in enumerate(ordered) if key]
-    return Timeline(np.array([pts for pts, _ in ordered], np.int64), np.array(keys or [0], np.int64), True, base)
+    late = ordered >= unordered[:1]
+    # The first shown picture can lean on a key that an edit list hides; from the file's start it is decodable.
+    keys = np.union1d([0], np.flatnonzero(np.frombuffer(flags, np.uint8)[order][late]))
+    return Timeline(ordered[late], keys, True, base, open_gops)
+
+
+def timeline_of(path: str) -> Timeline:
+    """The timeline of a local file; the last few are remembered, as one video's windows are often asked for in turn."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise VideoError("no such file") from error
+    return _timeline(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _timeline(path: str, *_state: int) -> Timeline:
+    with open_video(path) as (container, stream):
+        return read_timeline(container, stream)
 
 
 def decode_from(video: str, timeline: Timeline, start: int) -> Iterator[VideoFrame]:
@@ -184,17 +224,17 @@ def read_frames(
         raise ValueError("no frame index was given")
     if wanted[0] < 0:
         raise ValueError(f"frame index {wanted[0]} is negative")
-    images = _read_decord(video, wanted, size) if decoder == "decord" else None
-    if images is None:
-        images = _read_pyav(video, wanted, size, sequential=decoder == "pyav-sequential")
+    with fetched(video) as path:
+        images = _read_decord(path, wanted, size) if decoder == "decord" else None
+        if images is None:
+            images = _read_pyav(path, wanted, size, sequential=decoder == "pyav-sequential")
     return images if np.array_equal(places, np.arange(len(wanted))) else images[places]
 
 
-def _read_decord(video: str, wanted: Indices, size: tuple[int, int] | None) -> Images | None:
+def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Images | None:
     """decord's answer, or None where it has none to be used. The reader is dropped here: kept ones grow without end."""
     import decord
 
-    path = local_path(video)
     if not os.path.isfile(path):
         raise VideoError("no such file")
     decord.logging.set_level(decord.logging.QUIET)
@@ -211,37 +251,54 @@ def _read_decord(video: str, wanted: Indices, size: tuple[int, int] | None) -> I
     return images if right else None
 
 
-def _read_pyav(video: str, wanted: Indices, size: tuple[int, int] | None, sequential: bool) -> Images:
-    with open_video(video) as (container, stream):
-        timeline = read_timeline(container, stream)
+def _read_pyav(path: str, wanted: Indices, size: tuple[int, int] | None, sequential: bool) -> Images:
+    timeline = timeline_of(path)
     if wanted[-1] >= len(timeline):
         raise VideoError(f"frame {wanted[-1]} was asked for, but the file holds {len(timeline)}")
     if timeline.exact and not sequential:
-        try:
-            return _collect(video, timeline, wanted, size, timeline.start_for(int(wanted[0])), checked=True)
-        except _StampsDisagree:
-            pass
-    return _collect(video, timeline, wanted, size, 0, checked=False)
+        key = int(np.searchsorted(timeline.keys, wanted[0], side="right")) - 1
+        # Containers without an index (MPEG-TS, -PS) land past the asked key, but hardly past three.
+        for start in timeline.keys[[key, max(key - 2, 0)]]:
+            try:
+                return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, size, len(timeline))
+            except _StampsDisagree:
+                pass
+    return _collect(enumerate(decode_from(path, timeline, 0)), wanted, size, len(timeline))
+
+
+def _located(path: str, timeline: Timeline, start: int, wanted: int) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames and their numbers from about `start`, told by time stamps; `_StampsDisagree` where these do not hold."""
+    index = -1
+    for frame in decode_from(path, timeline, start):
+        if index < 0:
+            if frame.pts is None:
+                raise _StampsDisagree
+            index = int(np.searchsorted(timeline.stamps, frame.pts))
+            # Before the first key there may be pictures that lean on what was not read.
+            key = int(np.searchsorted(timeline.keys, index))
+            if key == len(timeline.keys) or timeline.keys[key] > wanted:
+                raise _StampsDisagree
+        if index >= len(timeline) or frame.pts != timeline.stamps[index]:
+            raise _StampsDisagree
+        yield index, frame
+        index += 1
+    raise _StampsDisagree  # the wanted ones did not come; counting from the start says why
 
 
 def _collect(
-    video: str, timeline: Timeline, wanted: Indices, size: tuple[int, int] | None, start: int, checked: bool
+    frames: Iterator[tuple[int, VideoFrame]], wanted: Indices, size: tuple[int, int] | None, promised: int
 ) -> Images:
-    """Decode from frame `start` to the last wanted one; `checked` compares every time stamp with the timeline's."""
+    """The `wanted` (ascending) of numbered frames; `promised`: how many the file was said to have."""
     images: list[Images] = []
-    for index, frame in enumerate(decode_from(video, timeline, start), start):
-        if checked and frame.pts != timeline.stamps[index]:
-            raise _StampsDisagree
+    for index, frame in frames:
         if index == wanted[len(images)]:
             images.append(to_image(frame, size))
             if images[0].shape != images[-1].shape:
                 raise VideoError(f"the picture's size changes at frame {index}; give a size to scale all frames to")
         if len(images) == len(wanted):
             return np.stack(images)
-    if checked:
-        raise _StampsDisagree  # a seek may land past the frame; counting from the start cannot
     raise VideoError(
-        f"decoding ended before frame {wanted[len(images)]} of {len(timeline)}: the file is cut short or damaged"
+        f"decoding ended before frame {wanted[len(images)]} of {promised}: the file is cut short or damaged"
     )
 
 

@@ -1,5 +1,7 @@
 """Optical flow between consecutive frames, and its uint8 form.
 
+`dis`, `farneback`, `tvl1` (OpenCV) and `raft` (a network) look at pictures; `motion_vectors` are read from the video file.
+
 Shapes: n fields between n + 1 frames; H rows, W columns. A field is float32 [H, W, 2] = (u, v) in pixels of these
 frames: what is at (x, y) in the first is at (x + u, y + v) in the second; u is positive to the right, v downwards.
 """
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vicc_ray.data import motion_vectors, raft
 from vicc_ray.errors import UserError
 
 Field = NDArray[np.float32]
@@ -30,7 +33,7 @@ Between = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How a field is made: `parameters` hold every number that decides it, `build` makes a function of two frames.
+    """How OpenCV makes a field: `parameters` hold every number that decides it, `build` makes a function of two frames.
 
     The function is kept for a clip, as it holds the algorithm's buffers.
     """
@@ -39,14 +42,23 @@ class Algorithm:
     build: Callable[[dict[str, Any]], Between]
 
 
-def flow_between(frames: NDArray[np.uint8], algorithm: str = "dis") -> Field:
+def flow_between(
+    frames: NDArray[np.uint8], algorithm: str = "dis", weights: str | None = None, device: str = "cpu"
+) -> Field:
     """Flow from each frame to the next: uint8 RGB [n + 1, H, W, 3] -> float32 [n, H, W, 2], (u, v) in pixels.
 
-    Runs on one thread. Raises `UserError` for an unknown algorithm, `ValueError` for frames of another shape or type.
+    `weights` (a file, only for `raft`) and `device` ("cpu", "cuda", only for `raft`). OpenCV's run on one thread. Raises
+    `UserError` for an unknown algorithm or weights that are not RAFT's, `ValueError` for frames of another shape or type
+    and for `motion_vectors`, which come from the file: `vicc_ray.data.motion_vectors`.
     """
-    chosen = _named(algorithm)
+    _check_name(algorithm)
+    if algorithm == MOTION_VECTORS:
+        raise ValueError("motion_vectors are read from the video file, not from pictures")
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) < 1:
         raise ValueError(f"frames must be uint8 [n + 1, H, W, 3]; they are {frames.dtype} {list(frames.shape)}")
+    if algorithm == RAFT:
+        return raft.raft_flow(frames, _weights_of_raft(weights), device)
+    chosen = OPENCV[algorithm]
     cv2.setNumThreads(1)
     height, width = frames.shape[1:3]
     flow = np.empty((len(frames) - 1, height, width, 2), np.float32)
@@ -58,10 +70,19 @@ def flow_between(frames: NDArray[np.uint8], algorithm: str = "dis") -> Field:
     return flow
 
 
-def fingerprint(algorithm: str) -> str:
-    """All that decides the algorithm's numbers, as one line of JSON: its name, parameters and OpenCV's version."""
-    chosen = _named(algorithm)
-    return json.dumps({"algorithm": algorithm, "opencv": cv2.__version__, **chosen.parameters}, sort_keys=True)
+def fingerprint(algorithm: str, weights: str | None = None) -> str:
+    """All that decides the algorithm's numbers, as one line of JSON: its name, parameters and library's version.
+
+    For `raft` the file `weights` is read and its hash is among them; `UserError` where it is missing or not RAFT's.
+    """
+    _check_name(algorithm)
+    if algorithm == RAFT:
+        decides = raft.identity(_weights_of_raft(weights))
+    elif algorithm == MOTION_VECTORS:
+        decides = motion_vectors.identity()
+    else:
+        decides = {"opencv": cv2.__version__, **OPENCV[algorithm].parameters}
+    return json.dumps({"algorithm": algorithm, **decides}, sort_keys=True)
 
 
 def quantise(field: Field, bound: float = BOUND) -> NDArray[np.uint8]:
@@ -76,10 +97,15 @@ def dequantise(values: NDArray[np.uint8], bound: float = BOUND) -> Field:
     return values.astype(np.float32) * np.float32(2.0 * bound / 255.0) - np.float32(bound)
 
 
-def _named(algorithm: str) -> Algorithm:
+def _check_name(algorithm: str) -> None:
     if algorithm not in ALGORITHMS:
-        raise UserError(f"flow algorithm '{algorithm}' is not known; allowed: {', '.join(sorted(ALGORITHMS))}")
-    return ALGORITHMS[algorithm]
+        raise UserError(f"flow algorithm '{algorithm}' is not known; allowed: {', '.join(ALGORITHMS)}")
+
+
+def _weights_of_raft(weights: str | None) -> str:
+    if not weights:
+        raise UserError("flow.weights: is not set; algorithm raft needs a file with torchvision's RAFT weights")
+    return weights
 
 
 def _build_dis(parameters: dict[str, Any]) -> Between:
@@ -110,7 +136,7 @@ def _build_tvl1(parameters: dict[str, Any]) -> Between:
 
 # DIS: OpenCV's medium preset. Farneback: the values of OpenCV's documentation. TV-L1: OpenCV's defaults, the published
 # recipe's. All are written out, so that another OpenCV's other defaults change neither the flow nor its fingerprint.
-ALGORITHMS: dict[str, Algorithm] = {
+OPENCV: dict[str, Algorithm] = {
     "dis": Algorithm(
         {
             "FinestScale": 1,
@@ -156,3 +182,6 @@ ALGORITHMS: dict[str, Algorithm] = {
         _build_tvl1,
     ),
 }
+MOTION_VECTORS = "motion_vectors"
+RAFT = "raft"
+ALGORITHMS = (*sorted(OPENCV), MOTION_VECTORS, RAFT)

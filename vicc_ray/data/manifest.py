@@ -13,44 +13,24 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vicc_ray.data.decode import (
-    DECODERS,
-    Decoder,
-    Images,
-    Timeline,
-    VideoError,
-    decode_from,
-    local_path,
-    open_video,
-    read_timeline,
-    rotation_of,
-    to_image,
-)
+from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
+from vicc_ray.data.inspection import inspect
 from vicc_ray.errors import UserError
+from vicc_ray.storage import describe
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Manifest", "VideoError", "VideoRow", "content_hash", "probe"]
-
-# One packet of these is one picture. Others (MPEG-4 part 2 has empty pictures, VP8 hidden ones) are decoded whole,
-# once, to count.
-ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "ffv1", "png"}
-# decord seeks by an index; in containers without one (MPEG-PS, -TS) it was seen to be 12 frames off from the start.
-DECORD_CONTAINERS = {"mov", "matroska", "avi"}
-SAMPLE_SIZE = (32, 32)
-# Mean grey levels between decord's and PyAV's picture at that size: rounding gives up to 3, 10-bit sources included.
-SAME_PICTURE = 5.0
+__all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRow:
     """One video. Sizes are pixels of the upright picture; `rotation` is clockwise degrees already counted in them.
 
-    `frames` counts pictures really there. `fps` is their mean rate and `duration_seconds` the time they cover.
+    `frames` counts pictures really there, `declared_frames` is what the header says (0: nothing). `fps` is their mean
+    rate and `duration_seconds` the time they cover; without `constant_rate` pictures come at uneven times. `checked`:
+    every picture was decoded once. `modified` (seconds) and `bytes` tell whether the file is the one that was probed.
     `refused` is the reason why the video cannot be used, or None; a refused row may know nothing but its name.
     """
 
@@ -59,14 +39,18 @@ class VideoRow:
     split: str = "train"
     group: str | None = None
     frames: int = 0
+    declared_frames: int = 0
     fps: float = 0.0
+    constant_rate: bool = True
     width: int = 0
     height: int = 0
     rotation: int = 0
     duration_seconds: float = 0.0
     codec: str = ""
     bytes: int = 0
+    modified: float = 0.0
     content_hash: str = ""
+    checked: bool = False
     decoder: Decoder = "decord"
     refused: str | None = None
 
@@ -85,98 +69,35 @@ def content_hash(path: str, edge: int = 1 << 20) -> str:
 
 
 def probe(video: str) -> VideoRow:
-    """Open, count and try one video; raises `VideoError` with the reason where it cannot be used.
+    """Open, count and try one video (path or URI); raises `VideoError` with the reason where it cannot be used.
 
     Decodes the first picture and the stretch after the last key frame (where a cut or damaged file shows itself), or
-    all pictures where packets do not tell their number; compares decord with PyAV there to choose the reader.
+    all pictures where packets do not tell their number; compares decord with PyAV there to choose the reader. Of a very
+    long video only the ends are decoded.
     """
-    with open_video(video) as (container, stream):
-        timeline = read_timeline(container, stream)
-        codec = stream.codec_context.codec.canonical_name
-        declared = float(stream.average_rate or stream.guessed_rate or 0)
-        indexed = bool(DECORD_CONTAINERS.intersection(container.format.name.split(",")))
-    if not len(timeline):
-        raise VideoError("the video stream holds no whole picture")
-    path = local_path(video)
-    look = _look(video, timeline, count=codec not in ONE_PICTURE_A_PACKET)
-    decoder: Decoder = "pyav" if look.stamps_hold else "pyav-sequential"
-    # decord skips by time stamps: where they do not hold it returns a neighbour of the asked frame.
-    if indexed and look.stamps_hold and _decord_agrees(path, look):
-        decoder = "decord"
-    fps = _rate(timeline, declared)
-    return VideoRow(
-        video=video,
-        frames=look.frames,
-        fps=fps,
-        width=look.width,
-        height=look.height,
-        rotation=look.rotation,
-        duration_seconds=look.frames / fps if fps else 0.0,
-        codec=codec,
-        bytes=os.path.getsize(path),
-        content_hash=content_hash(path),
-        decoder=decoder,
-    )
+    return _row(video, every=False)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What decoding showed: pictures, whether their time stamps are the packets', a few of them at `SAMPLE_SIZE`."""
+def check(video: str) -> VideoRow:
+    """`probe`, with every picture decoded: `checked` is set, `frames` is what came out, one after another.
 
-    frames: int
-    width: int
-    height: int
-    rotation: int
-    stamps_hold: bool
-    samples: dict[int, Images]
+    A header lies about its length where `declared_frames` is neither 0 nor `frames`. decord is chosen only where each
+    of its pictures is PyAV's, read in order and by seeking. Raises `VideoError` as `probe` does, damage included.
+    """
+    return _row(video, every=True)
 
 
-def _look(video: str, timeline: Timeline, count: bool) -> _Look:
-    """Decode the first picture and the last stretch; or all (`count`, or where the stretch is not as promised)."""
-    first = next(decode_from(video, timeline, 0), None)
-    if first is None:
-        raise VideoError("no picture can be decoded")
-    start = 0 if count else int(timeline.keys[-1])
-    # The second picture after the last key shows where decord's seeking lands; the last one, how the file ends.
-    landing = min(int(timeline.keys[-1]) + 1, len(timeline) - 1)
-    samples = {0: to_image(first, SAMPLE_SIZE)}
-    stamps: list[int | None] = []
-    last = first
-    for last in decode_from(video, timeline, start):
-        if start + len(stamps) == landing:
-            samples[landing] = to_image(last, SAMPLE_SIZE)
-        stamps.append(last.pts)
-    frames = start + len(stamps)
-    samples[frames - 1] = to_image(last, SAMPLE_SIZE)
-    hold = timeline.exact and stamps == timeline.stamps[start:].tolist()
-    if start and not hold:
-        return _look(video, timeline, count=True)
-    height, width = to_image(first, None).shape[:2]
-    return _Look(frames, width, height, rotation_of(first), hold, samples)
-
-
-def _rate(timeline: Timeline, declared: float) -> float:
-    """Frames a second: the header's where the packets' times bear it out, else theirs."""
-    span = float(timeline.stamps[-1] - timeline.stamps[0]) * timeline.time_base if timeline.exact else 0.0
-    measured = (len(timeline) - 1) / span if span > 0 else declared
-    return declared if abs(declared - measured) <= 0.05 * measured else measured
-
-
-def _decord_agrees(path: str, look: _Look) -> bool:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), width=SAMPLE_SIZE[1], height=SAMPLE_SIZE[0], num_threads=1)
-        if len(reader) != look.frames:
-            return False
-        for index, ours in look.samples.items():
-            theirs: NDArray[np.uint8] = reader[index].asnumpy()
-            if theirs.shape != ours.shape or np.abs(theirs.astype(np.int16) - ours).mean() > SAME_PICTURE:
-                return False
-    except (decord.DECORDError, RuntimeError, IndexError):
-        return False
-    return True
+def _row(video: str, every: bool) -> VideoRow:
+    with fetched(video) as path:
+        entry = describe(video)
+        return VideoRow(
+            video=video,
+            **asdict(inspect(path, every)),
+            bytes=os.path.getsize(path),
+            modified=entry.modified if entry else 0.0,
+            content_hash=content_hash(path),
+            checked=every,
+        )
 
 
 class Manifest:
@@ -274,6 +195,7 @@ def _schema() -> pa.Schema:
         "str": pa.string(),
         "str | None": pa.string(),
         "int": pa.int64(),
+        "bool": pa.bool_(),
         "float": pa.float64(),
         "Decoder": pa.string(),
     }

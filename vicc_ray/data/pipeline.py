@@ -20,7 +20,8 @@ from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Exec
 from vicc_ray.config import STREAMS, ClipConfig, Experiment
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.samples import empty_clips, read_clips
+from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.samples import empty_clips, positions
 from vicc_ray.train.batches import Block, TrainingPlan, decode_share
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
@@ -67,6 +68,7 @@ class DecodeWindows:
         self, videos: Sequence[VideoRow], windows: Sequence[tuple[int, int]], size: int, experiment: Experiment
     ) -> None:
         self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
+        self.reader = ClipReader(experiment.clip, experiment.flow, experiment.data)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
         """`unit` int64 [1] -> video, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
@@ -81,7 +83,7 @@ class DecodeWindows:
     def _read(self, number: int, starts: list[int]) -> Block:
         experiment = self.experiment
         try:
-            clips, reason = read_clips(self.videos[number], starts, STREAMS, experiment.clip, experiment.flow), ""
+            clips, reason = self.reader.read(self.videos[number], starts, STREAMS), ""
         except VideoError as error:
             clips, reason = empty_clips(len(starts), STREAMS, experiment.clip), str(error) or "cannot be read"
         block: Block = {
@@ -110,11 +112,17 @@ class DecodeShares:
         if unit < 0:
             return self.decode_windows({"unit": [unit + self.monitored]})
         step, rank = divmod(unit, self.workers)
-        return decode_share(self.plan, step, rank, self.workers)
+        return decode_share(self.plan, step, rank, self.workers, self.decode_windows.reader.read)
 
 
 def training_iterators(
-    plan: TrainingPlan, first_step: int, last_step: int, workers: int, actors: int, monitored: Sequence[VideoRow] = ()
+    plan: TrainingPlan,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    actors: int,
+    cpus_an_actor: float = 1,
+    monitored: Sequence[VideoRow] = (),
 ) -> list[DataIterator]:
     """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `actors` actors.
 
@@ -125,18 +133,22 @@ def training_iterators(
     units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
     buffer = _buffer_bytes(plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * actors)
-    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), actors, buffer)
+    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), actors, cpus_an_actor, buffer)
     iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
     return iterators
 
 
 def evaluation_windows(
-    videos: Sequence[VideoRow], windows: Sequence[tuple[int, int]], experiment: Experiment, actors: int
+    videos: Sequence[VideoRow],
+    windows: Sequence[tuple[int, int]],
+    experiment: Experiment,
+    actors: int,
+    cpus_an_actor: float = 1,
 ) -> Dataset:
     """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order: video, refused, rgb, flow."""
     buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * actors)
     arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment)
-    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, actors, buffer)
+    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, actors, cpus_an_actor, buffer)
 
 
 def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str) -> list[tuple[int, int]]:
@@ -144,7 +156,7 @@ def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str) -> 
     return [
         (number, start)
         for number, video in enumerate(videos)
-        for start in evaluation_starts(video.frames, clip.frames, clip.stride, windows)
+        for start in evaluation_starts(positions(video, clip), clip.frames, clip.stride, windows)
     ]
 
 
@@ -169,17 +181,21 @@ def configure_context() -> None:
         context.custom_execution_callback_classes.append(PaceScheduling)
 
 
-def _decode(units: Sequence[int], actor: type, arguments: tuple[Any, ...], actors: int, buffer: int) -> Dataset:
+def _decode(
+    units: Sequence[int], actor: type, arguments: tuple[Any, ...], actors: int, cpus: float, buffer: int
+) -> Dataset:
     configure_context()
-    # Ready-made one-row blocks, because reading tasks would ask for CPUs of their own.
-    source = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in units])
+    # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that ask for CPUs of their own, and
+    # where training holds every CPU they wait for ever.
+    source = ray.data.from_blocks([pa.table({"unit": [unit]}) for unit in units])
     decoded = source.map_batches(
         actor,
         fn_constructor_args=arguments,
         batch_size=1,
         batch_format="numpy",
-        num_cpus=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=cpus,
+        # Actors that ask for no CPU are not started one by one as Ray Data finds room: there is always room.
+        compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
     )
     limits = ExecutionResources.for_limits(object_store_memory=buffer)
     decoded.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)

@@ -81,14 +81,16 @@ def extract_features(
     """
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
     paths = {name: str(path) for name, path in encoders.items()}
-    encoded = evaluation_windows(videos, windows, experiment, resources.decode_actors).map_batches(
+    encoded = evaluation_windows(videos, windows, experiment, *resources.decoders(resources.workers)).map_batches(
         EncodeWindows,
         fn_constructor_args=(paths, experiment, resources.use_gpu, threads),
         batch_size=None,
         batch_format="numpy",
         num_cpus=1,
         num_gpus=1 if resources.use_gpu else 0,
-        compute=ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            min_size=resources.min_workers, max_size=resources.workers, max_tasks_in_flight_per_actor=2
+        ),
     )
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("video", "refused", *encoders)}
     for block in iterate_blocks(encoded.iterator()):

@@ -7,21 +7,42 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vicc_ray.evaluate.retrieval import RECALL_AT, Features, Labels, check_labels, rank, recall_of, unit_rows
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.retrieval import (
+    RECALL_AT,
+    Labels,
+    Scores,
+    answerable,
+    check_groups,
+    check_labels,
+    rank,
+    recall_of,
+    score_rows,
+)
+from vicc_ray.evaluate.search import Features, Rows, Table, beside, unit
+
+PUBLISHED = (1.0, 1.0)
+GRID = 21  # weights of the second stream that are tried: 0, 0.1, ..., 2
+FIT_QUERIES = 4096  # gallery videos that ask in a fit; more would tell the weights of a grid no better apart
 
 
-def fused_rows(streams: Sequence[npt.ArrayLike], side: str) -> Features:
-    """Each stream's features [N,d_s], centred and normalised on its own, side by side: float32 [N, sum d_s].
+def fused(streams: Sequence[Table], side: str, weights: Sequence[float] | None = None) -> Rows:
+    """Each stream's features [N,d_s], centred and normalised on its own, side by side: [N, sum d_s].
 
-    The inner product of two such rows is the sum of the streams' cosines, so that the fused similarity matrix
-    (method.md, section 6) never needs to be held whole.
+    The inner product of two such rows is the weighted sum of the streams' cosines (weights of 1 unless given), so that
+    the fused similarity matrix (method.md, section 6) never needs to be held whole.
     """
-    rows = [unit_rows(stream, side) for stream in streams]
-    if len({len(stream) for stream in rows}) != 1:
+    factors = [1.0] * len(streams) if weights is None else [float(weight) for weight in weights]
+    if len(factors) != len(streams) or min(factors) < 0 or not 0 < sum(factors) < float("inf"):
         raise ValueError(
-            f"{side}: the streams have {[len(stream) for stream in rows]} rows; they must be the same videos"
+            f"fusion: weights {factors} for {len(streams)} streams; give one of at least 0 each, not all 0"
         )
-    return np.concatenate(rows, axis=1)
+    return beside([unit(stream, side) for stream in streams], [float(np.sqrt(factor)) for factor in factors], side)
+
+
+def fused_rows(streams: Sequence[Table], side: str, weights: Sequence[float] | None = None) -> Features:
+    """As `fused`, in memory: float32 [N, sum d_s]."""
+    return fused(streams, side, weights).whole()
 
 
 def fused_similarities(gallery: Sequence[npt.ArrayLike], query: Sequence[npt.ArrayLike]) -> Features:
@@ -31,33 +52,94 @@ def fused_similarities(gallery: Sequence[npt.ArrayLike], query: Sequence[npt.Arr
 
 
 def fused_recall_at_k(
-    gallery: Sequence[npt.ArrayLike],
+    gallery: Sequence[Table],
     gallery_labels: Labels,
-    query: Sequence[npt.ArrayLike],
+    query: Sequence[Table],
     query_labels: Labels,
     ks: Sequence[int] = RECALL_AT,
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
+    weights: Sequence[float] | None = None,
 ) -> dict[int, float]:
     """R@k of the summed similarities; arguments and errors as in `retrieval.recall_at_k`, with a table a stream."""
     _check_streams(gallery, query)
     check_labels(gallery_labels, query_labels)
-    rows = fused_rows(gallery, "gallery"), fused_rows(query, "query")
+    check_groups(gallery_labels, query_labels, gallery_groups, query_groups)
+    rows = fused(gallery, "gallery", weights), fused(query, "query", weights)
     indices, _ = rank(*rows, max(ks), gallery_groups, query_groups)
     return recall_of(indices, gallery_labels, query_labels, ks)
 
 
-def mean_probabilities(streams: Sequence[npt.ArrayLike]) -> npt.NDArray[np.float64]:
-    """Mean of the streams' class probabilities, each [N, classes] with rows that sum to 1."""
+def fused_score(
+    gallery: Sequence[Table],
+    gallery_labels: Labels,
+    query: Sequence[Table],
+    query_labels: Labels,
+    ks: Sequence[int] = RECALL_AT,
+    gallery_groups: Labels | None = None,
+    query_groups: Labels | None = None,
+    with_precision: bool = True,
+    weights: Sequence[float] | None = None,
+) -> Scores:
+    """`retrieval.score` of the summed similarities, with a table a stream."""
+    _check_streams(gallery, query)
+    rows = fused(gallery, "gallery", weights), fused(query, "query", weights)
+    return score_rows(*rows, gallery_labels, query_labels, ks, gallery_groups, query_groups, with_precision)
+
+
+def fit_weights(gallery: Sequence[Table], labels: Labels, groups: Labels | None = None) -> tuple[float, float]:
+    """Weights of two streams' similarities, fitted on the gallery (the training split) alone.
+
+    The pair (2 - w, w), w on a grid of `GRID` from 0 to 2, with the highest R@1 when gallery videos ask for each other
+    outside their own group (groups None: all but themselves); of equal ones the nearest to the published (1, 1). Up to
+    `FIT_QUERIES` videos ask, evenly spread; those with no other video of their class are passed over. UserError where
+    that leaves none.
+    """
+    if len(gallery) != 2:
+        raise ValueError(f"fusion: {len(gallery)} streams; weights are fitted for two")
+    check_labels(labels, labels)
+    own = list(range(len(labels))) if groups is None else list(groups)
+    asking = np.flatnonzero(answerable(labels, labels, own, own))
+    if not len(asking):
+        raise UserError(
+            "fusion: weights cannot be fitted: no gallery video has another of its class outside its own group; "
+            "use the published weights"
+        )
+    asking = asking[np.unique(np.linspace(0, len(asking) - 1, FIT_QUERIES).astype(int))]
+    asked = [labels[number] for number in asking], [own[number] for number in asking]
+    best, chosen = -1.0, PUBLISHED
+    for w in sorted(np.linspace(0, 2, GRID).tolist(), key=lambda w: abs(w - 1)):
+        pair = round(2 - w, 6), round(w, 6)
+        rows = fused(gallery, "gallery", pair)
+        indices, _ = rank(rows, _taken(rows, asking), 1, own, asked[1])
+        recall = recall_of(indices, labels, asked[0], (1,))[1]
+        if recall > best:
+            best, chosen = recall, pair
+    return chosen
+
+
+def _taken(rows: Rows, places: npt.NDArray[np.integer]) -> Features:
+    """The rows at some places (ascending) of a table: float32."""
+    start, parts = 0, []
+    for block in rows.blocks(1 << 13):
+        parts.append(block[places[(places >= start) & (places < start + len(block))] - start])
+        start += len(block)
+    return np.concatenate(parts).astype(np.float32)
+
+
+def mean_probabilities(
+    streams: Sequence[npt.ArrayLike], weights: Sequence[float] | None = None
+) -> npt.NDArray[np.float64]:
+    """Mean of the streams' class probabilities, each [N, classes] with rows that sum to 1; weighted where asked."""
     tables = [np.asarray(stream, dtype=np.float64) for stream in streams]
     for table in tables:
         if table.shape != tables[0].shape or not np.allclose(table.sum(axis=1), 1, atol=1e-3) or table.min() < 0:
             raise ValueError(
                 "fusion: each stream must give probabilities [N, classes] of the same shape, rows summing to 1"
             )
-    return np.asarray(np.mean(tables, axis=0))
+    return np.asarray(np.average(tables, axis=0, weights=weights))
 
 
-def _check_streams(gallery: Sequence[npt.ArrayLike], query: Sequence[npt.ArrayLike]) -> None:
+def _check_streams(gallery: Sequence[Table], query: Sequence[Table]) -> None:
     if not gallery or len(gallery) != len(query):
         raise ValueError(f"fusion: {len(gallery)} gallery streams for {len(query)} query streams")

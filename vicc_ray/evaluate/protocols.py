@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from vicc_ray.checkpoint import RunFolder, write_text
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pipeline import list_windows
@@ -19,7 +18,9 @@ from vicc_ray.evaluate.features import FeatureTable, extract_features
 from vicc_ray.evaluate.fusion import fused_recall_at_k
 from vicc_ray.evaluate.retrieval import chance, check_labels, neighbours, recall_at_k
 from vicc_ray.progress import Counter
+from vicc_ray.records import write_text
 from vicc_ray.resources import ResourcePlan
+from vicc_ray.run_folder import RunFolder
 
 RANDOM = "random"  # the row of an untrained encoder
 FUSED = "R+F"

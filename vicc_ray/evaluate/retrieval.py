@@ -1,30 +1,118 @@
-"""Nearest-neighbour retrieval: centred, L2-normalised features, cosine, R@k (method.md, section 6).
+"""Nearest-neighbour retrieval: centred, L2-normalised features, cosine, R@k and mAP (method.md, section 6).
 
-G gallery rows, Q query rows, d feature size, k neighbours. Labels and groups are one hashable value a row.
+G gallery rows, Q query rows, d feature size, k neighbours. Labels and groups are one hashable value a row. A table of
+features is an array or `search.Rows`, which may be read from a file; the search itself is in `search`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate.search import Features, Indices, Rows, Table, as_rows, average_precision, top_k, unit
 
-Features = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 Labels = Sequence[Hashable] | npt.NDArray[np.generic]
 
 RECALL_AT = (1, 5, 10, 20, 50)
-BLOCK_VALUES = 1 << 24  # similarities held at once: 64 MiB of float32, whatever G and Q are
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: its queries, their R@k and their mean average precision (None where it was not asked for)."""
+
+    queries: int
+    recall: Mapping[int, float]
+    mean_average_precision: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a ranking is worth: means over all queries, and class by class in the order of their names."""
+
+    gallery: int
+    queries: int
+    recall: Mapping[int, float]
+    mean_average_precision: float | None
+    classes: Mapping[str, ClassScore]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: {"gallery", "queries", "R@1", ..., "mAP", "classes": {name: {"queries", "R@1", ...}}}."""
+        classes = {name: {"queries": one.queries} | _figures(one) for name, one in self.classes.items()}
+        return {"gallery": self.gallery, "queries": self.queries} | _figures(self) | {"classes": classes}
+
+
+def _figures(scores: Scores | ClassScore) -> dict[str, Any]:
+    figures: dict[str, Any] = {f"R@{k}": value for k, value in scores.recall.items()}
+    if scores.mean_average_precision is not None:
+        figures["mAP"] = scores.mean_average_precision
+    return figures
+
+
+def score(
+    gallery: Table,
+    gallery_labels: Labels,
+    query: Table,
+    query_labels: Labels,
+    ks: Sequence[int] = RECALL_AT,
+    gallery_groups: Labels | None = None,
+    query_groups: Labels | None = None,
+    with_precision: bool = True,
+) -> Scores:
+    """R@k, mAP and both for each class; arguments and errors as in `recall_at_k`.
+
+    mAP ranks the whole gallery and goes through it twice more (`search.average_precision`); `with_precision` False
+    spares that.
+    """
+    sides = unit(gallery, "gallery"), unit(query, "query")
+    return score_rows(*sides, gallery_labels, query_labels, ks, gallery_groups, query_groups, with_precision)
+
+
+def score_rows(
+    gallery: Table,
+    query: Table,
+    gallery_labels: Labels,
+    query_labels: Labels,
+    ks: Sequence[int] = RECALL_AT,
+    gallery_groups: Labels | None = None,
+    query_groups: Labels | None = None,
+    with_precision: bool = True,
+) -> Scores:
+    """As `score`, on rows as they are (of `unit`, or of `fusion.fused`)."""
+    check_labels(gallery_labels, query_labels)
+    check_groups(gallery_labels, query_labels, gallery_groups, query_groups)
+    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
+    _check_rows(searched, gallery_labels, "gallery")
+    _check_rows(asked, query_labels, "query")
+    indices, _ = rank(searched, asked, max(ks), gallery_groups, query_groups)
+    codes = _codes(list(gallery_labels), list(query_labels))
+    hits = {k: _hits(indices, *codes, k) for k in ks}
+    precision = None
+    if with_precision:
+        groups = _group_codes(gallery_groups, query_groups, searched.count, asked.count) or (None, None)
+        precision = average_precision(searched, asked, *codes, *groups)
+    classes = {}
+    names = {int(code): str(label) for code, label in zip(codes[1], query_labels, strict=True)}
+    for code, name in sorted(names.items(), key=lambda item: item[1]):
+        mine = codes[1] == code
+        recall = {k: float(hit[mine].mean()) for k, hit in hits.items()}
+        classes[name] = ClassScore(
+            int(mine.sum()), recall, None if precision is None else float(precision[mine].mean())
+        )
+    recall = {k: float(hit.mean()) for k, hit in hits.items()}
+    mean = None if precision is None else float(precision.mean())
+    return Scores(searched.count, asked.count, recall, mean, classes)
 
 
 def recall_at_k(
-    gallery: npt.ArrayLike,
+    gallery: Table,
     gallery_labels: Labels,
-    query: npt.ArrayLike,
+    query: Table,
     query_labels: Labels,
     ks: Sequence[int] = RECALL_AT,
     gallery_groups: Labels | None = None,
@@ -34,23 +122,24 @@ def recall_at_k(
 
     gallery: [G,d]; query: [Q,d]. With groups (both or neither), gallery rows of the query's own group are passed
     over: clips cut from one source video, or the query itself.
-    Raises UserError for an empty side, features that are not finite, an unlabelled row, a query class that the
-    gallery lacks, and a k beyond the gallery.
+    Raises UserError for an empty side, features that are not finite, an unlabelled row, queries whose class the gallery
+    lacks (or has in the query's own group only), and a k beyond the gallery.
     """
     check_labels(gallery_labels, query_labels)
+    check_groups(gallery_labels, query_labels, gallery_groups, query_groups)
     indices, _ = neighbours(gallery, query, max(ks), gallery_groups, query_groups)
     return recall_of(indices, gallery_labels, query_labels, ks)
 
 
 def neighbours(
-    gallery: npt.ArrayLike,
-    query: npt.ArrayLike,
+    gallery: Table,
+    query: Table,
     k: int,
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
 ) -> tuple[Indices, Features]:
     """The k nearest gallery rows of each query, nearest first: (int64 [Q,k], cosine similarities float32 [Q,k])."""
-    return rank(unit_rows(gallery, "gallery"), unit_rows(query, "query"), k, gallery_groups, query_groups)
+    return rank(unit(gallery, "gallery"), unit(query, "query"), k, gallery_groups, query_groups)
 
 
 def similarities(gallery: npt.ArrayLike, query: npt.ArrayLike) -> Features:
@@ -58,55 +147,28 @@ def similarities(gallery: npt.ArrayLike, query: npt.ArrayLike) -> Features:
     return unit_rows(query, "query") @ unit_rows(gallery, "gallery").T
 
 
-def unit_rows(features: npt.ArrayLike, side: str) -> Features:
+def unit_rows(features: Table, side: str) -> Features:
     """features [N,d] -> float32 [N,d]: centred by their own mean, each row of length 1 (or 0 if all rows are one).
 
     `side` names the table in the UserError for an empty one or for values that are not finite.
     """
-    table = np.asarray(features, dtype=np.float64)
-    if table.ndim != 2:
-        raise ValueError(f"{side}: expected features [N,d], got shape {table.shape}")
-    if not len(table):
-        raise UserError(f"retrieval: the {side} is empty; give it at least one video")
-    broken = int((~np.isfinite(table).all(axis=1)).sum())
-    if broken:
-        raise UserError(
-            f"retrieval: {broken} of {len(table)} {side} features hold NaN or infinite values; "
-            "the checkpoint's weights or the videos are broken"
-        )
-    table = table - table.mean(axis=0)
-    unit: Features = (table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-    return unit
+    return unit(features, side).whole()
 
 
 def rank(
-    gallery: Features,
-    query: Features,
+    gallery: Table,
+    query: Table,
     k: int,
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
 ) -> tuple[Indices, Features]:
     """The k gallery rows with the largest inner products with each query row; as `neighbours`, on rows as they are."""
-    if gallery.shape[1] != query.shape[1]:
-        raise ValueError(f"gallery features have {gallery.shape[1]} values, query features {query.shape[1]}")
-    if not 1 <= k <= len(gallery):
-        raise UserError(f"retrieval: k is {k}; with {len(gallery)} gallery videos it must be 1 to {len(gallery)}")
-    groups = _group_codes(gallery_groups, query_groups, len(gallery), len(query))
-    indices = np.empty((len(query), k), dtype=np.int64)
-    values = np.empty((len(query), k), dtype=np.float32)
-    block = max(1, BLOCK_VALUES // len(gallery))
-    for start in range(0, len(query), block):
-        rows = slice(start, start + block)
-        similarity = query[rows] @ gallery.T  # [block, G]
-        if groups is not None:
-            similarity[groups[1][rows, None] == groups[0][None, :]] = -np.inf
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        nearest.sort(axis=1)  # equal similarities in gallery order
-        found = np.take_along_axis(similarity, nearest, axis=1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        indices[rows] = np.take_along_axis(nearest, order, axis=1)
-        values[rows] = np.take_along_axis(found, order, axis=1)
-    short = int(np.isneginf(values).any(axis=1).sum())
+    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
+    if not 1 <= k <= searched.count:
+        raise UserError(f"retrieval: k is {k}; with {searched.count} gallery videos it must be 1 to {searched.count}")
+    groups = _group_codes(gallery_groups, query_groups, searched.count, asked.count) or (None, None)
+    indices, values = top_k(searched, asked, k, *groups)
+    short = int((indices < 0).any(axis=1).sum())
     if short:
         raise UserError(f"retrieval: {short} queries have fewer than k = {k} gallery videos outside their own group")
     return indices, values
@@ -120,9 +182,14 @@ def recall_of(
         raise UserError(
             f"retrieval: ks are {tuple(ks)}; with {indices.shape[1]} ranked neighbours each must be 1 to that"
         )
-    gallery, query = _codes(list(gallery_labels), list(query_labels))
-    hits = gallery[indices] == query[:, None]  # [Q, k]
-    return {k: float(hits[:, :k].any(axis=1).mean()) for k in ks}
+    codes = _codes(list(gallery_labels), list(query_labels))
+    return {k: float(_hits(indices, *codes, k).mean()) for k in ks}
+
+
+def _hits(indices: Indices, gallery: Indices, query: Indices, k: int) -> npt.NDArray[np.bool_]:
+    """Whether each query's class is among its k nearest: bool [Q]."""
+    hits: npt.NDArray[np.bool_] = (gallery[indices[:, :k]] == query[:, None]).any(axis=1)
+    return hits
 
 
 def chance(
@@ -169,11 +236,46 @@ def check_labels(gallery_labels: Labels, query_labels: Labels) -> None:
     absent = [label for label in query_labels if label not in known]
     if absent:
         names = sorted({str(label) for label in absent})
-        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UserError(
             f"retrieval: {len(absent)} of {len(query_labels)} queries are of {len(names)} classes that the gallery "
-            f"lacks ({listed}) and could never be found; leave them out or add such videos to the gallery"
+            f"lacks ({_listed(names)}) and could never be found; leave them out or add such videos to the gallery"
         )
+
+
+def check_groups(
+    gallery_labels: Labels, query_labels: Labels, gallery_groups: Labels | None, query_groups: Labels | None
+) -> None:
+    """Raises UserError where queries have all gallery videos of their class in their own group; fine without groups."""
+    right = answerable(gallery_labels, query_labels, gallery_groups, query_groups)
+    if right.all():
+        return
+    names = sorted({str(label) for label, fine in zip(query_labels, right, strict=True) if not fine})
+    raise UserError(
+        f"retrieval: {int((~right).sum())} of {len(right)} queries, of {len(names)} classes ({_listed(names)}), have no "
+        "gallery video of their class outside their own group and could never be found; leave them out or add such videos"
+    )
+
+
+def answerable(
+    gallery_labels: Labels, query_labels: Labels, gallery_groups: Labels | None, query_groups: Labels | None
+) -> npt.NDArray[np.bool_]:
+    """Whether the gallery holds a video of the query's class, and outside its group where there are groups: bool [Q]."""
+    gallery, query = _codes(list(gallery_labels), list(query_labels))
+    right = Counter(gallery.tolist())
+    groups = _group_codes(gallery_groups, query_groups, len(gallery), len(query))
+    if groups is None:
+        return np.array([right[label] > 0 for label in query.tolist()])
+    own = Counter(zip(gallery.tolist(), groups[0].tolist(), strict=True))
+    return np.array([right[pair[0]] > own[pair] for pair in zip(query.tolist(), groups[1].tolist(), strict=True)])
+
+
+def _check_rows(rows: Rows, labels: Labels, side: str) -> None:
+    if rows.count != len(labels):
+        raise ValueError(f"{side}: {rows.count} rows of features with {len(labels)} labels")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _unlabelled(label: object) -> bool:

@@ -7,7 +7,7 @@ be read carries the reason. `decode_share` runs in decode actors and imports no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,17 @@ import numpy as np
 
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
-from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.samples import Clips, empty_clips, read_clips
-from vicc_ray.train.schedule import Stage, locate
+from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
+from vicc_ray.data.samples import Clips, empty_clips, positions, read_clips
+from vicc_ray.train.schedule import Stage, locate, make_stages
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Block = dict[str, np.ndarray[Any, Any]]
 PADDING = -1
+# (video, starts, streams) -> their clips, or `VideoError`.
+Read = Callable[[VideoRow, Sequence[int], Sequence[Stream]], Clips]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class TrainingPlan:
             stage.index,
             epoch,
             video,
-            self.videos[video].frames,
+            positions(self.videos[video], clip),
             clip_frames=clip.frames,
             stride=clip.stride,
             same_window_p=augment.same_window_p,
@@ -70,8 +72,17 @@ class TrainingPlan:
         )
 
 
-def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int) -> Block:
-    """The block of worker `rank` for a global step: step, slot, video, refused and the clips, `width` rows each."""
+def make_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
+    """The plan of a run: its stages over the manifest's training videos."""
+    videos = tuple(manifest.select(experiment.data.train_split))
+    return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), videos)
+
+
+def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: Read | None = None) -> Block:
+    """The block of worker `rank` for a global step: step, slot, video, refused and the clips, `width` rows each.
+
+    `read` gives the clips of (video, starts, streams), by default in this process.
+    """
     stage, _ = locate(plan.stages, step)
     epoch, videos = plan.epoch_and_videos(step)
     slots = share(stage.global_batch, rank, workers)
@@ -80,7 +91,7 @@ def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int) -> Bloc
     reasons: list[str] = []
     for slot in slots:
         video = int(videos[slot])
-        clips, reason = _read(plan, stage, plan.videos[video], plan.sample(stage, epoch, video).starts)
+        clips, reason = _read(plan, stage, plan.videos[video], plan.sample(stage, epoch, video).starts, read)
         rows.append(clips)
         reasons.append(reason)
     padding = width - len(rows)
@@ -94,9 +105,13 @@ def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int) -> Bloc
     return block | {stream: np.stack([row[stream] for row in rows]) for stream in stage.streams}
 
 
-def _read(plan: TrainingPlan, stage: Stage, video: VideoRow, starts: Sequence[int]) -> tuple[Clips, str]:
+def _read(
+    plan: TrainingPlan, stage: Stage, video: VideoRow, starts: Sequence[int], read: Read | None
+) -> tuple[Clips, str]:
     experiment = plan.experiment
     try:
+        if read is not None:
+            return read(video, starts, stage.streams), ""
         return read_clips(video, starts, stage.streams, experiment.clip, experiment.flow), ""
     except VideoError as error:
         return empty_clips(len(starts), stage.streams, experiment.clip), str(error) or "cannot be read"

@@ -1,41 +1,42 @@
-"""Ray Train's part of a run: start the workers, give each its blocks and its checkpoint, take its checkpoints."""
+"""Ray Train's part of a run: start the workers, give each its blocks and its checkpoint, survive what can be survived.
+
+Ray Train restarts the group of workers after a failure and when the cluster grows or shrinks. Each time the workers find
+the newest whole checkpoint themselves and go on from it, whatever their number now is.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from vicc_ray import distributed
-from vicc_ray.checkpoint import RunFolder, load_state, save_state
+from vicc_ray import distributed, storage
+from vicc_ray.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.console import console, quiet
+from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators
+from vicc_ray.data.samples import positions
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.progress import RunProgress
+from vicc_ray.records import RecordWriter, read_records
 from vicc_ray.resources import ResourcePlan, plan_local, this_machine
+from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
-from vicc_ray.train.batches import Block, TrainingPlan
+from vicc_ray.train.batches import Block, TrainingPlan, make_plan
 from vicc_ray.train.monitor import Monitor, monitor_plan
-from vicc_ray.train.run import State, train
-from vicc_ray.train.schedule import make_stages
-
-
-def make_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
-    """The plan of a run: its stages over the manifest's training videos."""
-    videos = tuple(manifest.select(experiment.data.train_split))
-    return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), videos)
+from vicc_ray.train.run import Notice, train
 
 
 def run_training(experiment: Experiment, address: str | None = None, verbose: bool = False) -> RunFolder:
@@ -43,101 +44,223 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
 
     UserError for what the reader has to change, Interrupted after Ctrl-C.
     """
-    folder = RunFolder(experiment.run_dir)
+    folder = RunFolder.at(experiment.run_folder)
+    folder.pull()
     manifest = folder.read_manifest(experiment)
     plan = make_plan(experiment, manifest)
+    _check_refused(experiment, manifest)
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
     resumes = folder.open(experiment, manifest.fingerprint())
     if not folder.manifest.is_file() or not resumes:
         manifest.write(folder.manifest)
+        folder.push(folder.manifest)
     left = [stage for stage in plan.stages if not folder.encoder(stage.name).is_file()]
     if not left:
-        console.print(f"{folder.path}: every stage is finished; nothing to train")
+        console.print(f"{folder}: every stage is finished; nothing to train")
         return folder
     if resumes:
         done = [stage.name for stage in plan.stages if stage not in left]
-        console.print(f"{folder.path}: going on" + (f" after {', '.join(done)}" if done else ""))
+        console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""))
+    folder.stop_request.unlink(missing_ok=True)
     with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
         console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
-        with RunProgress(folder.metrics, plan.stages):
+        with RunProgress(folder, plan.stages):
             _fit(experiment, folder, resources)
+    folder.pull()
+    _tell_videos(plan, folder, len(manifest.refused))
     return folder
+
+
+def _check_refused(experiment: Experiment, manifest: Manifest) -> None:
+    """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
+    refused, allowed = manifest.refused, experiment.data.max_refused
+    if len(refused) <= allowed * (len(manifest) + len(refused)):
+        return
+    for row in refused:
+        console.print(f"refused: {row.video}: {row.refused}", markup=False)
+    raise UserError(
+        f"{len(refused)} of {len(manifest) + len(refused)} videos were refused when they were indexed, more than "
+        f"data.max_refused = {allowed:g} allows; repair or leave them out and index again, or raise data.max_refused"
+    )
+
+
+def _tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
+    """How many videos were learnt from, and what happened to the others."""
+    clip = plan.experiment.clip
+    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)
+    lost = len({record["video"] for record in read_records(folder.refused)})
+    console.print(
+        f"{len(plan.videos) - lost} videos used, {short} of them padded (shorter than a clip), "
+        f"{refused} refused by the index, {lost} unreadable in training"
+    )
 
 
 def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
     settings = experiment.train
-    per_worker = {"CPU": 1, "GPU": 1} if resources.use_gpu else {"CPU": 1}
+    _set_timeouts(experiment)
+    elastic = resources.min_workers != resources.workers
+    session = uuid4().hex
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
-            "folder": str(folder.path),
-            "decode_actors": resources.decode_actors,
-            "threads": max(1, (os.cpu_count() or 1) // resources.workers),
+            "folder": str(folder),
+            "resources": resources,
+            "session": session,
         },
         torch_config=TorchConfig(timeout_s=int(settings.collective_timeout)),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if resources.use_gpu else {"CPU": 1},
+            elastic_resize_monitor_interval_s=settings.resize_after,
         ),
+        # Checkpoints are ours; Ray keeps only its own notes here. How often a run may fail is decided by how
+        # far it came between the failures (see _start), which Ray does not know.
         run_config=RunConfig(
-            name="ray",
-            storage_path=str(folder.path),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            name=session,
+            storage_path=storage.join(str(folder), "logs", "train"),
+            failure_config=FailureConfig(max_failures=-1),
         ),
     )
     try:
         result = trainer.fit()
     except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
-        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder.path}") from None
+        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
     except ray.train.TrainingFailedError as error:
         causes = {
             rank: str(cause).strip().splitlines() for rank, cause in getattr(error, "worker_failures", {}).items()
         }
         told = "; ".join(f"worker {rank}: {lines[-1]}" for rank, lines in sorted(causes.items()) if lines) or str(error)
-        raise RuntimeError(
-            f"training failed after {settings.max_failures} restarts ({told}); see {folder.logs}"
-        ) from error
+        raise RuntimeError(f"training failed ({told}); see {folder.logs}") from error
     outcome = result.return_value
-    if outcome is None:
-        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder.path}")
+    if outcome is None or outcome.get("stopped"):
+        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}")
     if "error" in outcome:
         raise UserError(outcome["error"])
 
 
+def _set_timeouts(experiment: Experiment) -> None:
+    """Ray Train's own time-outs, which it reads from the environment of the driver."""
+    settings = experiment.train
+    # A restart first asks for the room of the node that died, until the cluster's view of itself is fresh again.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{settings.start_timeout:g}")
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.collective_timeout:g}")
+
+
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
-    torch.set_num_threads(settings["threads"])
-    folder = RunFolder(Path(settings["folder"]))
+    on_this_node = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_node))
+    folder = RunFolder.at(settings["folder"])
+    folder.pull()
     experiment = Experiment.model_validate(settings["experiment"])
     manifest = Manifest.read(folder.manifest)
     plan = make_plan(experiment, manifest)
-    host = _RayHost(plan, settings["decode_actors"])
-    restored = _restored()
+    host = _RayHost(plan, folder, settings["resources"])
     try:
+        restored = _restored(folder, settings["session"], experiment)
         monitor = host.open(int(restored["step"]) if restored else 0, manifest)
-        return {"step": train(plan, folder, host, restored, monitor)}
+        step = train(plan, folder, host, restored, monitor)
+        return {"step": step, "stopped": step < plan.steps}
     except UserError as error:
         # Trying again cannot help, so this is an end and not a failure for Ray to restart.
         return {"error": str(error)}
+    finally:
+        host.close()
 
 
-def _restored() -> State | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return load_state(Path(folder))
+def _restored(folder: RunFolder, session: str, experiment: Experiment) -> State | None:
+    """The newest sound checkpoint, the same on every worker; None at a run's beginning. Worker 0 notes the start."""
+    events = RecordWriter(folder.events)
+    answer: dict[str, Any] = {"info": None, "error": None}
+    state: State | None = None
+    if distributed.rank() == 0:
+        try:
+            found = folder.checkpoints.newest(lambda text: events.add(_event("damaged checkpoint", text=text)))
+            if found:
+                answer["info"], state = found
+            _start(folder, events, session, found[0].step if found else 0, experiment.train.max_failures)
+        except UserError as error:
+            answer["error"] = str(error)
+    answer = pickle.loads(distributed.broadcast_bytes(pickle.dumps(answer)))  # from worker 0 of this very group
+    if answer["error"]:
+        raise UserError(answer["error"])
+    if answer["info"] and state is None:
+        state = folder.checkpoints.read(answer["info"])
+    return state
+
+
+def _start(folder: RunFolder, events: RecordWriter, session: str, step: int, allowed: int) -> None:
+    """Note a start of the workers; UserError where they keep failing without getting anywhere."""
+    earlier = [event for event in read_records(folder.events) if event["kind"] == "start"]
+    in_vain = 0
+    for event in reversed(earlier):
+        if event["session"] != session or event["step"] != step:
+            break
+        in_vain += 1
+    if in_vain > allowed:
+        raise UserError(
+            f"training failed {in_vain} times in a row at the checkpoint of step {step} (train.max_failures: {allowed}); "
+            f"the reasons are in {folder.logs}"
+        )
+    nodes = len({node["NodeID"] for node in ray.nodes() if node["Alive"]})
+    events.add(_event("start", session=session, step=step, workers=distributed.world_size(), nodes=nodes))
+    folder.push(folder.events)
+
+
+def _event(kind: str, **facts: Any) -> dict[str, Any]:
+    return {"kind": kind, "time": time.time(), **facts}
 
 
 class _RayHost:
     """What the loop needs, from Ray."""
 
-    def __init__(self, plan: TrainingPlan, decode_actors: int) -> None:
-        self.plan, self.decode_actors = plan, decode_actors
+    def __init__(self, plan: TrainingPlan, folder: RunFolder, resources: ResourcePlan) -> None:
+        self.plan, self.folder, self.resources = plan, folder, resources
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
+        self.events = RecordWriter(folder.events)
+        self.writer: CheckpointWriter | None = None
+        if distributed.rank() == 0:
+            keep = plan.experiment.train.keep_checkpoints
+            self.writer = CheckpointWriter(folder.checkpoints, keep, self._tell, self._push)
+        self.saved = time.monotonic()
+        self.warned = False
+
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        """Hand a copy of the state to the writer."""
+        self.saved = time.monotonic()
+        if self.writer:
+            self.writer.submit(snapshot(state), about)
+
+    def notice(self) -> Notice:
+        """A checkpoint because time is up or a node is about to go; an end because the driver asks for it."""
+        asked = torch.zeros(2)
+        cadence = self.plan.experiment.train.checkpoint_every
+        if distributed.rank() == 0:
+            asked[0] = cadence.unit == "minutes" and time.monotonic() - self.saved >= 60 * cadence.value
+            asked[1] = self.folder.stop_requested()
+        distributed.broadcast_(asked)
+        leaving = ray.train.get_preemption_info() is not None
+        warns, self.warned = leaving and not self.warned, leaving
+        if warns and self.writer:
+            self.events.add(_event("preemption notice"))
+        return Notice(save=bool(asked[0]) or warns, stop=bool(asked[1]))
+
+    def close(self) -> None:
+        """Wait for the last checkpoint."""
+        if self.writer:
+            self.writer.close()
+            self._push()
+
+    def _tell(self, text: str, step: int) -> None:
+        self.events.add(_event("checkpoint failed", step=step, text=text))
+
+    def _push(self) -> None:
+        folder = self.folder
+        folder.push(folder.metrics, folder.events, folder.refused, *folder.tensorboard.glob("events*"))
 
     def open(self, first_step: int, manifest: Manifest) -> Monitor | None:
         """Start the stream at a global step; returns the monitor with this worker's share of its clips, if there is one."""
@@ -170,7 +293,9 @@ class _RayHost:
         for start, end in segments(first_step, self.plan.steps, workers):
             streams = None
             if distributed.rank() == 0:
-                streams = training_iterators(self.plan, start, end, workers, self.decode_actors, monitored)
+                streams = training_iterators(
+                    self.plan, start, end, workers, *self.resources.decoders(workers), monitored
+                )
             # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
             handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
             yield from iterate_blocks(handles[distributed.rank()])
@@ -179,16 +304,3 @@ class _RayHost:
             if streams is not None:
                 # Handles that went through a message are not counted by Ray, so the coordinator would stay for ever.
                 ray.kill(streams[0]._coord_actor)
-
-    def save(self, state: State, step: int) -> None:
-        """Report a checkpoint, written by worker 0 and uploaded in the background."""
-        name = f"step_{step:09d}"
-        if distributed.rank():
-            ray.train.report({}, checkpoint_dir_name=name)
-            return
-        local = Path(tempfile.mkdtemp(prefix="vicc-checkpoint-"))
-        save_state(local, state)
-        checkpoint = Checkpoint.from_directory(str(local))
-        ray.train.report(
-            {"step": step}, checkpoint, checkpoint_dir_name=name, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
-        )

@@ -1,32 +1,46 @@
 """A run from its first to its last step on one worker: open a stage, stream, step, record, save, hand over. No Ray.
 
 The loop is the same in a Ray Train worker, in a plain process and in the tests; what differs is the `Host` that gives it
-blocks and takes its checkpoints. Progress is counted in global steps, and a checkpoint's step says which samples are
-consumed, because a step's samples are a function of the plan alone.
+blocks, takes its checkpoints and says what the outside asks for. Progress is counted in global steps, and a checkpoint's
+step says which samples are consumed, because a step's samples are a function of the plan alone.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from vicc_ray import distributed
-from vicc_ray.checkpoint import RunFolder, append_record, forget_records_after, read_records
+from vicc_ray.checkpoint import State
 from vicc_ray.config import Stream
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, build_encoder
-from vicc_ray.objective import CollapseWatch, Outcome, Prototypes
-from vicc_ray.train.batches import Block, TrainingPlan, to_batch
+from vicc_ray.objective import CollapseWatch, NonFiniteError, Outcome, Prototypes
+from vicc_ray.records import RecordWriter, forget_records_after, read_records
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.batches import PADDING, Block, TrainingPlan, to_batch
 from vicc_ray.train.monitor import Monitor
 from vicc_ray.train.schedule import TITLES, Stage, every, locate, samples_at
 from vicc_ray.train.step import StageTrainer
 from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
 
-State = dict[str, Any]
+# Seconds between two looks at what the outside asks for; a look is a small message between the workers.
+LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What the outside asks for: a checkpoint now (a node is about to go, or time is up), an end after it."""
+
+    save: bool = False
+    stop: bool = False
 
 
 class Host(Protocol):
@@ -38,8 +52,12 @@ class Host(Protocol):
         """This worker's blocks from a global step on, in order."""
         ...
 
-    def save(self, state: State, step: int) -> None:
-        """Keep a checkpoint; every worker calls it with the same state."""
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        """Keep a checkpoint; every worker calls it with the same state. `about`: fields of `CheckpointInfo`."""
+        ...
+
+    def notice(self) -> Notice:
+        """What is asked for now; every worker calls it and gets the same answer."""
         ...
 
 
@@ -50,18 +68,23 @@ class _Clock:
     since: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     samples: int = 0
+    steps: int = 0
 
     def read(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         figures = {"samples_per_second": self.samples / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
-        self.since, self.waited, self.samples = time.perf_counter(), 0.0, 0
+        self.since, self.waited, self.samples, self.steps = time.perf_counter(), 0.0, 0, 0
         return figures
+
+    def seconds_a_step(self) -> float:
+        return (time.perf_counter() - self.since) / max(self.steps, 1)
 
 
 def train(plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | None, monitor: Monitor | None) -> int:
-    """Train every stage that is left; returns the last global step. Every worker calls it.
+    """Train every stage that is left; returns the last global step, an earlier one where the host asked to stop.
 
-    UserError (on every worker alike) for NaN in the embeddings and for too many unreadable videos.
+    Every worker calls it. UserError (on every worker alike) for too many unreadable videos, and for embeddings that are
+    NaN at a step where they were before; the first time it is a `NonFiniteError`, as the last checkpoint may be sound.
     """
     step = int(restored["step"]) if restored else 0
     recorder = _Recorder(plan, folder)
@@ -70,12 +93,15 @@ def train(plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | N
     while step < plan.steps:
         stage, within = locate(plan.stages, step)
         trainer = open_stage(plan, folder, stage, host.device)
+        best = 0.0
         if within and restored:
             trainer.load_state_dict(restored["trainer"])
-        _train_stage(plan, stage, within, trainer, blocks, host, recorder, monitor)
-        step = stage.end
+            best = float(restored.get("best_recall", 0.0))
+        step = _train_stage(plan, stage, within, trainer, blocks, host, recorder, monitor, best)
+        if step < stage.end:
+            return step
         _leave(plan, folder, stage, trainer)
-        host.save({"step": step, "stage": stage.name, "trainer": {}}, step)
+        host.save({"step": step, "stage": stage.name, "trainer": {}}, _about(plan, stage, step, None))
     return step
 
 
@@ -91,13 +117,13 @@ def open_stage(plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torc
         learner = fresh_encoder(plan, stage.stream)
         _save(plan, folder, f"{TITLES[stage.stream]}-0", stage, learner, prototypes)
     else:
-        start = load_encoder(folder.encoder(stage.starts_from))
+        start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
         learner = start.build()
         if [len(weight) for weight in start.prototypes] == list(prototypes.counts):
             with torch.no_grad():
                 for weight, saved in zip(prototypes.weights, start.prototypes, strict=True):
                     weight.copy_(saved)
-    guide = load_encoder(folder.encoder(stage.guided_by)).build() if stage.guided_by else None
+    guide = load_encoder(folder.fetch(folder.encoder(stage.guided_by))).build() if stage.guided_by else None
     return StageTrainer(experiment, stage, learner, prototypes, guide, device)
 
 
@@ -121,29 +147,64 @@ def _train_stage(
     host: Host,
     recorder: _Recorder,
     monitor: Monitor | None,
-) -> None:
+    best: float,
+) -> int:
+    """Train a stage from its step `within` on; returns the global step reached, the stage's end or where to stop."""
     settings = plan.experiment
     save_every = every(settings.train.checkpoint_every, stage)
-    look_every = every(settings.evaluate.monitor_every, stage)
+    recall_every = every(settings.evaluate.monitor_every, stage)
     recorder.begin(stage, trainer)
     for local in range(within, stage.steps):
         step = stage.first_step + local
-        waiting = time.perf_counter()
-        block = next(blocks)
-        recorder.clock.waited += time.perf_counter() - waiting
-        batch, refused = to_batch(plan, step, block)
-        recorder.refuse(refused, step)
-        outcome = trainer.step(batch, local)
-        recorder.clock.samples += stage.global_batch
-        done = local + 1
-        if done % settings.train.log_every == 0 or done == stage.steps or local == 0:
-            recorder.record(stage, step + 1, outcome, trainer)
-        if monitor and look_every and (done % look_every == 0 or done == stage.steps):
-            recorder.add(
-                {"kind": "monitor", "stage": stage.name, "step": step + 1, **monitor(trainer.encoder, stage.stream)}
-            )
-        if save_every and done % save_every == 0 and done < stage.steps:
-            host.save({"step": step + 1, "stage": stage.name, "trainer": trainer.state_dict()}, step + 1)
+        _step(plan, step, local, trainer, blocks, recorder)
+        done, last = local + 1, local + 1 == stage.steps
+        if done % settings.train.log_every == 0 or last or local == within:
+            recorder.record(stage, step + 1, trainer)
+        recall = None
+        if monitor and recall_every and (done % recall_every == 0 or last):
+            figures = monitor(trainer.encoder, stage.stream)
+            recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **figures})
+            recall = figures.get("R@1")
+        if last:
+            break
+        notice = host.notice() if done % recorder.look_every == 0 else Notice()
+        better = recall is not None and recall > best
+        best = max(best, recall or 0.0)
+        if notice.save or notice.stop or better or (save_every and done % save_every == 0):
+            state = {"step": step + 1, "stage": stage.name, "trainer": trainer.state_dict(), "best_recall": best}
+            host.save(state, _about(plan, stage, step + 1, recall))
+        if notice.stop:
+            return step + 1
+    return stage.end
+
+
+def _step(
+    plan: TrainingPlan, step: int, local: int, trainer: StageTrainer, blocks: Iterator[Block], recorder: _Recorder
+) -> None:
+    """Wait for the block of a global step, train on it."""
+    waiting = time.perf_counter()
+    block = next(blocks)
+    recorder.clock.waited += time.perf_counter() - waiting
+    batch, refused = to_batch(plan, step, block)
+    recorder.refuse(refused, step)
+    recorder.consume(step, block)
+    try:
+        recorder.outcome = trainer.step(batch, local)
+    except NonFiniteError as error:
+        recorder.fail(step, error)
+        raise
+    recorder.clock.samples += locate(plan.stages, step)[0].global_batch
+    recorder.clock.steps += 1
+
+
+def _about(plan: TrainingPlan, stage: Stage, step: int, recall: float | None) -> dict[str, Any]:
+    return {
+        "step": step,
+        "stage": stage.name,
+        "samples": samples_at(plan.stages, step),
+        "workers": distributed.world_size(),
+        "recall": recall,
+    }
 
 
 def _leave(plan: TrainingPlan, folder: RunFolder, stage: Stage, trainer: StageTrainer) -> None:
@@ -167,29 +228,41 @@ def _save(
         meta=meta,
     )
     save_encoder(folder.encoder(name), file)
+    folder.push(folder.encoder(name))
 
 
 class _Recorder:
-    """Writes what happens: rank 0 the metrics, every worker the videos that it could not read."""
+    """Writes what happens: rank 0 the metrics, every worker what it alone knows. A full disk never stops training."""
 
     def __init__(self, plan: TrainingPlan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
         self.clock = _Clock()
         self.watch = CollapseWatch(plan.experiment.train.collapse_warning_steps)
         self.writes = distributed.rank() == 0
+        self.metrics, self.events = RecordWriter(folder.metrics), RecordWriter(folder.events)
+        self.refused = RecordWriter(folder.refused)
+        self.samples = RecordWriter(folder.samples / f"worker-{distributed.rank()}.jsonl")
         self.board: Any = None
+        self.outcome: Outcome | None = None
+        self.unreadable: dict[
+            str, tuple[str, int]
+        ] = {}  # video -> (reason, step), of this worker since the last record
+        self.known_unreadable = {str(record["video"]) for record in read_records(folder.refused)}
+        # Steps from one look at the host's notice to the next; the same on every worker.
+        self.look_every = 1
 
     def forget_after(self, step: int) -> None:
         """Begin (again) at a global step."""
+        if self.plan.experiment.train.record_samples:
+            self.folder.samples.mkdir(exist_ok=True)
         if self.writes:
-            from tensorboardX import SummaryWriter
-
-            forget_records_after(self.folder.metrics, step)
-            self.board = SummaryWriter(str(self.folder.tensorboard), purge_step=samples_at(self.plan.stages, step))
+            with suppress(OSError):  # what a full disk keeps is forgotten by the next start
+                forget_records_after(self.folder.metrics, step)
+            self.board = _Board(self.folder, samples_at(self.plan.stages, step))
         distributed.barrier()
 
     def begin(self, stage: Stage, trainer: StageTrainer) -> None:
-        self.clock = _Clock()
+        self.clock, self.look_every = _Clock(), 1
         self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
         asked = self.plan.experiment
         queue = trainer.objective.queue
@@ -200,10 +273,15 @@ class _Recorder:
         if asked.optim.precision == "bf16" and not trainer.bf16:
             self.note(stage, f"optim.precision: bf16 is for GPUs, fp32 is used on {trainer.device.type}")
 
-    def record(self, stage: Stage, step: int, outcome: Outcome, trainer: StageTrainer) -> None:
+    def record(self, stage: Stage, step: int, trainer: StageTrainer) -> None:
         """One record of the loss and its company; a collective, every worker calls it."""
-        figures = outcome.metrics()
-        self._stop_when_too_many_refused(stage)
+        assert self.outcome is not None
+        figures = self.outcome.metrics()
+        slowest = torch.tensor([self.clock.seconds_a_step(), float(len(self.unreadable))])
+        distributed.all_reduce_max_(slowest)
+        self.look_every = max(1, min(round(LOOK_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
+        if slowest[1]:
+            self._share_unreadable(stage)
         warning = self.watch.observe(step, figures["loss"], figures["ln_k"])
         rate = trainer.optimiser.param_groups[0]["lr"]
         self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
@@ -222,26 +300,72 @@ class _Recorder:
             return
         samples = samples_at(self.plan.stages, record["step"])
         record |= {"samples": samples, "workers": distributed.world_size(), "time": time.time()}
-        append_record(self.folder.metrics, record)
+        self.metrics.add(record)
         if record["kind"] != "note":
-            for name, value in record.items():
-                if isinstance(value, float) and name != "time":
-                    self.board.add_scalar(f"{record['stage']}/{name}", value, samples)
-            self.board.flush()
+            figures = {name: value for name, value in record.items() if isinstance(value, float) and name != "time"}
+            self.board.add(record["stage"], figures, samples)
+
+    def consume(self, step: int, block: Block) -> None:
+        """Where the experiment asks for it: which samples this worker consumed in a step."""
+        if self.plan.experiment.train.record_samples:
+            rows = [int(row) for row in np.flatnonzero(block["slot"] != PADDING)]
+            taken = {name: block[name][rows].tolist() for name in ("slot", "video")}
+            self.samples.add({"step": step, "workers": distributed.world_size(), "time": time.time(), **taken})
 
     def refuse(self, refused: list[tuple[str, str]], step: int) -> None:
+        """Remember videos that could not be read, until the next record."""
         for video, reason in refused:
-            append_record(self.folder.refused, {"video": video, "reason": reason, "step": step})
+            self.unreadable.setdefault(video, (reason, step))
 
-    def _stop_when_too_many_refused(self, stage: Stage) -> None:
-        """UserError, on every worker, when the share of unreadable videos is above what the experiment allows."""
+    def fail(self, step: int, error: NonFiniteError) -> None:
+        """A loss that is no number: UserError (on every worker) where this step came to it before, else an event."""
+        told = ""
+        if self.writes:
+            before = [r for r in read_records(self.folder.events) if r["kind"] == "not finite" and r["step"] == step]
+            told = "again" if before else ""
+            self.events.add({"kind": "not finite", "step": step, "text": str(error), "time": time.time()})
+            self.folder.push(self.folder.events)
+        if distributed.broadcast_bytes(told.encode()):
+            raise UserError(f"{error}; it came to the same after going back to the last checkpoint") from error
+
+    def _share_unreadable(self, stage: Stage) -> None:
+        """Rank 0 writes down what all workers could not read; UserError, on every worker, where it is too much."""
+        mine = json.dumps(self.unreadable).encode()
+        everyone = [json.loads(part) for part in distributed.gather_bytes(mine)]
+        self.unreadable = {}
+        for part in everyone:
+            for video, (reason, step) in part.items():
+                if video not in self.known_unreadable:
+                    self.known_unreadable.add(video)
+                    if self.writes:
+                        self.refused.add({"video": video, "reason": reason, "step": step})
         allowed = self.plan.experiment.data.max_refused * len(self.plan.videos)
-        bad = {str(record["video"]): str(record["reason"]) for record in read_records(self.folder.refused)}
-        count = torch.tensor(float(len(bad)))
-        distributed.all_reduce_max_(count)
-        if float(count) > allowed:
+        if len(self.known_unreadable) > allowed:
+            if self.writes:
+                self.folder.push(self.folder.refused)
+            bad = {video: reason for part in everyone for video, (reason, _) in part.items()}
             shown = "; ".join(f"{video}: {reason}" for video, reason in list(bad.items())[:5])
             raise UserError(
-                f"{int(count)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, more than "
-                f"data.max_refused = {self.plan.experiment.data.max_refused:g} allows ({shown}; all in {self.folder.refused})"
+                f"{len(self.known_unreadable)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, "
+                f"more than data.max_refused = {self.plan.experiment.data.max_refused:g} allows "
+                f"({shown}; all in {self.folder.refused})"
             )
+
+
+class _Board:
+    """Tensorboard's files; what cannot be written is missing there and nowhere else."""
+
+    def __init__(self, folder: RunFolder, samples: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.writer: Any = None
+        with suppress(OSError):
+            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=samples)
+
+    def add(self, stage: str, figures: dict[str, float], samples: int) -> None:
+        if self.writer is None:
+            return
+        with suppress(OSError):
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{stage}/{name}", value, samples)
+            self.writer.flush()

@@ -137,7 +137,9 @@ def samples_at(stages: Sequence[Stage], step: int) -> int:
 
 
 def every(length: Duration, stage: Stage) -> int:
-    """A cadence in steps of a stage; 0 for never."""
+    """A cadence in steps of a stage; 0 for never, and where it is counted in minutes."""
+    if length.unit == "minutes":
+        return 0
     return length.steps(steps_per_epoch=stage.steps_per_epoch, global_batch=stage.global_batch, whole=stage.steps)
 
 

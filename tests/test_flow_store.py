@@ -1,0 +1,249 @@
+"""The flow store: what is written comes back, whole or not at all; another's entries and damage are noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from s3 import s3_bucket
+from videos import shifted_texture, spoil, truncate, write_video
+
+from vicc_ray import storage
+from vicc_ray.data.decode import VideoError, read_frames
+from vicc_ray.data.flow import OPENCV, dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.flow_codes import compute_codes
+from vicc_ray.data.flow_store import GOP, FlowStore
+from vicc_ray.data.manifest import VideoRow
+from vicc_ray.errors import UserError
+
+Codes = NDArray[np.uint8]
+SIZE = (48, 71)
+
+
+def _row(frames: int, digits: str = "ab", video: str = "x.mp4") -> VideoRow:
+    return VideoRow(video=video, frames=frames, content_hash=digits * 16, decoder="pyav")
+
+
+def _codes(n: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Codes:
+    """Smooth fields that drift, so that each differs from its neighbours; the first value counts them."""
+    y, x = np.mgrid[: size[0], : size[1]] / 16.0
+    phase = np.random.default_rng(seed).uniform(0, 6) + np.arange(n)[:, None, None] / 4
+    field = np.stack([4 * np.sin(x + phase), 3 * np.cos(y + phase)], -1).astype(np.float32)
+    return quantise(field)
+
+
+def _store(folder: Path | str, size: tuple[int, int] = SIZE) -> FlowStore:
+    return FlowStore.create(str(folder), fingerprint("dis"), 20.0, size)
+
+
+def _differences(got: Codes, want: Codes) -> NDArray[np.int16]:
+    assert got.shape == want.shape and got.dtype == np.uint8
+    return np.abs(got.astype(np.int16) - want)
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    store, row, codes = _store(tmp_path), _row(101), _codes(100)
+    store.write(row, iter([codes[:1], codes[1:64], codes[64:]]))
+    whole = store.read(row, np.arange(100))
+    assert _differences(whole, codes).max() <= 2
+    assert (_differences(whole, codes) <= 1).mean() > 0.999
+    # Any other field is further away, so these are the asked ones.
+    for origins in ([0], [99], [15, 16, 17], [1, 40, 41, 97], [50, 3, 50, 98], list(range(0, 100, 7))):
+        got = store.read(row, np.array(origins))
+        assert np.array_equal(got, whole[origins]), origins
+        assert _differences(got, codes[np.array(origins) - 1]).max() > 4
+    with pytest.raises(ValueError, match="from 0 to 99"):
+        store.read(row, np.array([100]))
+    with pytest.raises(ValueError, match="from 0 to 99"):
+        store.read(row, np.array([-1]))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (17, 8), (8, 171), (127, 33)])
+@pytest.mark.parametrize("n", [1, 2, GOP + 1])
+def test_any_size_and_length(size: tuple[int, int], n: int, tmp_path: Path) -> None:
+    store, row, codes = _store(tmp_path, size), _row(n + 1), _codes(n, size)
+    store.write(row, iter([codes]))
+    assert _differences(store.read(row, np.arange(n)), codes).max() <= 5
+    one = _row(1, "cd")
+    store.write(one, iter([codes[:1]]))
+    assert _differences(store.read(one, np.array([0])), codes[:1]).max() <= 5
+
+
+def test_noise_and_extremes_come_back(tmp_path: Path) -> None:
+    store, row = _store(tmp_path), _row(41)
+    noise = np.random.default_rng(1).integers(0, 256, (40, *SIZE, 2), np.uint8)
+    noise[:5], noise[5:10] = 0, 255
+    store.write(row, iter([noise]))
+    difference = _differences(store.read(row, np.arange(40)), noise)
+    assert difference.max() <= 6 and (difference <= 2).mean() > 0.95
+
+
+@pytest.mark.parametrize("scheme", ["path", "uri", "elsewhere"])
+def test_stores_by_path_and_uri(scheme: str, tmp_path: Path) -> None:
+    # fsspec's memory:// goes the way of every object store.
+    folder = {"path": str(tmp_path / "s t"), "uri": f"{tmp_path.as_uri()}/u", "elsewhere": f"memory://{tmp_path.name}"}[
+        scheme
+    ]
+    store, codes = _store(folder), _codes(40)
+    rows = [_row(41, digits) for digits in ("ab", "cd", "ef")]
+    assert store.missing([*rows, rows[0]]) == rows and not store.has(rows[1])
+    store.write(rows[1], iter([codes]))
+    assert store.has(rows[1]) and not store.has(rows[0])
+    assert store.missing(rows) == [rows[0], rows[2]]
+    assert FlowStore.open(folder) == store == _store(folder)
+    assert _differences(FlowStore.open(folder).read(rows[1], np.array([33, 5])), codes[[33, 5]]).max() <= 2
+    with pytest.raises(VideoError, match=r"no entry for it \(content abab"):
+        store.read(rows[0], np.array([0]))
+    with pytest.raises(RuntimeError, match="stopped"):
+        store.write(rows[2], _stopping(codes))
+    assert not store.has(rows[2])
+    names = sorted(entry.name.rsplit("/", 1)[1] for entry in storage.list_files(store.folder))
+    assert names == ["cd" * 16 + ".mkv", "store.json"]
+
+
+def test_a_store_in_a_bucket_is_read_by_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_bucket(monkeypatch) as bucket:
+        store, row, codes = _store(f"s3://{bucket.name}/flow"), _row(41), _codes(40)
+        assert store.missing([row]) == [row]
+        store.write(row, iter([codes]))
+        with pytest.raises(RuntimeError):
+            store.write(_row(41, "cd"), _stopping(codes))
+        assert store.missing([row, _row(41, "cd")]) == [_row(41, "cd")]
+        keys = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket=bucket.name)["Contents"]]
+        assert [key for key in keys if not key.endswith("/")] == [f"flow/ab/{'ab' * 16}.mkv", "flow/store.json"]
+        assert _differences(FlowStore.open(store.folder).read(row, np.array([33, 5])), codes[[33, 5]]).max() <= 2
+        with pytest.raises(VideoError, match="no entry"):
+            store.read(_row(41, "cd"), np.array([0]))
+        with pytest.raises(UserError, match="there is none"):
+            FlowStore.open(f"s3://{bucket.name}/none")
+
+
+def _stopping(codes: Codes) -> Iterator[Codes]:
+    yield codes[:20]
+    raise RuntimeError("stopped")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    store, row, codes = _store(tmp_path), _row(41), _codes(40)
+    before = sorted(tmp_path.rglob("*.*"))
+    for chunks, error in [
+        (_stopping(codes), RuntimeError),
+        (iter([codes[:39]]), VideoError),
+        (iter([codes, codes[:1]]), VideoError),
+        (iter([]), VideoError),
+        (iter([codes[:, :40]]), ValueError),
+        (iter([codes.astype(np.float32)]), ValueError),
+    ]:
+        with pytest.raises(error):
+            store.write(row, chunks)
+        assert sorted(tmp_path.rglob("*.*")) == before
+    store.write(row, iter([codes]))
+    with pytest.raises(RuntimeError):
+        store.write(row, _stopping(codes))
+    assert _differences(store.read(row, np.arange(40)), codes).max() <= 2  # the old entry is still there
+
+
+def test_the_same_fields_make_the_same_bytes(tmp_path: Path) -> None:
+    first, second = _store(tmp_path / "a"), _store(tmp_path / "b")
+    first.write(_row(41), iter([_codes(40)]))
+    second.write(_row(41), iter(np.array_split(_codes(40), 7)))
+    name = f"ab/{'ab' * 16}.mkv"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    store, row = _store(tmp_path), _row(201)
+    path = tmp_path / "ab" / f"{'ab' * 16}.mkv"
+
+    def fresh() -> None:
+        store.write(row, iter([_codes(200)]))
+
+    fresh()
+    truncate(path, 0.5)
+    with pytest.raises(VideoError, match=r"damaged \(content abab.*run 'vicc flow' again"):
+        store.read(row, np.arange(190, 200))
+    path.write_bytes(b"not a video")
+    with pytest.raises(VideoError, match="damaged"):
+        store.read(row, np.array([0]))
+    path.write_bytes(b"")
+    with pytest.raises(VideoError, match="damaged"):
+        store.read(row, np.array([0]))
+    fresh()
+    spoil(path, 0.4, 0.6)
+    with pytest.raises(VideoError, match="damaged"):
+        store.read(row, np.arange(200))
+    for place in (0.2, 0.35, 0.5, 0.65, 0.8):
+        fresh()
+        spoil(path, place, place + 64 / path.stat().st_size)
+        with pytest.raises(VideoError, match="damaged"):
+            store.read(row, np.arange(200))
+    fresh()
+    with pytest.raises(VideoError, match="it holds 200 fields, the video has 150"):
+        store.read(dataclasses.replace(row, frames=151), np.array([0]))
+    other = _store(tmp_path / "other", (50, 71))
+    other.write(row, iter([_codes(200, (50, 71))]))
+    path.write_bytes((tmp_path / "other" / "ab" / path.name).read_bytes())
+    with pytest.raises(VideoError, match="its pictures are 72 x 100"):
+        store.read(row, np.array([0]))
+
+
+def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
+    _store(tmp_path)
+    with pytest.raises(UserError, match=r"holds other fields than asked for: width is 71 there, 72 here; name another"):
+        _store(tmp_path, (48, 72))
+    with pytest.raises(UserError, match=r"bound is 20.0 there, 4.0 here"):
+        FlowStore.create(str(tmp_path), fingerprint("dis"), 4, SIZE)
+    with pytest.raises(UserError, match="algorithm is dis there, tvl1 here"):
+        FlowStore.create(str(tmp_path), fingerprint("tvl1"), 20, SIZE)
+    newer = fingerprint("dis").replace('"PatchSize": 8', '"PatchSize": 12')
+    with pytest.raises(UserError, match="asked for: PatchSize is 8 there, 12 here; "):
+        FlowStore.create(str(tmp_path), newer, 20, SIZE)
+    with pytest.raises(UserError, match=r"there is none \(no store.json\); make it with 'vicc flow MANIFEST'"):
+        FlowStore.open(str(tmp_path / "none"))
+    for text, match in [
+        ('{"format": 9}', "format 9; this version reads format 1"),
+        ("[1]", "format None"),
+        ("{", "not JSON"),
+    ]:
+        (tmp_path / "store.json").write_text(text)
+        with pytest.raises(UserError, match=match):
+            FlowStore.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("algorithm", [*sorted(OPENCV), "motion_vectors"])
+@pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-sequential"])
+def test_stored_and_streamed_flow_agree(algorithm: str, decoder: str, tmp_path: Path) -> None:
+    n = 12 if algorithm == "tvl1" else 40
+    path = write_video(tmp_path / "v.mp4", shifted_texture(n, 64, 96, 1.5, -0.5))
+    row = dataclasses.replace(_row(n, video=str(path)), decoder=decoder)  # type: ignore[arg-type]
+    store = FlowStore.create(str(tmp_path / "store"), fingerprint(algorithm), 20.0, SIZE)
+    chunks = list(compute_codes(row, algorithm, SIZE, chunk=7))
+    assert all(len(chunk) <= 7 for chunk in chunks)
+    store.write(row, iter(chunks))
+    stored = store.read(row, np.arange(n - 1))
+    difference = _differences(stored, np.concatenate(chunks))
+    # TV-L1's fields have edges and single pixels that stand out, vectors of blocks have edges.
+    sharp = algorithm in ("tvl1", "motion_vectors")
+    assert (difference <= 1).mean() > (0.99 if sharp else 0.999)
+    assert difference.max() <= (7 if sharp else 2)
+    if algorithm != "motion_vectors":
+        flow = flow_between(read_frames(str(path), np.arange(n), SIZE, row.decoder), algorithm)
+        assert np.array_equal(np.concatenate(chunks), quantise(flow))
+        assert np.abs(dequantise(stored) - flow).mean() < 0.1
+
+
+@pytest.mark.parametrize("algorithm", ["dis", "motion_vectors"])
+def test_one_frame_has_no_motion_and_a_short_file_is_refused(algorithm: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "one.mp4", shifted_texture(1, 64, 96, 0, 0))
+    (codes,) = compute_codes(_row(1, video=str(path)), algorithm, SIZE)
+    assert codes.shape == (1, *SIZE, 2) and (codes == quantise(np.zeros(1, np.float32))).all()
+    for decoder in ("decord", "pyav"):
+        row = dataclasses.replace(_row(31, video=str(path)), decoder=decoder)  # type: ignore[arg-type]
+        with pytest.raises(VideoError):
+            _store(tmp_path / "s").write(row, compute_codes(row, algorithm, SIZE))
+    with pytest.raises(VideoError, match="no such file"):
+        list(compute_codes(_row(5, video=str(tmp_path / "none.mp4")), algorithm, SIZE))

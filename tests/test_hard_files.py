@@ -1,0 +1,289 @@
+"""Awkward files, real and made: each is decoded right (the right frames, the right way up) or refused in one line.
+
+What is right is told by a plain PyAV loop from the start of the file, turned by the picture's own display matrix.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import tracemalloc
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from videos import OPEN_GOPS, numbered_frames, read_number, spoil, truncate, write_video
+
+from vicc_ray.data import inspection
+from vicc_ray.data.decode import DECODERS, Decoder, VideoError, read_frames
+from vicc_ray.data.manifest import VideoRow, check, probe
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+SIZE = (48, 64)
+KIB = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
+
+REFUSED = {
+    "decord_corrupted.mp4": r"^damaged: decoding stops after frame 27 of 50",
+    "moviepy_zero_bytes.webm": "^not readable as a video",
+    "mp4parse_bipbop_audioinit.mp4": r"^no video stream \(only audio\)$",
+    "mp4parse_chunk_out_of_range.mp4": "^not readable as a video",
+    "torchcodec_audio_only.mp3": r"^no video stream \(only audio\)$",
+}
+# What is known of some: frames, width, height, rotation.
+KNOWN = {
+    "-video-with-dash-.mp4": 5,
+    "torchcodec_testsrc2_mpeg4.mp4": 1,
+    "wlasl_01377_editlist_25hdr_22dec.mp4": 22,
+    "phone_vfr_rot-90_FanOff.mp4": 32,
+    "torchcodec_av1_video.mkv": 125,
+    "autoeditor_h264-plus-png-cover.mkv": 60,
+}
+
+
+def plain(path: Path, size: tuple[int, int] | None, most: int | None = None) -> np.ndarray:
+    """All pictures (or `most` of them) uint8 [n, H, W, 3], decoded one after another, upright, without any of our code."""
+    pictures = []
+    with av.open(str(path), metadata_errors="ignore") as container:
+        for frame in islice(container.decode(container.streams.video[0]), most):
+            turns = round(frame.rotation / 90) % 4
+            height, width = size or (None, None)
+            if turns % 2:
+                height, width = width, height
+            image = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+            pictures.append(np.rot90(image, turns))
+    return np.stack(pictures)
+
+
+def index_sets(frames: int, each: int = 3) -> list[np.ndarray]:
+    """All of them, some scattered ones and some windows, the last one alone."""
+    rng = np.random.default_rng(frames)
+    spread = [rng.integers(0, frames, 6) for _ in range(each)]
+    windows = [np.minimum(rng.integers(0, frames) + np.arange(5), frames - 1) for _ in range(each)]
+    return [np.arange(frames), *spread, *windows, np.array([frames - 1])]
+
+
+def assert_right(row: VideoRow, path: Path, wanted: np.ndarray, decoder: Decoder, each: int) -> None:
+    """Every set of frames is what the plain loop shows, and no nearer to another frame."""
+    for indices in index_sets(row.frames, each):
+        got = read_frames(row.video, indices, SIZE, decoder)
+        assert got.shape == (len(indices), *SIZE, 3)
+        for picture, index in zip(got, indices, strict=True):
+            distances = np.abs(wanted - picture).mean((1, 2, 3))
+            assert distances[index] < 4.0, f"{path.name}, {decoder}: frame {index} of {indices}"
+            assert distances[index] <= distances.min() + 0.2, f"{path.name}, {decoder}: frame {index} of {indices}"
+
+
+def names(folder: str) -> list[str]:
+    return sorted(path.name for path in (REAL / folder).glob("*")) if (REAL / folder).exists() else []
+
+
+@pytest.mark.skipif(not names("hard"), reason="the hard files are not here")
+def test_the_hard_files_are_all_here() -> None:
+    assert len(names("hard")) == 23
+    assert set(REFUSED) | set(KNOWN) <= set(names("hard"))
+
+
+@pytest.mark.parametrize("name", names("hard"))
+def test_hard_files_are_decoded_right_or_refused(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = REAL / "hard" / name
+    if name in REFUSED:
+        for look in (probe, check):
+            with pytest.raises(VideoError, match=REFUSED[name]) as refusal:
+                look(str(path))
+            assert "\n" not in str(refusal.value)
+    else:
+        row = probe(str(path))
+        assert row.frames == KNOWN.get(name, row.frames)
+        natural = plain(path, None, 1)
+        assert (row.height, row.width) == natural.shape[1:3]
+        assert read_frames(str(path), np.array([0]), None, row.decoder).shape == natural.shape
+        wanted = plain(path, SIZE).astype(np.int16)
+        assert row.frames == len(wanted)
+        assert_right(row, path, wanted, row.decoder, 3)
+        for decoder in ("pyav", "pyav-sequential"):
+            assert_right(row, path, wanted, decoder, 1)  # type: ignore[arg-type]
+        every = check(str(path))
+        assert every.checked
+        assert (every.frames, every.decoder) == (row.frames, row.decoder)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+@pytest.mark.skipif(not names("hard"), reason="the hard files are not here")
+def test_which_of_them_lie_about_their_length() -> None:
+    rows = {name: check(str(REAL / "hard" / name)) for name in names("hard") if name not in REFUSED}
+    lies = {name: (row.declared_frames, row.frames) for name, row in rows.items()}
+    assert {name: pair for name, pair in lies.items() if pair[0] not in (0, pair[1])} == {
+        "wlasl_01377_editlist_25hdr_22dec.mp4": (25, 22),
+        "wlasl_01586_bad_utf8_metadata.mp4": (44, 43),
+    }
+
+
+@pytest.mark.skipif(not (REAL / "ucf_mini").exists(), reason="the UCF101 files are not here")
+def test_ucf_files_are_decoded_right() -> None:
+    lying = []
+    lies = [*(REAL / "ucf_mini").rglob("v_BaseballPitch_g01_c03.avi")]
+    for path in {*sorted((REAL / "ucf_mini").glob("*/*"))[::5], *lies}:
+        row = probe(str(path))
+        wanted = plain(path, (16, 16)).astype(np.int16)
+        assert row.frames == len(wanted)
+        for indices in index_sets(row.frames)[1:]:
+            got = read_frames(row.video, indices, (16, 16), row.decoder)
+            assert np.abs(got - wanted[indices]).mean((1, 2, 3)).max() < 2.0, f"{path.name}: {row.decoder}"
+        if row.declared_frames not in (0, row.frames):
+            lying.append((path.name, row.declared_frames, row.frames))
+    assert lying == [("v_BaseballPitch_g01_c03.avi", 104, 103)]
+
+
+# Made ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+@pytest.mark.parametrize("keep", [0.35, 0.6, 0.9])
+def test_truncated_uploads_are_read_as_far_as_they_go_or_refused(tmp_path: Path, suffix: str, keep: float) -> None:
+    whole = numbered_frames(40)
+    path = truncate(write_video(tmp_path / f"a{suffix}", whole, "mpeg4" if suffix == ".avi" else "libx264"), keep)
+    try:
+        row = check(str(path))
+    except VideoError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+        return
+    assert 0 < row.frames <= 40
+    assert row.declared_frames in ((0,) if suffix == ".ts" else (40, row.frames))
+    got = read_frames(str(path), np.arange(row.frames), decoder=row.decoder)
+    # The last picture may be cut in the middle.
+    assert [read_number(frame) for frame in got[:-1]] == list(range(row.frames - 1))
+
+
+def test_check_decodes_what_probe_passes_over(tmp_path: Path) -> None:
+    """Noise in the middle: the first picture and the last stretch are sound."""
+    path = write_video(tmp_path / "a.mp4", numbered_frames(120), options={"x264-params": "keyint=12:scenecut=0"})
+    sound = check(str(path))
+    assert sound.checked
+    assert not probe(str(path)).checked
+    assert (sound.frames, sound.declared_frames, sound.decoder) == (120, 120, "decord")
+    spoil(path, 0.5, 0.6)
+    assert probe(str(path)).frames == 120
+    try:
+        row = check(str(path))
+    except VideoError as error:
+        assert "damaged" in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert row.frames < 120 or row.decoder != "decord"
+
+
+def quiet(n: int) -> np.ndarray:
+    """Frames whose neighbours differ by two grey levels: a wrong one is within any tolerance of the right one."""
+    levels = (60 + 2 * np.arange(n)).astype(np.uint8)[:, None, None, None]
+    return np.ascontiguousarray(np.broadcast_to(levels, (n, 64, 96, 3)))
+
+
+def test_check_compares_decord_frame_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that swaps two like neighbours far from where `probe` looks is found out."""
+    import decord
+
+    path = write_video(tmp_path / "a.mp4", quiet(60))
+    assert check(str(path)).decoder == "decord"
+    honest = decord.VideoReader
+
+    class Swapping(honest):  # type: ignore[misc, valid-type]
+        def __getitem__(self, index: int) -> object:
+            return super().__getitem__({30: 31, 31: 30}.get(index, index))
+
+    monkeypatch.setattr(decord, "VideoReader", Swapping)
+    assert probe(str(path)).decoder == "decord"
+    assert check(str(path)).decoder == "pyav"
+
+
+def test_decord_is_not_trusted_with_open_gops(tmp_path: Path) -> None:
+    """It returns other frames of these without a word; in a quiet video no comparison would tell."""
+    path = write_video(tmp_path / "a.mp4", numbered_frames(40), options=OPEN_GOPS)
+    window = np.arange(5, 9)
+    assert [read_number(frame) for frame in read_frames(str(path), window, decoder="decord")] != window.tolist()
+    for pictures in (numbered_frames(40), np.full((40, 64, 96, 3), 90, np.uint8)):
+        row = probe(str(write_video(path, pictures, options=OPEN_GOPS)))
+        assert (row.frames, row.decoder) == (40, "pyav")
+    closed = {"x264-params": OPEN_GOPS["x264-params"].replace("open-gop=1", "open-gop=0")}
+    assert probe(str(write_video(path, pictures, options=closed))).decoder == "decord"
+
+
+def test_a_landing_beside_the_asked_frame_is_seen_in_a_quiet_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import decord
+
+    path = write_video(tmp_path / "a.mp4", quiet(60))
+    honest = decord.VideoReader
+
+    class Late(honest):  # type: ignore[misc, valid-type]
+        def __getitem__(self, index: int) -> object:
+            return super().__getitem__(min(index + 1, 59) if index > 45 else index)
+
+    monkeypatch.setattr(decord, "VideoReader", Late)
+    assert probe(str(path)).decoder == "pyav"
+
+
+@pytest.mark.parametrize(
+    "name", ["-dash.mp4", "a b'c\"d.mp4", "größe 視頻.mp4", "line\nbreak.mp4", "%03d.mp4", "pipe:.mp4"]
+)
+def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write_video(tmp_path / "plain.mp4", numbered_frames(5)).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    row = check(name)
+    assert row.frames == 5
+    for decoder in DECODERS:
+        assert read_number(read_frames(name, np.array([3]), decoder=decoder)[0]) == 3
+
+
+def four_hours(path: Path, codec: str, rate: int = 2) -> Path:
+    """A few real pictures, muxed again and again: four hours in a second."""
+    few = write_video(path.with_name(f"few{path.suffix}"), numbered_frames(100, 32, 48), codec, fps=rate)
+    with av.open(str(few)) as source, av.open(str(path), "w") as target:
+        origin = source.streams.video[0]
+        packets = [packet for packet in source.demux(origin) if packet.size]
+        stream = target.add_stream_from_template(origin)
+        length = round(100 / rate / origin.time_base)
+        stamps = [(packet.pts, packet.dts) for packet in packets]
+        for turn in range(4 * 3600 * rate // 100):
+            for packet, (pts, dts) in zip(packets, stamps, strict=True):
+                packet.stream = stream
+                packet.time_base = origin.time_base
+                packet.pts, packet.dts = pts + turn * length, dts + turn * length
+                target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.ts", "libx264")])
+def test_four_hours_are_not_decoded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
+    path = four_hours(tmp_path / name, codec)
+    decoded = 0
+    original = inspection.decode_from
+
+    def counted(*arguments: object) -> object:
+        nonlocal decoded
+        for frame in original(*arguments):  # type: ignore[arg-type]
+            decoded += 1
+            yield frame
+
+    monkeypatch.setattr("vicc_ray.data.inspection.decode_from", counted)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    started = time.process_time()
+    row = probe(str(path))
+    seconds = time.process_time() - started
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert row.frames == 28_800
+    assert row.duration_seconds == pytest.approx(4 * 3600, rel=0.01)
+    assert decoded < 1000
+    assert most < 10e6
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * KIB < 100e6
+    assert seconds < 10
+    for start in (0, 14_390, 28_790):
+        got = read_frames(str(path), np.arange(start, start + 8), (32, 48), row.decoder)
+        assert [read_number(frame) for frame in got] == [(start + i) % 100 for i in range(8)]

@@ -1,0 +1,195 @@
+"""Clips through a process of its own: the same clips, by frames and by time, and no file ends, hangs or fills it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, write_video
+
+from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
+from vicc_ray.data.manifest import VideoError, VideoRow, probe
+from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.samples import Clips, positions, read_clips
+
+BOTH: tuple[Stream, Stream] = ("rgb", "flow")
+SIZE = (32, 48)
+
+
+def clip_config(frames: int = 4, stride: int = 1, fps: float | None = None) -> ClipConfig:
+    return ClipConfig(frames=frames, stride=stride, fps=fps, decode_size=SIZE, size=32)
+
+
+def numbers(clips: Clips) -> list[list[int]]:
+    return [[read_number(frame) for frame in clip] for clip in clips["rgb"]]
+
+
+def row_of(path: Path) -> VideoRow:
+    return probe(str(path))
+
+
+@pytest.fixture
+def reader() -> Iterator[ClipReader]:
+    made = ClipReader(clip_config(), FlowConfig(), DataConfig(decode_timeout=20))
+    yield made
+    made.close()
+
+
+# Frames by time ------------------------------------------------------------------------------------------------------
+
+
+def test_two_rates_of_one_motion_give_the_same_clip(tmp_path: Path) -> None:
+    motion = numbered_frames(100)
+    fast = row_of(write_video(tmp_path / "50.mp4", motion, fps=50))
+    slow = row_of(write_video(tmp_path / "25.mkv", motion[::2], fps=25))
+    clip = clip_config(frames=6, fps=12.5)
+    assert positions(fast, clip) == positions(slow, clip) == 25
+    for starts in ([0, 19], [7], [-3]):
+        got = [numbers(read_clips(video, starts, ("rgb",), clip, FlowConfig())) for video in (fast, slow)]
+        assert got[0] == [[max(start + i, 0) * 4 for i in range(6)] for start in starts]
+        assert got[0] == got[1]
+
+
+@pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv"])
+def test_uneven_frames_are_taken_by_their_time_stamps(tmp_path: Path, name: str) -> None:
+    gaps = np.random.default_rng(5).choice([10, 20, 35, 180, 400], 40)
+    stamps = [0, *np.cumsum(gaps).tolist()]
+    video = row_of(write_video(tmp_path / name, numbered_frames(41), stamps=stamps))
+    assert not video.constant_rate
+    clip = clip_config(frames=8, fps=10.0)
+    places = positions(video, clip)
+    assert places == pytest.approx(stamps[-1] / 100, abs=4)
+    starts = list(range(0, places - 8, 5))
+    on_show = [[max(k for k in range(41) if stamps[k] <= 100 * (start + i) + 1) for i in range(8)] for start in starts]
+    assert numbers(read_clips(video, starts, ("rgb",), clip, FlowConfig())) == on_show
+    assert len({number for row in on_show for number in row}) < 41 <= len(stamps)
+
+
+def test_more_frames_a_second_than_there_are_repeat_them(tmp_path: Path) -> None:
+    video = row_of(write_video(tmp_path / "a.mp4", numbered_frames(10), fps=10))
+    clip = clip_config(frames=10, fps=30.0)
+    clips = read_clips(video, [3, 20], BOTH, clip, FlowConfig())
+    assert numbers(clips)[0] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    assert numbers(clips)[1][-1] == 9
+    assert (clips["flow"][0, 0] == clips["flow"][0, 2]).all()
+
+
+def test_flow_by_time_stays_between_a_frame_and_the_next(tmp_path: Path) -> None:
+    """Pictures are taken every fourth frame; the flow is the motion of one frame, not of four."""
+    frames = shifted_texture(40, 64, 96, 2.0, 0.0)
+    video = row_of(write_video(tmp_path / "a.mp4", frames, fps=40))
+    config = ClipConfig(frames=4, fps=10.0, decode_size=(64, 96), size=32)
+    flow = read_clips(video, [1], ("flow",), config, FlowConfig())["flow"][0].astype(float)
+    u = (flow[:, 16:-16, 16:-16, 0] / 255 * 2 - 1) * 20
+    assert np.median(u) == pytest.approx(2.0, abs=0.3)
+
+
+def test_positions_of_a_stride_are_frames() -> None:
+    video = VideoRow("x", frames=70, fps=25.0, duration_seconds=2.8)
+    assert positions(video, clip_config(stride=3)) == 70
+    assert positions(video, clip_config(fps=5.0)) == 14
+    assert positions(replace(video, frames=1, duration_seconds=0.04), clip_config(fps=5.0)) == 1
+
+
+# A process of its own ------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_gives_what_reading_here_gives(tmp_path: Path, reader: ClipReader) -> None:
+    video = row_of(write_video(tmp_path / "a.mp4", numbered_frames(20)))
+    reader = pickle.loads(pickle.dumps(reader))
+    kept = [reader.read(video, starts, BOTH) for starts in ([0, 16], [5], [-2, 3])]
+    for starts, got in zip(([0, 16], [5], [-2, 3]), kept, strict=True):
+        wanted = read_clips(video, starts, BOTH, reader.clip, reader.flow)
+        assert got.keys() == wanted.keys()
+        assert all((got[stream] == wanted[stream]).all() and got[stream].dtype == np.uint8 for stream in BOTH)
+    first = reader.pid
+    with pytest.raises(VideoError, match="no such file"):
+        reader.read(replace(video, video=str(tmp_path / "gone.mp4")), [0], BOTH)
+    with pytest.raises(VideoError, match=r"frame \d+ was asked for, but the file holds 20"):
+        reader.read(replace(video, frames=90), [80], BOTH)
+    assert reader.pid == first, "a reason is no crash"
+    reader.close()
+    assert numbers(reader.read(video, [2], ("rgb",))) == [[2, 3, 4, 5]]
+    assert reader.pid != first
+    reader.close()
+
+
+def test_a_hang_and_a_crash_cost_one_video(tmp_path: Path) -> None:
+    sound = row_of(write_video(tmp_path / "a.mp4", numbered_frames(8)))
+    os.mkfifo(tmp_path / "endless.mp4")  # opening it waits for a writer, deep in native code
+    endless = replace(sound, video=str(tmp_path / "endless.mp4"), decoder="pyav")
+    reader = ClipReader(clip_config(), FlowConfig(), DataConfig(decode_timeout=0.5))
+    assert numbers(reader.read(sound, [1], ("rgb",))) == [[1, 2, 3, 4]]
+    with pytest.raises(VideoError, match=r"^the decoder gave no answer within 0.5 s$"):
+        reader.read(endless, [0], ("rgb",))
+    assert numbers(reader.read(sound, [2], ("rgb",))) == [[2, 3, 4, 5]]
+    assert reader.pid is not None
+    threading.Timer(0.1, os.kill, (reader.pid, signal.SIGSEGV)).start()
+    with pytest.raises(VideoError, match=r"^it crashed the decoder \(SIGSEGV\)$"):
+        reader.read(endless, [0], ("rgb",))
+    assert numbers(reader.read(sound, [3], ("rgb",))) == [[3, 4, 5, 6]]
+    reader.close()
+
+
+def test_pyav_can_be_asked_for(tmp_path: Path) -> None:
+    """decord misses frames of open GOPs without a word, so that the frames tell who read them."""
+    path = write_video(tmp_path / "a.mp4", numbered_frames(40), options=OPEN_GOPS)
+    video = replace(row_of(path), decoder="decord")
+    for decoder, right in (("auto", False), ("pyav", True)):
+        clip = ClipConfig(frames=4, decode_size=(48, 64), size=32)
+        reader = ClipReader(clip, FlowConfig(), DataConfig(decoder=decoder))  # type: ignore[arg-type]
+        assert (numbers(reader.read(video, [5], ("rgb",))) == [[5, 6, 7, 8]]) == right
+        reader.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system tells no process's memory")
+def test_a_reader_does_not_grow(tmp_path: Path, reader: ClipReader) -> None:
+    """300 clips here; the soak of 10,000 is `python tests/soak.py`."""
+    from soak import resident, soak
+
+    videos = [row_of(write_video(tmp_path / f"{i}.mp4", numbered_frames(30))) for i in range(4)]
+    soak(reader, videos, 20)
+    first, pid = resident(reader.pid), reader.pid
+    soak(reader, videos, 280)
+    assert reader.pid == pid
+    assert resident(reader.pid) - first < 50e6
+
+
+def test_a_reader_reads_from_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    from vicc_ray import storage
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    storage._remote_filesystem.cache_clear()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="films")
+        local = row_of(write_video(tmp_path / "a.mp4", numbered_frames(20)))
+        storage.write_bytes("s3://films/deep/a%20b.mp4", Path(local.video).read_bytes())
+        row = probe("s3://films/deep/a%20b.mp4")
+        assert (row.frames, row.bytes, row.content_hash, row.decoder) == (20, local.bytes, local.content_hash, "decord")
+        assert abs(row.modified - time.time()) < 600
+        reader = ClipReader(clip_config(), FlowConfig(), DataConfig())
+        for decoder in ("decord", "pyav"):
+            clips = reader.read(replace(row, decoder=decoder), [3, 15], ("rgb",))  # type: ignore[arg-type]
+            assert numbers(clips) == [[3, 4, 5, 6], [15, 16, 17, 18]]
+        with pytest.raises(VideoError, match="no such file"):
+            reader.read(replace(row, video="s3://films/deep/gone.mp4"), [0], ("rgb",))
+        reader.close()
+    finally:
+        storage._remote_filesystem.cache_clear()
+        server.stop()

@@ -1,0 +1,256 @@
+"""Every fault that a run must survive, caused one after the other in one run; the table of what happened.
+
+`FAULTS` is what the fault tests run too. Each fault is caused while training goes on, and must be over, without a hand but
+the same command where the driver itself died, before the next one comes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vicc_ray.bench import Bar, Outcome
+from vicc_ray.bench.drill import Drill, make_videos
+from vicc_ray.bench.nodes import local_cluster, send
+from vicc_ray.checkpoint import STATE_FILE
+from vicc_ray.console import console
+
+BETWEEN = 30  # steps from the end of one fault to the next
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: `cause` it and wait until it is over; returns seconds to the next step (0: training never stopped)."""
+
+    name: str
+    happens: str
+    cause: Callable[[Drill], float]
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What a fault cost."""
+
+    fault: Fault
+    seconds: float
+    steps_lost: int
+
+
+def cause_all(drill: Drill) -> Iterator[Survived]:
+    """Start the run and cause every fault; the run goes on to its end after the last one."""
+    drill.start()
+    drill.wait(lambda: drill.step() > BETWEEN, "the first steps", 240)
+    for fault in FAULTS:
+        reached, starts = drill.step(), len(drill.events("start"))
+        seconds = fault.cause(drill)
+        again = drill.events("start")[starts:]
+        yield Survived(fault, seconds, max(reached - again[0]["step"], 0) if again else 0)
+        drill.wait_steps(BETWEEN)
+
+
+def _kill_decoder(drill: Drill) -> float:
+    send(drill.processes("MapWorker")[0], signal.SIGKILL)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _kill_worker(drill: Drill) -> float:
+    at = time.time()
+    send(drill.processes("RayTrainWorker")[0], signal.SIGKILL)
+    return drill.recovery(at)
+
+
+def _kill_node(drill: Drill) -> float:
+    at = time.time()
+    drill.cluster.kill(drill.cluster.nodes[0])
+    return drill.recovery(at, workers=len(drill.cluster.nodes))
+
+
+def _join(drill: Drill) -> float:
+    at = time.time()
+    drill.cluster.add_node()
+    return drill.recovery(at, workers=len(drill.cluster.nodes))
+
+
+def _hang_worker(drill: Drill) -> float:
+    at = time.time()
+    send(drill.processes("RayTrainWorker")[-1], signal.SIGSTOP)
+    return drill.recovery(at)
+
+
+def _drain_node(drill: Drill) -> float:
+    """A spot node's notice: 15 s, then it is gone."""
+    state = [str(Path(sys.executable).parent / "ray")]
+    nodes = subprocess.run(
+        [*state, "list", "nodes", "--format", "json", "--address", drill.cluster.address],
+        env=drill.cluster.environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = [n["node_id"] for n in json.loads(nodes.stdout) if not n["is_head_node"] and n["state"] == "ALIVE"]
+    at = time.time()
+    subprocess.run(
+        [*state, "drain-node", "--address", drill.cluster.address, "--node-id", found[-1], "--reason",
+         "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "15"],
+        env=drill.cluster.environment, capture_output=True, check=True,
+    )  # fmt: skip
+    drill.wait(lambda: bool(drill.events("preemption notice")), "the notice")
+    return drill.recovery(at)
+
+
+def _spoil_video(drill: Drill) -> float:
+    video = next(iter(sorted((drill.folder / "data").rglob("*.mp4"))))
+    video.write_bytes(b"\0" * video.stat().st_size)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _storage_away(drill: Drill) -> float:
+    """A file in the place of the folder: no checkpoint can be written or read."""
+    folder = drill.run.path / "checkpoints"
+    folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("away")
+    drill.wait(lambda: bool(drill.events("checkpoint failed")), "a failed checkpoint")
+    folder.unlink()
+    folder.with_name("elsewhere").rename(folder)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _disk_full(drill: Drill) -> float:
+    """A small file system with no room left under the checkpoints; needs the right to mount."""
+    folder = drill.run.path / "checkpoints"
+    failed = len(drill.events("checkpoint failed"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
+    try:
+        drill.wait(lambda: len(drill.events("checkpoint failed")) > failed, "a failed checkpoint")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _kill_driver(drill: Drill) -> float:
+    assert drill.driver
+    drill.driver.kill()
+    drill.driver.wait()
+    at = time.time()
+    drill.start()
+    return drill.recovery(at, seconds=240)
+
+
+def _damage_checkpoint(drill: Drill) -> float:
+    """Cut the newest checkpoint short while nobody runs."""
+    assert drill.driver
+    drill.driver.kill()
+    drill.driver.wait()
+    store = drill.run.checkpoints
+    time.sleep(2)  # workers end a moment after their driver
+    newest = store.listing()[0]
+    os.truncate(Path(store.folder) / f"step-{newest.step:09d}" / STATE_FILE, newest.bytes // 2)
+    at = time.time()
+    drill.start()
+    seconds = drill.recovery(at, seconds=240)
+    told = drill.events("damaged checkpoint")
+    assert told, "the damaged checkpoint was not told"
+    assert f"step {newest.step} is damaged" in told[-1]["text"]
+    return seconds
+
+
+def _terminate(drill: Drill) -> float:
+    assert drill.driver
+    send(drill.driver.pid, signal.SIGTERM)
+    status = drill.driver.wait(60)
+    assert status == 130, f"status {status}"
+    at = time.time()
+    drill.start()
+    return drill.recovery(at, seconds=240)
+
+
+def _kill_head(drill: Drill) -> float:
+    """The whole cluster with its head is gone; the same command on another one goes on."""
+    assert drill.driver
+    nodes = len(drill.cluster.nodes)
+    drill.cluster.stop()
+    try:
+        drill.driver.wait(60)
+    except subprocess.TimeoutExpired:
+        drill.driver.kill()
+        drill.driver.wait()
+    drill.cluster.start_head()
+    for _ in range(nodes):
+        drill.cluster.add_node()
+    at = time.time()
+    drill.start()
+    return drill.recovery(at, seconds=240)
+
+
+FAULTS = (
+    Fault("SIGKILL of a decode actor", "Ray Data starts another, which decodes the block again; training waits", _kill_decoder),
+    Fault("SIGKILL of a worker", "the workers start again from the last checkpoint", _kill_worker),
+    Fault("SIGKILL of a node", "the others go on from the last checkpoint, fewer", _kill_node),
+    Fault("a node joins", "the workers start again, more", _join),
+    Fault("SIGSTOP of a worker (a hang)", "the others miss it within train.collective_timeout, then as a killed one", _hang_worker),
+    Fault("notice that a node goes in 15 s", "a checkpoint at once; the others go on when it is gone", _drain_node),
+    Fault("a node joins again", "the workers start again, more", _join),
+    Fault("a video becomes unreadable", "left out, counted, named in refused.jsonl", _spoil_video),
+    Fault("the storage is away", "a line tells; training goes on; the next checkpoint is tried", _storage_away),
+    Fault("the driver is killed, the command given again", "goes on from the last checkpoint", _kill_driver),
+    Fault("... and the newest checkpoint is cut short", "a line tells; the one before it is taken", _damage_checkpoint),
+    Fault("SIGTERM of the driver, the command given again", "ends with status 130 and how to go on", _terminate),
+    Fault("the head node is killed, the command given on another cluster", "goes on from the last checkpoint", _kill_head),
+)  # fmt: skip
+FULL_DISK = Fault("the disk is full", "a line tells; training goes on; the next checkpoint is tried", _disk_full)
+
+
+def may_mount() -> bool:
+    """Whether this process may mount a file system, which a full disk is made of."""
+    if os.geteuid() or not shutil.which("mount"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
+        )
+        if tried.returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
+@contextmanager
+def drill_for_faults(steps: int) -> Iterator[Drill]:
+    """A drill on two nodes whose longest stage has this many steps."""
+    with tempfile.TemporaryDirectory(prefix="vicc-drill-") as scratch, local_cluster(2) as cluster:
+        folder = Path(scratch)
+        make_videos(folder)
+        schedule = {
+            "single": {"length": "3 steps", "cosine_over": "100 %", "global_batch": 8, "queue_start": 0, "freeze_prototypes": 0},
+            "cross": {"length": {"rgb": f"{steps} steps", "flow": "3 steps"}, "global_batch": 8, "queue_start": "2 steps"},
+        }  # fmt: skip
+        yield Drill(folder, cluster, {"schedule": schedule, "data": {"max_refused": 0.5}})
+
+
+def measure(rounds: int, manifest: str | None = None) -> Outcome:
+    """Cause every fault once a round and print the table."""
+    figures: dict[str, list[float]] = {}
+    lost: dict[str, list[int]] = {}
+    for _ in range(rounds):
+        with drill_for_faults(100_000) as drill:
+            for survived in cause_all(drill):
+                name = survived.fault.name
+                console.print(f"{name}: {survived.seconds:.0f} s, {survived.steps_lost} steps lost", markup=False)
+                figures.setdefault(name, []).append(survived.seconds)
+                lost.setdefault(name, []).append(survived.steps_lost)
+            drill.stop()
+    outcome = Outcome("s to the next step", figures)
+    outcome.bars = [Bar("faults that needed a hand", 0.0, 0.0, False)]
+    outcome.facts = {f"steps lost, {name}": steps for name, steps in lost.items()}
+    return outcome

@@ -1,0 +1,182 @@
+"""A Ray cluster of several nodes on this machine, each its own `ray start`, to be killed and joined for real.
+
+For the recovery bench and the fault tests. Bound to the loopback address, so no token is asked for. Nothing else that
+runs on this machine is touched: a node ends by the numbers of its own processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 90.0
+STORE_BYTES = 160 * 2**20
+_SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",  # loopback only
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node by its `ray start` process; `temp` is Ray's folder of it."""
+
+    process: subprocess.Popen[bytes]
+    temp: Path
+
+    def tree(self) -> list[int]:
+        """The process numbers of the node, children first."""
+        return [*descendants(self.process.pid), self.process.pid]
+
+    def kill(self) -> None:
+        """End the node as a spot machine ends: at once and all of it."""
+        numbers = self.tree()
+        for number in numbers:
+            send(number, signal.SIGKILL)
+        self.process.wait()
+        _wait_until_gone(numbers)
+
+
+class LocalCluster:
+    """A head without CPUs and nodes that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.nodes: list[Node] = []
+        self.head: Node | None = None
+
+    @property
+    def address(self) -> str:
+        """What `--address` takes."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a driver of this cluster."""
+        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        return kept | _SETTINGS
+
+    def start_head(self) -> Node:
+        """Start the head and wait until it answers."""
+        options = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=true"]
+        self.head = self._start([*options, f"--dashboard-port={_free_port()}", "--dashboard-host=127.0.0.1"])
+        return self.head
+
+    def add_node(self, cpus: int = 1) -> Node:
+        """Start a node and wait until it has joined."""
+        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"])
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: Node) -> None:
+        """Kill a node."""
+        node.kill()
+        if node in self.nodes:
+            self.nodes.remove(node)
+
+    def stop(self) -> None:
+        """Kill all nodes and the head."""
+        for node in [*self.nodes, *([self.head] if self.head else [])]:
+            node.kill()
+        self.nodes.clear()
+        self.head = None
+
+    def _start(self, options: Sequence[str]) -> Node:
+        number = len(list(self.folder.iterdir()))
+        temp = self.folder / f"n{number}"
+        temp.mkdir()
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1"]
+        command += [f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
+        command += ["--dashboard-agent-listen-port=0", "--disable-usage-stats", *options]
+        if "--head" in options:
+            command += [f"--temp-dir={temp}"]
+        log = (temp / "start.log").open("wb")
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        node = Node(process, temp)
+        deadline = time.monotonic() + START_SECONDS
+        while b"Ray runtime started" not in (temp / "start.log").read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                node.kill()
+                raise RuntimeError(f"a node did not start: {(temp / 'start.log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        return node
+
+
+@contextmanager
+def local_cluster(nodes: int) -> Iterator[LocalCluster]:
+    """A running cluster with `nodes` one-CPU nodes, gone at the end with all that it wrote."""
+    # Ray's sockets lie below its folder, and their paths may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="vn", dir="/tmp"))
+    cluster = LocalCluster(folder)
+    try:
+        cluster.start_head()
+        for _ in range(nodes):
+            cluster.add_node()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def descendants(pid: int) -> list[int]:
+    """Process numbers below `pid`, deepest first."""
+    found: list[int] = []
+    for child in _children().get(pid, []):
+        found += [*descendants(child), child]
+    return found
+
+
+def command_line(pid: int) -> str:
+    """What a process is called; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal; nothing where the process is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _children() -> Mapping[int, list[int]]:
+    table: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            table.setdefault(parent, []).append(int(entry.name))
+    return table
+
+
+def _wait_until_gone(numbers: Sequence[int], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(_alive(number) for number in numbers):
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

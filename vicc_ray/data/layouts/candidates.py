@@ -1,0 +1,125 @@
+"""What every layout gives: candidates (videos before they are opened), and what was found besides them."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vicc_ray.errors import UserError
+
+Layout = Literal["auto", "ucf101", "hmdb51", "kinetics", "folders", "flat", "csv", "list", "video"]
+
+VIDEO_EXTENSIONS = frozenset(
+    f".{name}"
+    for name in (
+        *("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4"),
+        *("mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv"),
+    )
+)
+# UCF101's names, e.g. v_BenchPress_g01_c04.avi: clips of one group are cut from one source video.
+GROUPED_NAME = re.compile(r"v_.+_(g\d+)_c\d+")
+UNUSED = "unused"  # the split of videos that the official lists leave out
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A video to be indexed: absolute path or URI, and what is known of it before it is opened.
+
+    `bytes` and `modified` (seconds) are there where the listing told them; they are no part of what it is.
+    """
+
+    path: str
+    label: str | None = None
+    split: str = "train"
+    group: str | None = None
+    bytes: int | None = field(default=None, compare=False)
+    modified: float | None = field(default=None, compare=False)
+
+
+class Found(list[Candidate]):
+    """The candidates in path order (a table's or list's own order).
+
+    `layout` is the one that was used, `ignored` counts other files by extension, and `notes` are lines for the reader:
+    what was recognised, and what does not fit together, with counts.
+    """
+
+    def __init__(
+        self,
+        candidates: Iterable[Candidate],
+        layout: Layout,
+        ignored: Counter[str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        super().__init__(candidates)
+        self.layout: Layout = layout
+        self.ignored: Counter[str] = ignored or Counter()
+        self.notes: list[str] = list(notes)
+
+
+def extension(name: str) -> str:
+    """The lower-case extension of a path or URI, with its dot; empty where there is none."""
+    return posixpath.splitext(name)[1].lower()
+
+
+def stem(name: str) -> str:
+    """The file's name without folders and without the extension of a video: `A/v_x.y.avi` -> `v_x.y`."""
+    base = posixpath.basename(name)
+    return base[: -len(extension(base))] if extension(base) in VIDEO_EXTENSIONS else base
+
+
+def group_in_name(name: str) -> str | None:
+    """The group of a name as UCF101 has them (`g01`), or None."""
+    named = GROUPED_NAME.fullmatch(stem(name))
+    return named.group(1) if named else None
+
+
+def shown(name: str) -> str:
+    """A name that every terminal and file takes: bytes that are no UTF-8 are written out."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def examples(names: Sequence[str], most: int = 3) -> str:
+    """The first few names for a message, and a sign that there are more."""
+    return ", ".join(shown(name) for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
+def deduplicate(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """One candidate a path; `UserError` where the same path is given another label, split or group."""
+    unique: dict[str, Candidate] = {}
+    clashes: list[str] = []
+    for candidate in candidates:
+        known = unique.setdefault(candidate.path, candidate)
+        if known != candidate:
+            what = [name for name in ("label", "split", "group") if getattr(known, name) != getattr(candidate, name)]
+            pairs = ", ".join(f"{name} '{getattr(known, name)}' and '{getattr(candidate, name)}'" for name in what)
+            clashes.append(f"{shown(candidate.path)}: named twice, with {pairs}")
+    if clashes:
+        more = f" ({len(clashes)} such lines)" if len(clashes) > 1 else ""
+        raise UserError(f"{clashes[0]}; a video has one of each{more}")
+    return list(unique.values())
+
+
+def crossing_groups(candidates: Iterable[Candidate], key: Callable[[Candidate], Hashable]) -> list[str]:
+    """A note where clips of one group lie in several splits (unused ones aside); `key` tells groups apart."""
+    splits: dict[Hashable, Counter[str]] = {}
+    names: dict[Hashable, str] = {}
+    for candidate in candidates:
+        if candidate.group is not None and candidate.split != UNUSED:
+            splits.setdefault(key(candidate), Counter())[candidate.split] += 1
+            names[key(candidate)] = candidate.group
+    crossing = [group for group, counts in splits.items() if len(counts) > 1]
+    if not crossing:
+        return []
+    videos = sum(sum(splits[group].values()) for group in crossing)
+    told = [
+        f"{names[group]} ({', '.join(f'{split} {count}' for split, count in sorted(splits[group].items()))})"
+        for group in crossing
+    ]
+    return [
+        f"{len(crossing)} of {len(splits)} groups cross splits ({videos} videos): {examples(told)}; clips of one source "
+        "in training and query make retrieval look better than it is"
+    ]

@@ -1,0 +1,173 @@
+"""Name the videos of a source without opening them: a folder, a glob, a table, a list or one video, local or remote."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from vicc_ray import storage
+from vicc_ray.data.layouts import hmdb51, kinetics, ucf101
+from vicc_ray.data.layouts.candidates import (
+    Candidate,
+    Found,
+    Layout,
+    deduplicate,
+    extension,
+    group_in_name,
+    shown,
+    stem,
+)
+from vicc_ray.data.layouts.splits import assign_splits
+from vicc_ray.data.layouts.tables import read_list, read_table
+from vicc_ray.data.layouts.tree import Tree, plant
+from vicc_ray.errors import UserError
+
+OFFICIAL: dict[str, Callable[[Tree, int | None], Found]] = {
+    "ucf101": ucf101.read,
+    "hmdb51": hmdb51.read,
+    "kinetics": kinetics.read,
+}
+FOLDED = ("ucf101", "hmdb51")
+FOLDS = (1, 2, 3)
+FOLDER_LAYOUTS = (*OFFICIAL, "folders", "flat")
+OTHER_NAMES = {"table": "csv"}
+TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
+LIST_EXTENSIONS = frozenset({".txt", ".lst"})
+
+
+def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None, fold: int = 1) -> Found:
+    """Name the videos of `source` without opening them.
+
+    `source`: a folder, a glob (`videos/**/*.mp4`), a list file, a table or one video, as a path or a URI.
+
+    `layout`: `ucf101`, `hmdb51`, `kinetics` (with their official splits: train -> `train`, test and val -> `query`,
+    others -> `unused`), `folders` (a folder of class folders: label = folder), `flat` (a folder of videos: no labels),
+    `csv` (CSV or Parquet with columns video[,label,split,group]), `list` (a text file, one path a line), `video` (one
+    file), or `auto`. Relative paths in a table or list are relative to that file. `split_rule` (see `assign_splits`)
+    replaces every split. `fold` (1-3) chooses among the official splits of UCF101 and HMDB51.
+
+    Raises `UserError` where the source does not exist, is of another layout, names no video, or its split files put a
+    video in two splits. What does not fit together otherwise is told in `notes`.
+    """
+    name = str(source)
+    if not name:
+        raise UserError("the source is an empty name; give a folder, a glob, a list, a table or a video")
+    wanted = OTHER_NAMES.get(layout, layout)
+    if wanted not in get_args(Layout):
+        raise UserError(f"layout '{layout}' is not known; allowed: {', '.join(get_args(Layout))}")
+    if fold not in FOLDS:
+        raise UserError(f"fold {fold} is not known; {' and '.join(FOLDED)} have folds {FOLDS[0]} to {FOLDS[-1]}")
+    if fold != 1 and split_rule:
+        raise UserError(f"fold {fold} and the split rule '{split_rule}' both tell the splits; give one of them")
+    found = _read(name, wanted, None if split_rule else fold)
+    if not found:
+        others = ", ".join(f"{count} {kind}" for kind, count in found.ignored.most_common(5))
+        raise UserError(f"{name}: no video in it" + (f" (only {others})" if others else ""))
+    if fold != 1 and found.layout not in FOLDED:
+        raise UserError(f"{name}: layout '{found.layout}' has no fold {fold}; {' and '.join(FOLDED)} have folds")
+    unique = deduplicate(found)
+    placed = assign_splits(unique, split_rule) if split_rule else unique
+    return Found(placed, found.layout, found.ignored, found.notes)
+
+
+def _read(name: str, layout: str, fold: int | None) -> Found:
+    """The videos of a source that may not exist, in a layout that may not fit it."""
+    import pyarrow as pa
+
+    root, pattern = _part_glob(name)
+    try:
+        is_folder = pattern is not None or _is_folder(root)
+        if not is_folder and not _exists(root):
+            raise UserError(f"{name}: no such file or folder")
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{name}: cannot be opened: {' '.join(str(error).split())}") from error
+    if layout != "auto" and is_folder != (layout in FOLDER_LAYOUTS):
+        raise UserError(f"{name}: layout '{layout}' does not fit {'a folder' if is_folder else 'a single file'}")
+    if not is_folder:
+        return _read_file(root, layout)
+    if not _is_folder(root):
+        raise UserError(f"{name}: no such folder as {shown(root)}")
+    tree = plant(root, pattern)
+    if pattern is not None and not tree.chosen:
+        raise UserError(f"{name}: no file fits this pattern; `*` stays within a folder, `**/` is any number of them")
+    return _read_tree(tree, layout, fold)
+
+
+def _part_glob(name: str) -> tuple[str, str | None]:
+    """The folder to list and the pattern below it; a local file that is there is no glob whatever its name."""
+    parts = name.split("/")
+    magic = next((place for place, part in enumerate(parts) if set("*?[") & set(part)), None)
+    if magic is None or (not storage.is_uri(name) and os.path.lexists(name)):
+        return storage.absolute(name), None
+    folder = "/".join(parts[:magic])
+    return storage.absolute(folder or ("/" if name.startswith("/") else ".")), "/".join(parts[magic:])
+
+
+def _is_folder(name: str) -> bool:
+    return storage.is_folder(name) if storage.is_uri(name) else os.path.isdir(name)
+
+
+def _exists(name: str) -> bool:
+    return storage.exists(name) if storage.is_uri(name) else os.path.exists(name)
+
+
+def _read_file(name: str, layout: str) -> Found:
+    kind = extension(name)
+    if layout == "csv" or (layout == "auto" and kind in TABLE_EXTENSIONS):
+        return read_table(name)
+    if layout == "list" or (layout == "auto" and kind in LIST_EXTENSIONS):
+        return read_list(name)
+    return Found([Candidate(name, group=group_in_name(name))], "video")
+
+
+def _read_tree(tree: Tree, layout: str, fold: int | None) -> Found:
+    if not tree.videos:
+        return Found([], "flat", tree.ignored())
+    notes = tree.notes()
+    if layout == "auto":
+        layout, told = _recognise(tree)
+        notes += told
+    found = OFFICIAL[layout](tree, fold) if layout in OFFICIAL else _read_plain(tree, layout == "folders")
+    return Found(found, found.layout, found.ignored, notes + found.notes)
+
+
+def _recognise(tree: Tree) -> tuple[str, list[str]]:
+    """The layout of a folder by its split files or folders, and the line that says so."""
+    stems, notes = {stem(file.inner) for file in tree.videos}, list[str]()
+    for layout, module in (("ucf101", ucf101), ("hmdb51", hmdb51)):
+        splits = module.find(tree)
+        if splits is None:
+            continue
+        if stems & module.names(splits):
+            return layout, [f"recognised as layout '{layout}' by the split files in {splits.folder or '.'}/"]
+        if not splits.beside:  # those next to the folder may well be another data set's
+            notes.append(f"the split files of {layout} in {splits.folder or '.'}/ name none of the videos; not used")
+    folders = kinetics.recognised(tree)
+    if folders:
+        return "kinetics", [*notes, f"recognised as layout 'kinetics' by the folders {folders}"]
+    return ("folders" if any(file.folder for file in tree.videos) else "flat"), notes
+
+
+def _read_plain(tree: Tree, labelled: bool) -> Found:
+    """Class folders (the first folder below the root is the class), or videos without labels."""
+    if not labelled:
+        return Found([f.candidate(None, "train", group_in_name(f.inner)) for f in tree.videos], "flat", tree.ignored())
+    candidates = []
+    for file in tree.videos:
+        label = file.parts[0] if file.folder else None
+        candidates.append(file.candidate(label, "train", group_in_name(file.inner)))
+    notes = tree.folders_without_videos({""})
+    labels = {candidate.label for candidate in candidates}
+    deeper = {posixpath.dirname(file.inner) for file in tree.videos if len(file.parts) > 2}
+    if len(labels) == 1 and None not in labels and len(deeper) > 1:
+        only = shown(min(label for label in labels if label))
+        notes.append(
+            f"all videos lie below '{only}', so that is the one class; for its folders as classes index that folder"
+        )
+    loose = sum(candidate.label is None for candidate in candidates)
+    if loose and len(labels) > 1:
+        notes.append(f"{loose} videos lie in no class folder and have no label")
+    return Found(candidates, "folders", tree.ignored(), notes)

@@ -1,0 +1,68 @@
+"""Clips of videos through a process of its own: what a decode actor holds, so that no file can end it, hang it or fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
+from vicc_ray.data.guarded import Failure, Guarded
+from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.samples import Clips, read_clips
+
+Request = tuple[VideoRow, tuple[int, ...], tuple[Stream, ...]]
+
+
+class ClipReader:
+    """Reads clips as `vicc_ray.data.samples.read_clips` does, in a child process that starts with the first one.
+
+    A crash, a hang (`data.decode_timeout`) or a leak of a decoder costs the video at hand, not the caller. With
+    `data.decoder: pyav` decord is never asked. Picklable before its first use.
+    """
+
+    def __init__(self, clip: ClipConfig, flow: FlowConfig, data: DataConfig) -> None:
+        self.clip, self.flow, self.data = clip, flow, data
+        self._guarded: Guarded[Request, Clips] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child process, if it has been started."""
+        return self._guarded.pid if self._guarded else None
+
+    def read(self, video: VideoRow, starts: Sequence[int], streams: Sequence[Stream]) -> Clips:
+        """The clips of a video that begin at the positions `starts`, of the streams named.
+
+        Raises `VideoError` with the reason where the file cannot deliver them or the decoder did not survive it.
+        """
+        if self.data.decoder == "pyav" and video.decoder == "decord":
+            video = replace(video, decoder="pyav")
+        if self._guarded is None:
+            self._guarded = Guarded(_Reading(self.clip, self.flow), self.data.decode_timeout)
+        outcome = self._guarded((video, tuple(starts), tuple(streams)))
+        if isinstance(outcome, Failure):
+            raise VideoError(outcome.reason)
+        return outcome
+
+    def close(self) -> None:
+        """End the child; a later `read` starts another."""
+        if self._guarded is not None:
+            self._guarded.close()
+            self._guarded = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the child does."""
+
+    clip: ClipConfig
+    flow: FlowConfig
+
+    def __call__(self, request: Request) -> Clips | Failure:
+        video, starts, streams = request
+        try:
+            return read_clips(video, starts, streams, self.clip, self.flow)
+        except VideoError as error:
+            return Failure(str(error))
+        except Exception as error:
+            # Not foreseen, so its kind is told too: the message alone may say nothing.
+            return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")

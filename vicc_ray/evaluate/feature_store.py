@@ -1,0 +1,257 @@
+"""Features of videos as Parquet files: id, label, group, split, windows, vector, and what they were made from.
+
+A file appears whole or not at all, by path or URI, and says in its metadata which encoder, data and settings made it;
+while these are the same it is used again (`matches`). Vectors can be read in blocks, so that a gallery need not fit into
+memory.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vicc_ray import storage
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.search import Features, Rows
+
+METADATA = b"vicc_features"
+GROUP_BYTES = 32 << 20  # vectors of one row group, which is what reading holds
+COLUMNS = ("id", "label", "group", "split", "windows")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What features were made from.
+
+    Args:
+        encoder: its name, such as RGB-2.
+        encoder_hash: of its file's bytes (`file_hash`).
+        manifest: the manifest's fingerprint.
+        protocol: settings that change a feature: clip frames, stride, size, windows, style.
+    """
+
+    encoder: str
+    encoder_hash: str
+    manifest: str
+    protocol: Mapping[str, str | int | float | bool | None]
+
+    @property
+    def key(self) -> str:
+        """blake2b-128 (hex) of all of it; independent of the order of the settings."""
+        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """One row a video: id (its path), label, group (None: unknown), split, windows averaged, vectors float32 [n, d]."""
+
+    ids: Sequence[str]
+    labels: Sequence[str | None]
+    groups: Sequence[str | None]
+    splits: Sequence[str]
+    windows: Sequence[int]
+    vectors: Features
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
+            raise ValueError(f"vectors: {self.vectors.dtype} {self.vectors.shape}; expected float32 [n, d]")
+        sizes = [len(column) for column in (self.ids, self.labels, self.groups, self.splits, self.windows)]
+        if set(sizes) != {len(self.vectors)}:
+            raise ValueError(f"columns of {sizes} rows beside {len(self.vectors)} vectors")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def select(self, split: str) -> VideoFeatures:
+        """The rows of a split, in order; UserError where there are none."""
+        rows = [number for number, name in enumerate(self.splits) if name == split]
+        _check_split(len(rows), split, self.splits, "features")
+        labels, groups = [self.labels[i] for i in rows], [self.groups[i] for i in rows]
+        windows = [self.windows[i] for i in rows]
+        return VideoFeatures(
+            [self.ids[i] for i in rows], labels, groups, [split] * len(rows), windows, self.vectors[rows]
+        )
+
+
+def file_hash(path: str) -> str:
+    """blake2b-128 (hex) of a file's bytes, by path or URI."""
+    digest = blake2b(digest_size=16)
+    with storage.local_copy(path) as name, open(name, "rb") as file:
+        while chunk := file.read(storage.CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_features(path: str, source: Source, table: VideoFeatures | Iterable[VideoFeatures]) -> int:
+    """Write a table, or parts of one as they come, in row groups of `GROUP_BYTES`; the number of rows.
+
+    The file is whole or not there, and an earlier one stays until then. Raises UserError for no rows, values that are not
+    finite and a video that comes twice.
+    """
+    parts = iter([table] if isinstance(table, VideoFeatures) else table)
+    first = next((part for part in parts if len(part)), None)
+    if first is None:
+        raise UserError(f"{path}: there are no features to write; is the split empty?")
+    local = storage.local_path(path)
+    if local is not None:
+        with storage.whole_file(Path(local)) as partial:
+            return _write(partial, path, source, first, parts)
+    with tempfile.TemporaryDirectory(prefix="vicc-features-") as folder:
+        copy = Path(folder) / "features.parquet"
+        rows = _write(copy, path, source, first, parts)
+        system, remote = storage.open_filesystem(path)
+        system.create_dir(posixpath.dirname(remote), recursive=True)
+        with copy.open("rb") as whole, system.open_output_stream(remote) as target:
+            shutil.copyfileobj(whole, target, storage.CHUNK)
+    return rows
+
+
+def _write(file: Path, name: str, source: Source, first: VideoFeatures, rest: Iterator[VideoFeatures]) -> int:
+    width = first.vectors.shape[1]
+    text = json.dumps({"key": source.key, "source": asdict(source)})
+    schema = _schema(width).with_metadata({METADATA: text.encode()})
+    size = max(1, GROUP_BYTES // (4 * width))
+    seen: set[str] = set()
+    # Vectors neither repeat nor shrink: no dictionary, no compression.
+    compression = dict.fromkeys(COLUMNS, "zstd") | {"vector.list.element": "none"}
+    with pq.ParquetWriter(file, schema, use_dictionary=["label", "group", "split"], compression=compression) as writer:
+        part: VideoFeatures | None = first
+        while part is not None:
+            _check(part, name, width, seen)
+            writer.write_table(_arrow(part, schema), row_group_size=size)
+            part = next(rest, None)
+    return len(seen)
+
+
+def _check(part: VideoFeatures, name: str, width: int, seen: set[str]) -> None:
+    if part.vectors.shape[1] != width:
+        raise ValueError(f"{name}: vectors of {part.vectors.shape[1]} values after some of {width}")
+    broken = np.flatnonzero(~np.isfinite(part.vectors).all(axis=1))
+    if len(broken):
+        raise UserError(
+            f"{name}: features of {len(broken)} videos hold NaN or infinite values (first: {part.ids[broken[0]]}); "
+            "the checkpoint's weights or the videos are broken"
+        )
+    for video in part.ids:
+        if video in seen:
+            raise UserError(f"{name}: video {video} comes twice; a video has one row")
+        seen.add(video)
+
+
+def _schema(width: int) -> Any:
+    text, vector = pa.string(), pa.list_(pa.float32(), width)
+    columns = [
+        ("id", text),
+        ("label", text),
+        ("group", text),
+        ("split", text),
+        ("windows", pa.int32()),
+        ("vector", vector),
+    ]
+    return pa.schema(columns)
+
+
+def _arrow(part: VideoFeatures, schema: Any) -> Any:
+    flat = pa.array(np.ascontiguousarray(part.vectors).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, part.vectors.shape[1])
+    columns = [part.ids, part.labels, part.groups, part.splits, part.windows]
+    return pa.table(
+        [*(pa.array(list(column), kind.type) for column, kind in zip(columns, schema, strict=False)), vectors], schema
+    )
+
+
+def matches(path: str, key: str) -> bool:
+    """Whether there is a whole file of features made from just this (`Source.key`)."""
+    try:
+        with _opened(path) as file:
+            return bool(_about(file, path)["key"] == key)
+    except UserError:
+        return False
+
+
+def read_source(path: str) -> Source:
+    """What the features of a file were made from."""
+    with _opened(path) as file:
+        return Source(**_about(file, path)["source"])
+
+
+def read_features(path: str, split: str | None = None) -> VideoFeatures:
+    """A whole table, or the rows of a split, in memory; UserError for a missing or foreign file and an empty split."""
+    columns = read_columns(path, split)
+    return VideoFeatures(**columns, vectors=feature_rows(path, split).whole())
+
+
+def read_columns(path: str, split: str | None = None) -> dict[str, list[Any]]:
+    """All but the vectors: {"ids", "labels", "groups", "splits", "windows"}, for a search that streams the vectors."""
+    with _opened(path) as file:
+        _about(file, path)
+        table = file.read(columns=list(COLUMNS))
+    splits = table["split"].to_pylist()
+    if split is not None:
+        table = table.filter(pa.array([name == split for name in splits], pa.bool_()))
+        _check_split(len(table), split, splits, path)
+    return {f"{name.removesuffix('s')}s": table[name].to_pylist() for name in COLUMNS}
+
+
+def feature_rows(path: str, split: str | None = None) -> Rows:
+    """The vectors of a file (of a split) as a table that is read in blocks whenever it is gone through."""
+    with _opened(path) as file:
+        _about(file, path)
+        width = int(file.schema_arrow.field("vector").type.list_size)
+        count = int(file.metadata.num_rows)
+        if split is not None:
+            splits = file.read(columns=["split"])["split"].to_pylist()
+            count = splits.count(split)
+            _check_split(count, split, splits, path)
+    return Rows(count, width, lambda size: stream_blocks(path, size, split))
+
+
+def stream_blocks(path: str, rows: int, split: str | None = None) -> Iterator[Features]:
+    """The vectors in order, float32 [up to `rows`, d] at a time; a row group is held at once, not the table."""
+    with _opened(path) as file:
+        _about(file, path)
+        for batch in file.iter_batches(batch_size=rows, columns=["vector"] if split is None else ["split", "vector"]):
+            vectors = _vectors(batch.column("vector"))
+            yield vectors if split is None else vectors[[name == split for name in batch.column("split").to_pylist()]]
+
+
+def _vectors(column: Any) -> Features:
+    flat: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(-1, column.type.list_size)
+
+
+def _opened(path: str) -> Any:
+    """A Parquet file, to be closed; UserError where there is none or it is none. No read-ahead: that would hold it all."""
+    system, name = storage.open_filesystem(path)
+    try:
+        return pq.ParquetFile(name, filesystem=system, pre_buffer=False, buffer_size=1 << 20)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file of features; extract them first") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: is no whole file of features ({' '.join(str(error).split())[:200]})") from error
+
+
+def _about(file: Any, path: str) -> dict[str, Any]:
+    metadata = file.schema_arrow.metadata or {}
+    if METADATA not in metadata:
+        raise UserError(f"{path}: is a Parquet file, but not one of features written by this system")
+    about: dict[str, Any] = json.loads(metadata[METADATA])
+    return about
+
+
+def _check_split(rows: int, split: str, there: Sequence[str], name: str) -> None:
+    if not rows:
+        known = ", ".join(sorted(set(there))) or "none"
+        raise UserError(f"{name}: split '{split}' has no videos; splits there: {known}")

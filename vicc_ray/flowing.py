@@ -1,0 +1,93 @@
+"""`vicc flow`: optical flow of every video of a manifest, measured once on the whole cluster and stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vicc_ray.config import FlowConfig
+from vicc_ray.console import console, quiet, scratch_log
+from vicc_ray.data.flow import fingerprint
+from vicc_ray.data.flow_codes import compute_codes
+from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.guarded import Failure
+from vicc_ray.data.jobs import run_on_cluster
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.errors import UserError
+from vicc_ray.progress import Counter
+from vicc_ray.session import job_session
+
+# What opening and decoding a video may take, and each of its fields, before its process counts as hung. TV-L1 takes 0.25 s
+# a field at 320 x 240 on one core.
+START_SECONDS = 120.0
+FIELD_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class StoreVideo:
+    """Measures and stores the flow of one video; what each process of the job runs."""
+
+    store: FlowStore
+    algorithm: str
+    weights: str | None
+    device: str
+
+    def __call__(self, row: VideoRow) -> int:
+        """Stores the fields of a video; returns its frames."""
+        store = self.store
+        store.write(row, compute_codes(row, self.algorithm, store.size, store.bound, self.weights, self.device))
+        return row.frames
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Where and how the job runs; see the verb's help."""
+
+    workers: int | None = None
+    use_gpu: bool = False
+    address: str | None = None
+    verbose: bool = False
+    max_refused: float = 0.01
+
+
+def store_flow(
+    manifest: Manifest, folder: str, flow: FlowConfig, size: tuple[int, int], options: FlowOptions
+) -> FlowStore:
+    """Fill a flow store with what it lacks of the manifest's videos; the same call goes on after an interruption.
+
+    UserError where the store holds other fields, and at the end where too many videos could not be done.
+    """
+    store = FlowStore.create(folder, fingerprint(flow.algorithm, flow.weights), flow.bound, size)
+    left = store.missing(manifest.videos)
+    there = len({row.content_hash for row in manifest.videos}) - len(left)
+    if there:
+        console.print(f"{folder}: {there} videos are there already")
+    failures: list[tuple[str, str]] = []
+    if left:
+        function = StoreVideo(store, flow.algorithm, flow.weights, "cuda" if options.use_gpu else "cpu")
+        with (
+            quiet(scratch_log("flow"), options.verbose),
+            job_session(options.workers, options.use_gpu, options.address, options.verbose) as actors,
+            Counter(f"{flow.algorithm} flow, frames", sum(row.frames for row in left)) as counter,
+        ):
+            jobs = run_on_cluster(function, left, actors, _seconds, 1 if options.use_gpu else 0)
+            for place, outcome in jobs:
+                counter.advance(left[place].frames)
+                if isinstance(outcome, Failure):
+                    failures.append((left[place].video, outcome.reason))
+    _tell(folder, len(manifest), failures, options.max_refused)
+    return store
+
+
+def _seconds(row: VideoRow) -> float:
+    return START_SECONDS + FIELD_SECONDS * row.frames
+
+
+def _tell(folder: str, videos: int, failures: list[tuple[str, str]], max_refused: float) -> None:
+    for video, reason in failures:
+        console.print(f"refused: {video}: {reason}", markup=False)
+    console.print(f"{folder}: {videos - len(failures)} videos stored, {len(failures)} refused", markup=False)
+    if len(failures) > max_refused * videos:
+        raise UserError(
+            f"{len(failures)} of {videos} videos have no flow, more than data.max_refused = {max_refused:g} allows; index "
+            "them again, or raise data.max_refused"
+        )

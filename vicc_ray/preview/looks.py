@@ -1,0 +1,186 @@
+"""What the network is shown: samples drawn, decoded and augmented by the very functions that training uses.
+
+T frames a clip, of which n are looked at; H x W decode size; s side of the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vicc_ray.config import STREAMS, Experiment, Stream
+from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augment, draw, evaluation_input
+from vicc_ray.data.clips import evaluation_starts
+from vicc_ray.data.flow import dequantise
+from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.samples import positions, read_clips
+from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
+from vicc_ray.train.schedule import Stage
+from vicc_ray.train.step import augment_settings
+
+FRAMES = 5  # of a clip that are looked at, evenly spaced
+
+
+@dataclass(frozen=True)
+class Look:
+    """Frames of one stream: `picture` uint8 [n,h,w,3] as it is, or `field` float32 [n,2,h,w], (u, v) in its pixels."""
+
+    picture: NDArray[np.uint8] | None = None
+    field: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipLook:
+    """One clip of a sample: as decoded and as the network sees it.
+
+    start: frame of the video, or with `clip.fps` point of its grid in time. box: top, left, height, width of the crop.
+    """
+
+    start: int
+    box: tuple[int, int, int, int]
+    flip: bool
+    full: bool
+    operations: tuple[str, ...]  # of the colour chain, in their order, as they were drawn
+    decoded: dict[Stream, Look]
+    view: dict[Stream, Look]
+
+
+@dataclass(frozen=True)
+class WindowLook:
+    """A window as evaluation sees it: the `number`-th of `windows`, counted from 1; `refused` where it cannot be read."""
+
+    start: int
+    number: int
+    windows: int
+    view: dict[Stream, Look]
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class SampleLook:
+    """A sample of a stage: two clips of a video and an evaluation window of it, or the reason why it cannot be read."""
+
+    video: VideoRow
+    clips: tuple[ClipLook, ...] = ()
+    window: WindowLook | None = None
+    refused: str = ""
+
+    @property
+    def same_window(self) -> bool:
+        """Whether both clips show the same frames."""
+        return len({clip.start for clip in self.clips}) == 1
+
+
+def shown_frames(frames: int) -> list[int]:
+    """The frames of a clip of T that are looked at: from the first to the last, evenly spaced."""
+    return sorted({round(place) for place in np.linspace(0, frames - 1, FRAMES)})
+
+
+def shown_stages(plan: TrainingPlan) -> list[Stage]:
+    """The first stage that learns with both streams; where there is none, the first one of each stream."""
+    both = [stage for stage in plan.stages if stage.guide]
+    return both[:1] or [next(stage for stage in plan.stages if stage.stream == stream) for stream in STREAMS]
+
+
+def look_at(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[SampleLook]:
+    """The first samples of a stage, one after the other in the order in which it trains on them."""
+    for number in range(min(samples, stage.samples)):
+        step, slot = divmod(number, stage.global_batch)
+        step += stage.first_step
+        # As many workers as samples: each one's share is one sample, so that only this one is decoded.
+        block = decode_share(plan, step, rank=slot, workers=stage.global_batch)
+        video = plan.videos[int(block["video"][0])]
+        batch, refused = to_batch(plan, step, block)
+        if refused:
+            yield SampleLook(video, refused=refused[0][1])
+            continue
+        epoch, _ = plan.epoch_and_videos(step)
+        starts = plan.sample(stage, epoch, int(block["video"][0])).starts
+        clips = tuple(_clip(plan.experiment, batch, clip, starts[clip]) for clip in (0, 1))
+        yield SampleLook(video, clips, _window(plan.experiment, video, stage.streams))
+
+
+def _clip(experiment: Experiment, batch: Batch, clip: int, start: int) -> ClipLook:
+    """One clip of a batch of one sample."""
+    settings = augment_settings(experiment)
+    params = draw(settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
+    frames = {stream: clips[:, clip] for stream, clips in batch.clips.items()}
+    rgb, flow = augment(frames.get("rgb"), frames.get("flow"), params, settings)
+    height, width = next(iter(frames.values())).shape[2:4]
+    top, left, h, w = (int(value) for value in params.boxes(height, width)[0])
+    return ClipLook(
+        start=start,
+        box=(top, left, h, w),
+        flip=bool(params.flip[0]),
+        full=bool(batch.full[0, clip]),
+        operations=_operations(params),
+        decoded={stream: _decoded(experiment, stream, clips[0]) for stream, clips in frames.items()},
+        view=_views(experiment, {"rgb": rgb, "flow": flow}),
+    )
+
+
+def _operations(params: ClipParameters) -> tuple[str, ...]:
+    """The colour operations on the first of the clips, in words."""
+    done: list[str] = []
+    if params.jitter[0]:
+        factors = params.factors[0]
+        words = [
+            f"{name} ×{factor:.2f}"
+            for name, factor in zip(("brightness", "contrast", "saturation"), factors, strict=False)
+        ]
+        words.append(f"hue {360 * factors[3]:+.0f}°")
+        done += [words[op] for op in params.order[0]]
+    if params.gray[0]:
+        done.append(f"gray from {('red', 'green', 'blue')[params.gray_channel[0]]}")
+    if params.blur[0]:
+        done.append(f"blur σ {params.sigma[0]:.1f} px")
+    return tuple(done)
+
+
+def _window(experiment: Experiment, video: VideoRow, streams: tuple[Stream, ...]) -> WindowLook:
+    """The middle one of the video's evaluation windows."""
+    clip = experiment.clip
+    starts = evaluation_starts(positions(video, clip), clip.frames, clip.stride, experiment.evaluate.windows)
+    number = len(starts) // 2
+    try:
+        clips = read_clips(video, [starts[number]], streams, clip, experiment.flow)
+    except VideoError as error:
+        return WindowLook(starts[number], number + 1, len(starts), {}, refused=str(error) or "cannot be read")
+    inputs: dict[Stream, Tensor | None] = {
+        stream: evaluation_input(torch.from_numpy(frames), clip.size, experiment.augment.style)
+        for stream, frames in clips.items()
+    }
+    return WindowLook(starts[number], number + 1, len(starts), _views(experiment, inputs))
+
+
+def _decoded(experiment: Experiment, stream: Stream, clip: Tensor) -> Look:
+    """uint8 [T,H,W,3] of RGB or [T,H,W,2] of flow -> the frames looked at."""
+    frames = clip[shown_frames(len(clip))].numpy()
+    if stream == "rgb":
+        return Look(picture=frames)
+    return Look(field=torch.from_numpy(dequantise(frames, experiment.flow.bound)).permute(0, 3, 1, 2))
+
+
+def _views(experiment: Experiment, inputs: dict[Stream, Tensor | None]) -> dict[Stream, Look]:
+    """Network inputs float [1,3,T,s,s] -> the frames looked at, normalisation undone.
+
+    Flow is a field again where augmentation kept it one; as published, its three channels are shown as a picture.
+    """
+    looks: dict[Stream, Look] = {}
+    for stream, batch in inputs.items():
+        if batch is None:
+            continue
+        frames = batch[0].permute(1, 0, 2, 3)[shown_frames(batch.shape[2])]  # [n,3,s,s]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        codes = (frames * std + mean) * 255
+        if stream == "flow" and experiment.augment.style == "physical":
+            bound = experiment.flow.bound
+            looks[stream] = Look(field=codes[:, [2, 1]] * (2 * bound / 255) - bound)
+        else:
+            looks[stream] = Look(picture=codes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return looks

@@ -1,0 +1,241 @@
+"""A run's folder: which file lies where, what made the run, and who may go on with it.
+
+RUNS/NAME/config.yaml          the resolved experiment          manifest.parquet   the videos, as they were indexed
+          encoders/NAME.safetensors   what each stage left      provenance.json    what made it
+          checkpoints/         the state of training            events.jsonl       starts, faults, resizes
+          metrics.jsonl, tensorboard/ records of training       refused.jsonl      videos that failed in training
+          results.json, neighbours.json, report.html            written by evaluation and report
+          logs/                what Ray had to say
+
+A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it: files are read and written there and
+pushed to the store, checkpoints go to the store directly. A run under a path is its own mirror.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from vicc_ray import storage
+from vicc_ray.checkpoint import CheckpointStore
+from vicc_ray.config import Experiment, differences, dump_experiment, load_experiment
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import UserError
+from vicc_ray.records import write_text
+
+# Not fetched with the others: read where they are, or of no use elsewhere.
+_NOT_PULLED = ("checkpoints/", "tensorboard/", "logs/")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where each file of a run lies: `path` on this machine, `remote` the URI that it mirrors, if there is one."""
+
+    path: Path
+    remote: str | None = None
+
+    @classmethod
+    def at(cls, where: str | Path) -> RunFolder:
+        """The run folder of a path or URI."""
+        name = str(where)
+        local = storage.local_path(name)
+        if local is not None:
+            return cls(Path(local))
+        uri = storage.absolute(name)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = blake2b(uri.encode(), digest_size=8).hexdigest()
+        return cls(cache / "vicc_ray" / "runs" / digest / uri.rsplit("/", 1)[1], uri)
+
+    def __str__(self) -> str:
+        return self.remote or str(self.path)
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(storage.join(str(self), "checkpoints"))
+
+    def push(self, *paths: Path) -> None:
+        """Put files of the mirror into the store; those that are not there are passed over."""
+        if self.remote is None:
+            return
+        for path in paths:
+            if path.is_file():
+                storage.write_bytes(storage.join(self.remote, *path.relative_to(self.path).parts), path.read_bytes())
+
+    def pull(self) -> None:
+        """Bring the mirror up to the store: settings, records, results, encoders."""
+        if self.remote is None or not storage.exists(self.remote):
+            return
+        for entry in storage.list_files(self.remote):
+            inner = entry.name.removeprefix(self.remote).lstrip("/")
+            mine = self.path / inner
+            same = mine.is_file() and mine.stat().st_size == entry.bytes and mine.stat().st_mtime >= entry.modified
+            if not same and not inner.startswith(_NOT_PULLED):
+                self.fetch(mine)
+
+    def fetch(self, path: Path) -> Path:
+        """The file of the mirror, brought from the store; itself for a run under a path."""
+        if self.remote is not None:
+            with suppress(FileNotFoundError):
+                data = storage.read_bytes(storage.join(self.remote, *path.relative_to(self.path).parts))
+                with storage.whole_file(path) as partial:
+                    partial.write_bytes(data)
+        return path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def refused(self) -> Path:
+        return self.path / "refused.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def neighbours(self) -> Path:
+        return self.path / "neighbours.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def encoder(self, name: str) -> Path:
+        """The file of the encoder that a stage left, for example RGB-2."""
+        return self.path / "encoders" / f"{name}.safetensors"
+
+    def encoders(self) -> list[str]:
+        """Names of the encoders that are there."""
+        return sorted(path.stem for path in (self.path / "encoders").glob("*.safetensors"))
+
+    def experiment(self) -> Experiment:
+        """The run's experiment; UserError where this is no run folder."""
+        if not self.config.is_file():
+            raise UserError(
+                f"{self}: is not a run folder (it has no config.yaml); give a folder that 'vicc train' wrote"
+            )
+        return load_experiment(self.config)
+
+    def read_manifest(self, experiment: Experiment) -> Manifest:
+        """The manifest that the experiment names, else the one that the run was started with; UserError without either."""
+        if experiment.data.manifest is not None:
+            return Manifest.read(experiment.data.manifest)
+        if self.manifest.is_file():
+            return Manifest.read(self.manifest)
+        raise UserError(
+            "data.manifest: is not set; make one with 'vicc index DIR --out M.parquet' and --set data.manifest=M.parquet"
+        )
+
+    def open(self, experiment: Experiment, data_fingerprint: str) -> bool:
+        """Claim the folder for an experiment; True where it resumes a run.
+
+        UserError where the folder holds a run that would learn something else, naming each difference.
+        """
+        if self.config.exists():
+            self._refuse_another_run(experiment, data_fingerprint)
+            write_text(self.config, dump_experiment(experiment))
+            self.push(self.config)
+            return True
+        self.path.mkdir(parents=True, exist_ok=True)
+        # config.yaml comes last: a folder that has one is complete.
+        write_text(self.path / "provenance.json", json.dumps(provenance(data_fingerprint), indent=2) + "\n")
+        write_text(self.config, dump_experiment(experiment))
+        self.push(self.path / "provenance.json", self.config)
+        return False
+
+    def request_stop(self) -> None:
+        """Ask the run's workers to end after a checkpoint."""
+        write_text(self.stop_request, "")
+        self.push(self.stop_request)
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the workers to end."""
+        if self.remote is None:
+            return self.stop_request.exists()
+        return storage.exists(storage.join(self.remote, "stop"))
+
+    def provenance(self) -> dict[str, Any]:
+        """What made the run."""
+        loaded: dict[str, Any] = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+        return loaded
+
+    def _refuse_another_run(self, experiment: Experiment, data_fingerprint: str) -> None:
+        changed = differences(self.experiment(), experiment)
+        if self.provenance()["data_fingerprint"] != data_fingerprint:
+            changed.append("the videos of the manifest are not the same")
+        if changed:
+            raise UserError(
+                f"{self}: holds a run of another experiment ({'; '.join(changed)}); "
+                "choose another folder with --set name=..., or remove this one"
+            )
+
+
+def provenance(data_fingerprint: str) -> dict[str, Any]:
+    """Versions, commit and data behind a result."""
+    packages = ("vicc-ray", "torch", "torchvision", "ray", "numpy", "decord", "av", "opencv-contrib-python-headless")
+    return {
+        "data_fingerprint": data_fingerprint,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in packages if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None
