@@ -30,7 +30,7 @@ LEVELS = [
     ["data.flow_store"],
     ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
     ["data.inspection", "data.motion_vectors", "data.raft", "data.guarded"],
-    ["data.decode", "resources", "console", "checkpoint", "records"],
+    ["data.decode", "resources", "console", "checkpoint", "records", "experiments_table"],
     ["data.clips", "config", "distributed"],
     ["storage"],
     ["errors"],

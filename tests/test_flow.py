@@ -80,8 +80,9 @@ def test_fingerprint_names_what_decides_the_numbers() -> None:
 
 def test_written_out_parameters_are_opencvs_presets() -> None:
     medium = cv2.DISOpticalFlow.create(cv2.DISOpticalFlow_PRESET_MEDIUM)
-    for name, value in OPENCV["dis"].parameters.items():
-        assert getattr(medium, f"get{name}")() == value
+    ours = OPENCV["dis"].parameters
+    changed = {name: value for name, value in ours.items() if getattr(medium, f"get{name}")() != value}
+    assert changed == {"PatchStride": 4, "VariationalRefinementIterations": 2}
     frames = shifted_texture(2, 24, 24, 1, 1)
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     plain = cv2.optflow.DualTVL1OpticalFlow.create().calc(gray[0], gray[1], None)

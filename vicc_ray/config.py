@@ -381,7 +381,7 @@ class TrainConfig(Section):
     )
     collective_timeout: float = Field(120, gt=0, description="seconds after which a silent worker counts as lost")
     start_timeout: float = Field(
-        15, gt=0, description="seconds to wait for the room of a worker before the cluster is looked at again"
+        10, gt=0, description="seconds to wait for the room of a worker before the cluster is looked at again"
     )
 
 

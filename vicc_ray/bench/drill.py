@@ -45,7 +45,7 @@ EXPERIMENT: dict[str, Any] = {
     "train": {
         "workers": {"min": 1, "max": 4},
         "resize_after": 10,
-        "start_timeout": 10,
+        "start_timeout": 5,
         "collective_timeout": 30,
         "checkpoint_every": "20 steps",
         "log_every": 1,

@@ -134,18 +134,20 @@ def _build_tvl1(parameters: dict[str, Any]) -> Between:
     return lambda first, second: flow.calc(first, second, None)
 
 
-# DIS: OpenCV's medium preset. Farneback: the values of OpenCV's documentation. TV-L1: OpenCV's defaults, the published
-# recipe's. All are written out, so that another OpenCV's other defaults change neither the flow nor its fingerprint.
+# DIS: OpenCV's medium preset, but with its fast preset's stride (4 for 3) and 2 refinements for 5: 0.025 px away from it on
+# average, a sixth of a step of the 8-bit code, in two thirds of its time. Farneback: the values of OpenCV's documentation.
+# TV-L1: OpenCV's defaults, the published recipe's. All are written out, so that another OpenCV's other defaults change
+# neither the flow nor its fingerprint.
 OPENCV: dict[str, Algorithm] = {
     "dis": Algorithm(
         {
             "FinestScale": 1,
             "PatchSize": 8,
-            "PatchStride": 3,
+            "PatchStride": 4,
             "GradientDescentIterations": 25,
             "UseMeanNormalization": True,
             "UseSpatialPropagation": True,
-            "VariationalRefinementIterations": 5,
+            "VariationalRefinementIterations": 2,
             "VariationalRefinementAlpha": 20.0,
             "VariationalRefinementDelta": 5.0,
             "VariationalRefinementGamma": 10.0,

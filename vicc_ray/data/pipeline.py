@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import cycle, groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vicc_ray.config import STREAMS, ClipConfig, Experiment
 from vicc_ray.data.clips import evaluation_starts
@@ -25,7 +26,7 @@ from vicc_ray.data.samples import empty_clips, positions
 from vicc_ray.train.batches import Block, TrainingPlan, decode_share
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
-SEGMENT_BLOCKS = 4096
+SEGMENT_BLOCKS = 2048
 # Blocks that a worker holds beside the one it works on.
 PREFETCH = 2
 # Windows that an evaluation block holds, of one long video or of several short ones.
@@ -123,8 +124,11 @@ def training_iterators(
     actors: int,
     cpus_an_actor: float = 1,
     monitored: Sequence[VideoRow] = (),
+    nodes: Sequence[str] = (),
 ) -> list[DataIterator]:
     """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `actors` actors.
+
+    Actors that reserve no CPU go to `nodes` (Ray's node numbers) in turn, by default to all that have a CPU.
 
     Before them come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
     share the stream because a stream of their own would start actors of its own.
@@ -133,7 +137,7 @@ def training_iterators(
     units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
     buffer = _buffer_bytes(plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * actors)
-    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), actors, cpus_an_actor, buffer)
+    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), actors, cpus_an_actor, buffer, nodes)
     iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
     return iterators
 
@@ -182,7 +186,13 @@ def configure_context() -> None:
 
 
 def _decode(
-    units: Sequence[int], actor: type, arguments: tuple[Any, ...], actors: int, cpus: float, buffer: int
+    units: Sequence[int],
+    actor: type,
+    arguments: tuple[Any, ...],
+    actors: int,
+    cpus: float,
+    buffer: int,
+    nodes: Sequence[str] = (),
 ) -> Dataset:
     configure_context()
     # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that ask for CPUs of their own, and
@@ -194,12 +204,28 @@ def _decode(
         batch_size=1,
         batch_format="numpy",
         num_cpus=cpus,
+        ray_remote_args_fn=None if cpus else InTurn(nodes or _nodes_with_cpus()),
         # Actors that ask for no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
     )
     limits = ExecutionResources.for_limits(object_store_memory=buffer)
     decoded.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     return decoded
+
+
+class InTurn:
+    """Where the next decode actor goes that reserves nothing, so that Ray would put it anywhere, on a head without CPUs too."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self.nodes = cycle(nodes)
+
+    def __call__(self) -> dict[str, Any]:
+        """Arguments of the actor."""
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=True)}
+
+
+def _nodes_with_cpus() -> list[str]:
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
 
 def segments(first_step: int, steps: int, workers: int) -> Iterator[tuple[int, int]]:

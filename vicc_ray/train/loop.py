@@ -10,6 +10,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -221,6 +222,7 @@ class _RayHost:
         self.plan, self.folder, self.resources = plan, folder, resources
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
+        self.nodes: list[str] = []
         self.events = RecordWriter(folder.events)
         self.writer: CheckpointWriter | None = None
         if distributed.rank() == 0:
@@ -266,7 +268,8 @@ class _RayHost:
         """Start the stream at a global step; returns the monitor with this worker's share of its clips, if there is one."""
         plan = monitor_plan(self.plan.experiment, manifest)
         videos = plan.videos if plan and first_step < self.plan.steps else ()
-        self.stream = self._blocks(first_step, videos)
+        if first_step < self.plan.steps:
+            self.stream = self._blocks(first_step, videos)
         if plan is None or not videos:
             return None
         rank, workers = distributed.rank(), distributed.world_size()
@@ -288,19 +291,47 @@ class _RayHost:
         return self.stream
 
     def _blocks(self, first_step: int, monitored: Sequence[VideoRow]) -> Iterator[Block]:
-        """The monitor's blocks, then the training blocks of this worker, from one dataset after the other."""
+        """The monitor's blocks, then the training blocks of this worker, from one dataset after the other.
+
+        The first dataset starts now: decode actors take seconds to start, and the networks are made in the meantime.
+        """
+        here = ray.get_runtime_context().get_node_id().encode()
+        self.nodes = [node.decode() for node in distributed.gather_bytes(here)]
+        left = list(segments(first_step, self.plan.steps, distributed.world_size()))
+        return self._drain(self._segment(*left[0], monitored), left[1:])
+
+    def _drain(self, segment: _Segment, left: Sequence[tuple[int, int]]) -> Iterator[Block]:
+        yield from segment.blocks()
+        for start, end in left:
+            segment = self._segment(start, end, ())
+            yield from segment.blocks()
+
+    def _segment(self, start: int, end: int, monitored: Sequence[VideoRow]) -> _Segment:
         workers = distributed.world_size()
-        for start, end in segments(first_step, self.plan.steps, workers):
-            streams = None
-            if distributed.rank() == 0:
-                streams = training_iterators(
-                    self.plan, start, end, workers, *self.resources.decoders(workers), monitored
-                )
-            # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
-            handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
-            yield from iterate_blocks(handles[distributed.rank()])
-            distributed.barrier()  # the stream must live until every worker has drained it
-            monitored = ()
-            if streams is not None:
-                # Handles that went through a message are not counted by Ray, so the coordinator would stay for ever.
-                ray.kill(streams[0]._coord_actor)
+        streams = None
+        if distributed.rank() == 0:
+            decoders = self.resources.decoders(workers)
+            streams = training_iterators(self.plan, start, end, workers, *decoders, monitored, self.nodes)
+        return _Segment(streams)
+
+
+class _Segment:
+    """One dataset of the stream, opened on all workers together; it decodes from the moment that it is made."""
+
+    def __init__(self, streams: Sequence[Any] | None) -> None:
+        self.streams = streams
+        # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
+        handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
+        self.rest = iterate_blocks(handles[distributed.rank()])
+        pool = ThreadPoolExecutor(1, thread_name_prefix="first-block")
+        self.first = pool.submit(next, self.rest)
+        pool.shutdown(wait=False)
+
+    def blocks(self) -> Iterator[Block]:
+        """This worker's blocks; at their end every worker waits for the others."""
+        yield self.first.result()
+        yield from self.rest
+        distributed.barrier()  # the stream must live until every worker has drained it
+        if self.streams is not None:
+            # Handles that went through a message are not counted by Ray, so the coordinator would stay for ever.
+            ray.kill(self.streams[0]._coord_actor)
