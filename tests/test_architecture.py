@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 LEVELS = [
     ["cli"],
     ["bench.faults"],
-    ["bench.pipeline", "bench.data", "bench.recovery"],
+    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint"],
     ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment"],
     ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],
     ["evaluate.protocols", "train.loop"],

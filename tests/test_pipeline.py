@@ -77,5 +77,5 @@ def test_features_are_means_over_windows_without_refused_videos(videos: Manifest
 def test_segments_cover_every_step_once() -> None:
     parts = list(segments(5, 10_000, 3))
     assert [step for a, b in parts for step in range(a, b)] == list(range(5, 10_000))
-    assert all((b - a) * 3 <= 4096 for a, b in parts)
+    assert all((b - a) * 3 <= 2048 for a, b in parts)
     assert list(segments(7, 7, 2)) == []

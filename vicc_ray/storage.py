@@ -112,7 +112,8 @@ def list_files(folder: str, recursive: bool = True) -> Iterator[FileEntry]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{folder}: cannot be listed: {_one_line(error)}") from error
     for info in sorted(infos, key=lambda info: info.path):
-        inner = info.path[len(root) :].lstrip("/")
+        # Some file systems begin paths with a slash, whether asked with one or not.
+        inner = info.path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/")
         if info.type == FileType.File and not any(part.startswith(".") for part in inner.split("/")):
             yield FileEntry(join(folder, quote(inner) if is_uri(folder) else inner), info.size, _seconds(info))
 

@@ -20,6 +20,7 @@ from vicc_ray.records import write_text
 # `vicc bench list`. Without a manifest a bench makes its own videos, if it needs any.
 BENCHES = {
     "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
+    "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
     "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting and memory",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip",

@@ -14,17 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vicc_ray.bench import Bar, Outcome
 from vicc_ray.bench.drill import Drill, make_videos
-from vicc_ray.bench.nodes import local_cluster, send
+from vicc_ray.bench.nodes import command_line, local_cluster, send
 from vicc_ray.checkpoint import STATE_FILE
 from vicc_ray.console import console
 
+NOTICE_SECONDS = 15
 BETWEEN = 30  # steps from the end of one fault to the next
 
 
@@ -46,11 +47,11 @@ class Survived:
     steps_lost: int
 
 
-def cause_all(drill: Drill) -> Iterator[Survived]:
-    """Start the run and cause every fault; the run goes on to its end after the last one."""
+def cause_all(drill: Drill, faults: Sequence[Fault]) -> Iterator[Survived]:
+    """Start the run and cause every fault in turn; the run goes on to its end after the last one."""
     drill.start()
     drill.wait(lambda: drill.step() > BETWEEN, "the first steps", 240)
-    for fault in FAULTS:
+    for fault in faults:
         reached, starts = drill.step(), len(drill.events("start"))
         seconds = fault.cause(drill)
         again = drill.events("start")[starts:]
@@ -89,21 +90,26 @@ def _hang_worker(drill: Drill) -> float:
 
 
 def _drain_node(drill: Drill) -> float:
-    """A spot node's notice: 15 s, then it is gone."""
-    state = [str(Path(sys.executable).parent / "ray")]
-    nodes = subprocess.run(
-        [*state, "list", "nodes", "--format", "json", "--address", drill.cluster.address],
-        env=drill.cluster.environment, capture_output=True, text=True, check=True,
+    """A spot machine: notice, a while, then it is gone. Returns seconds from its end."""
+    cluster, node = drill.cluster, drill.cluster.nodes[-1]
+    listed = _ray(drill, "list", "nodes", "--format", "json", "--address", cluster.address)
+    titles = " ".join(command_line(pid) for pid in node.tree())
+    (number,) = (entry["node_id"] for entry in json.loads(listed) if entry["node_id"] in titles)
+    _ray(
+        drill, "drain-node", "--address", cluster.address, "--node-id", number, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_SECONDS),
     )  # fmt: skip
-    found = [n["node_id"] for n in json.loads(nodes.stdout) if not n["is_head_node"] and n["state"] == "ALIVE"]
-    at = time.time()
-    subprocess.run(
-        [*state, "drain-node", "--address", drill.cluster.address, "--node-id", found[-1], "--reason",
-         "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "15"],
-        env=drill.cluster.environment, capture_output=True, check=True,
-    )  # fmt: skip
+    gone = time.monotonic() + NOTICE_SECONDS
     drill.wait(lambda: bool(drill.events("preemption notice")), "the notice")
-    return drill.recovery(at)
+    time.sleep(max(gone - time.monotonic(), 0))
+    at = time.time()
+    cluster.kill(node)
+    return drill.recovery(at, workers=len(cluster.nodes))
+
+
+def _ray(drill: Drill, *arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "ray"), *arguments]
+    return subprocess.run(command, env=drill.cluster.environment, capture_output=True, text=True, check=True).stdout
 
 
 def _spoil_video(drill: Drill) -> float:
@@ -211,6 +217,11 @@ FAULTS = (
 FULL_DISK = Fault("the disk is full", "a line tells; training goes on; the next checkpoint is tried", _disk_full)
 
 
+def possible_faults() -> tuple[Fault, ...]:
+    """All faults that this process has the right to cause."""
+    return (*FAULTS[:-4], FULL_DISK, *FAULTS[-4:]) if may_mount() else FAULTS
+
+
 def may_mount() -> bool:
     """Whether this process may mount a file system, which a full disk is made of."""
     if os.geteuid() or not shutil.which("mount"):
@@ -244,7 +255,7 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     lost: dict[str, list[int]] = {}
     for _ in range(rounds):
         with drill_for_faults(100_000) as drill:
-            for survived in cause_all(drill):
+            for survived in cause_all(drill, possible_faults()):
                 name = survived.fault.name
                 console.print(f"{name}: {survived.seconds:.0f} s, {survived.steps_lost} steps lost", markup=False)
                 figures.setdefault(name, []).append(survived.seconds)

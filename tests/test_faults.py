@@ -1,0 +1,121 @@
+"""Every fault caused for real on a cluster of several nodes of this machine, in one run that must come to the same end.
+
+What each fault costs is measured by `vicc bench faults` with the same causes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vicc_ray import distributed
+from vicc_ray.bench.drill import Drill
+from vicc_ray.bench.faults import Survived, cause_all, drill_for_faults, possible_faults
+from vicc_ray.checkpoint import State
+from vicc_ray.config import load_experiment
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.records import read_records
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.batches import Block, TrainingPlan, decode_share, make_plan
+from vicc_ray.train.run import Notice, train
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+# More than all faults need, so that the run is still going on when the last one is over.
+STEPS = 1500
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Drill, list[Survived]]]:
+    """The run, finished, after all faults."""
+    with drill_for_faults(STEPS) as drill:
+        faults = list(cause_all(drill, possible_faults()))
+        assert drill.driver
+        assert drill.driver.wait(300) == 0, (drill.folder / "driver.log").read_text()[-3000:]
+        yield drill, faults
+
+
+def _plan(drill: Drill) -> TrainingPlan:
+    experiment = load_experiment(drill.folder / "drill.yaml")
+    return make_plan(experiment, Manifest.read(drill.folder / "videos.parquet"))
+
+
+def test_no_fault_needed_a_hand_and_little_was_lost(survived: tuple[Drill, list[Survived]]) -> None:
+    """20 steps from checkpoint to checkpoint, and as many again while one is being written or could not be."""
+    drill, faults = survived
+    assert [done.fault for done in faults] == list(possible_faults())
+    assert max(done.steps_lost for done in faults) <= 45
+    assert all(done.seconds < 150 for done in faults)
+    assert drill.events("preemption notice")
+    assert drill.events("checkpoint failed")
+    assert drill.events("damaged checkpoint")
+
+
+def test_the_run_came_to_its_end(survived: tuple[Drill, list[Survived]]) -> None:
+    drill, _ = survived
+    plan = _plan(drill)
+    records = drill.records()
+    assert [record["step"] for record in records] == list(range(1, plan.steps + 1))
+    assert records[-1]["samples"] == 8 * plan.steps
+    assert drill.run.encoders() == ["Flow-0", "Flow-1", "Flow-2", "RGB-0", "RGB-1", "RGB-2"]
+    assert {record["workers"] for record in records} >= {1, 2}
+
+
+def test_every_planned_sample_was_trained_once(survived: tuple[Drill, list[Survived]]) -> None:
+    """The history that survived: of each step what was consumed last, by all workers that the step then had."""
+    drill, _ = survived
+    plan = _plan(drill)
+    consumed: dict[int, dict[int, dict[str, Any]]] = {}  # step -> rank -> newest record
+    for file in sorted(drill.run.samples.glob("worker-*.jsonl")):
+        rank = int(file.stem.rsplit("-", 1)[1])
+        for record in read_records(file):
+            consumed.setdefault(record["step"], {})[rank] = record
+    times = {record["step"] - 1: record for record in drill.records()}
+    assert sorted(consumed) == list(range(plan.steps))
+    for step, by_rank in consumed.items():
+        workers = times[step]["workers"]
+        slots: dict[int, int] = {}
+        for rank in range(workers):
+            assert by_rank[rank]["workers"] == workers
+            for slot, video in zip(by_rank[rank]["slot"], by_rank[rank]["video"], strict=True):
+                assert slot not in slots
+                slots[slot] = video
+        assert [slots[slot] for slot in sorted(slots)] == plan.epoch_and_videos(step)[1].tolist()
+
+
+class _PlainHost:
+    """The same run in this process, undisturbed."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan, self.device = plan, torch.device("cpu")
+
+    def blocks(self, first_step: int) -> Iterator[Block]:
+        for step in range(first_step, self.plan.steps):
+            yield decode_share(self.plan, step, distributed.rank(), distributed.world_size())
+
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+    def notice(self) -> Notice:
+        return Notice()
+
+
+def test_the_loss_is_that_of_an_undisturbed_run(survived: tuple[Drill, list[Survived]], tmp_path: Path) -> None:
+    drill, _ = survived
+    plan = _plan(drill)
+    folder = RunFolder(tmp_path / "undisturbed")
+    folder.open(plan.experiment, "same")
+    train(plan, folder, _PlainHost(plan), None, None)
+    ours = [record["loss"] for record in drill.records()]
+    theirs = [record["loss"] for record in read_records(folder.metrics) if record["kind"] == "train"]
+    assert len(ours) == len(theirs)
+    # Batch norm of one worker and of two differ, so the curves do step by step; smoothed they must not.
+    noise = statistics.stdev(theirs[-300:])
+    for start in range(0, plan.steps - 100, 100):
+        assert abs(np.mean(ours[start : start + 100]) - np.mean(theirs[start : start + 100])) < max(noise, 0.05)

@@ -1,0 +1,93 @@
+"""Indexing and the flow job on a real Ray on this machine: crashes cost their item, a second call does only what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from afflicted import work
+from tiny import tiny_experiment
+from videos import numbered_frames, write_video
+
+from vicc_ray.config import FlowConfig
+from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.guarded import Failure
+from vicc_ray.data.jobs import run_on_cluster
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.samples import read_clips
+from vicc_ray.errors import UserError
+from vicc_ray.flowing import FlowOptions, store_flow
+from vicc_ray.indexing import IndexOptions, index_videos
+from vicc_ray.session import job_session
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def actors() -> Iterator[int]:
+    """A Ray for all tests of this file; the verbs use the one that is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Ray's processes import the functions of tests too
+        with job_session(2) as count:
+            yield count
+
+
+def test_a_crash_costs_its_item(actors: int) -> None:
+    items = ["a", "b", "segfault", "c", "raise", "d", "exit", "e"]
+    found = dict(run_on_cluster(work, items, actors, lambda _: 60.0))
+    assert sorted(found) == list(range(len(items)))
+    assert [found[place] for place in (0, 1, 3, 5, 7)] == ["A", "B", "C", "D", "E"]
+    assert found[2] == Failure("it crashed the decoder (SIGSEGV)")
+    assert found[4] == Failure("two lines")
+    assert isinstance(found[6], Failure)
+
+
+@pytest.mark.usefixtures("actors")
+def test_indexing_on_a_cluster_is_indexing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        write_video(tmp_path / "videos" / f"{number}.mp4", numbered_frames(5 + number))
+    (tmp_path / "videos" / "text.mp4").write_text("no video")
+    here = index_videos(str(tmp_path / "videos"), tmp_path / "here.parquet")
+    monkeypatch.setattr("vicc_ray.indexing.WORTH_A_CLUSTER", 1)
+    there = index_videos(str(tmp_path / "videos"), tmp_path / "there.parquet", IndexOptions())
+    assert there.videos == here.videos
+    assert [row.refused for row in there.refused] == [row.refused for row in here.refused]
+    assert [row.frames for row in there.videos] == [5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.usefixtures("actors")
+def test_the_flow_job_fills_what_is_left(tmp_path: Path, videos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = videos.videos[:5]
+    folder, flow = str(tmp_path / "store"), FlowConfig(bound=8)
+    store_flow(Manifest(rows[:2]), folder, flow, (32, 32), FlowOptions())
+    done = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.mkv")}
+    assert len(done) == 2
+    store = store_flow(Manifest(rows), folder, flow, (32, 32), FlowOptions())
+    assert store.missing(rows) == []
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # not measured again
+    clip = tiny_experiment().clip
+    stored = FlowConfig(bound=8, source="store", store=folder)
+    for row in rows:
+        ours = read_clips(row, [0, 3], ("rgb", "flow"), clip, stored)
+        streamed = read_clips(row, [0, 3], ("rgb", "flow"), clip, flow)
+        np.testing.assert_array_equal(ours["rgb"], streamed["rgb"])
+        assert np.abs(ours["flow"].astype(int) - streamed["flow"]).max() <= 2
+        alone = read_clips(row, [0, 3], ("flow",), clip, stored)
+        np.testing.assert_array_equal(alone["flow"], ours["flow"])
+    with pytest.raises(UserError, match="holds other fields than asked for"):
+        store_flow(Manifest(rows), folder, FlowConfig(bound=9), (32, 32), FlowOptions())
+
+
+@pytest.mark.usefixtures("actors")
+def test_too_many_videos_without_flow_end_with_the_list(
+    tmp_path: Path, videos: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = replace(videos.videos[1], video=str(tmp_path / "gone.mp4"), content_hash="0" * 32)
+    with pytest.raises(UserError, match=r"1 of 2 videos have no flow, more than data.max_refused = 0.01 allows"):
+        store_flow(
+            Manifest([videos.videos[0], gone]), str(tmp_path / "s"), FlowConfig(bound=8), (32, 32), FlowOptions()
+        )
+    assert FlowStore.open(str(tmp_path / "s")).missing([videos.videos[0], gone]) == [gone]
