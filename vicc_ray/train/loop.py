@@ -11,6 +11,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -100,6 +101,7 @@ def _tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
 def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
     settings = experiment.train
     _set_timeouts(experiment)
+    _release_earlier(folder)
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
     trainer = TorchTrainer(
@@ -207,8 +209,34 @@ def _start(folder: RunFolder, events: RecordWriter, session: str, step: int, all
             f"the reasons are in {folder.logs}"
         )
     nodes = len({node["NodeID"] for node in ray.nodes() if node["Alive"]})
-    events.add(_event("start", session=session, step=step, workers=distributed.world_size(), nodes=nodes))
+    workers = distributed.world_size()
+    events.add(_event("start", session=session, step=step, workers=workers, nodes=nodes, requester=_requester()))
     folder.push(folder.events)
+
+
+def _requester() -> str | None:
+    """The name under which Ray Train reserves this run's resources; no public interface tells it."""
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return f"train-{get_train_context().train_run_context.run_id}"
+    except (ImportError, AttributeError):
+        return None
+
+
+def _release_earlier(folder: RunFolder) -> None:
+    """Give back what an earlier driver of this run had reserved, if it died without a word.
+
+    Ray keeps a dead driver's reservation for 3 minutes, in which the same command would wait for room that is there.
+    """
+    names = {event.get("requester") for event in read_records(folder.events) if event["kind"] == "start"}
+    with suppress(Exception):  # Ray's own part, which may look different in another version: waiting is right too
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        coordinator = get_or_create_autoscaling_coordinator()
+        ray.get([coordinator.cancel_request.remote(requester_id=name) for name in names if name], timeout=10)
 
 
 def _event(kind: str, **facts: Any) -> dict[str, Any]:
