@@ -74,7 +74,9 @@ def test_the_flow_job_fills_what_is_left(tmp_path: Path, videos: Manifest, monke
         ours = read_clips(row, [0, 3], ("rgb", "flow"), clip, stored)
         streamed = read_clips(row, [0, 3], ("rgb", "flow"), clip, flow)
         np.testing.assert_array_equal(ours["rgb"], streamed["rgb"])
-        assert np.abs(ours["flow"].astype(int) - streamed["flow"]).max() <= 2
+        steps = np.abs(ours["flow"].astype(int) - streamed["flow"])
+        assert steps.mean() < 0.5  # of the 8-bit code
+        assert (steps > 1).mean() < 0.02
         alone = read_clips(row, [0, 3], ("flow",), clip, stored)
         np.testing.assert_array_equal(alone["flow"], ours["flow"])
     with pytest.raises(UserError, match="holds other fields than asked for"):

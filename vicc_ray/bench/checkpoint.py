@@ -20,20 +20,20 @@ from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import Block, TrainingPlan, make_plan, to_batch
 from vicc_ray.train.run import Notice, open_stage, train
 
-STEPS = 40
-WARM_UP = 4
+STEPS = 20
+WARM_UP = 3
 SHARE_ALLOWED = 0.03
 # Far more often than the default of 5 minutes: a step of the quickstart's network takes a third of a second here.
 SETTINGS = [
     "schedule.cycles=0",
     f"schedule.single.length={{rgb: {STEPS} steps, flow: 1 steps}}",
-    "train.checkpoint_every=10 steps",
+    "train.checkpoint_every=8 steps",
     "evaluate.monitor_every=0",
 ]
 
 
 def measure(rounds: int, manifest: str | None = None) -> Outcome:
-    """Seconds a step of the quickstart's RGB-1 on made-up blocks: bare, and in the loop with a checkpoint every 10 steps."""
+    """Seconds a step of the quickstart's RGB-1 on made-up blocks: bare, and in the loop with a checkpoint every 8 steps."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch:
         experiment = load_experiment(shipped_experiment("quickstart"), SETTINGS)
@@ -50,7 +50,7 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         outcome = Outcome("s a step", take_turns(contenders, rounds))
     share = outcome.ratio("with records and checkpoints", "bare steps") - 1
     outcome.bars = [Bar("share of the step that checkpoints and records take", share, SHARE_ALLOWED, at_least=False)]
-    outcome.facts = {"checkpoint": f"every 10 steps, {sizes[-1] / 2**20:.1f} MiB", "steps a round": STEPS - WARM_UP}
+    outcome.facts = {"checkpoint": f"every 8 steps, {sizes[-1] / 2**20:.1f} MiB", "steps a round": STEPS - WARM_UP}
     return outcome
 
 
