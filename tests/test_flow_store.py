@@ -13,10 +13,11 @@ from s3 import s3_bucket
 from videos import shifted_texture, spoil, truncate, write_video
 
 from vicc_ray import storage
+from vicc_ray.config import FlowConfig
 from vicc_ray.data.decode import VideoError, read_frames
 from vicc_ray.data.flow import OPENCV, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow_codes import compute_codes
-from vicc_ray.data.flow_store import GOP, FlowStore
+from vicc_ray.data.flow_store import GOP, FlowStore, check_stored
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
 
@@ -247,3 +248,21 @@ def test_one_frame_has_no_motion_and_a_short_file_is_refused(algorithm: str, tmp
             _store(tmp_path / "s").write(row, compute_codes(row, algorithm, SIZE))
     with pytest.raises(VideoError, match="no such file"):
         list(compute_codes(_row(5, video=str(tmp_path / "none.mp4")), algorithm, SIZE))
+
+
+def test_an_experiment_that_does_not_fit_its_store_is_told_before_it_begins(tmp_path: Path) -> None:
+    folder = str(tmp_path / "store")
+    rows = [VideoRow("a.mp4", frames=3, content_hash="a" * 32), VideoRow("b.mp4", frames=3, content_hash="b" * 32)]
+    asked = FlowConfig(source="store", store=folder)
+    check_stored(FlowConfig(), (16, 24), rows)  # streams
+    with pytest.raises(UserError, match="there is none"):
+        check_stored(asked, (16, 24), rows)
+    store = FlowStore.create(folder, fingerprint("dis"), 20, (16, 24))
+    store.write(rows[0], [np.full((2, 16, 24, 2), 128, np.uint8)])
+    check_stored(asked, (16, 24), rows[:1])
+    with pytest.raises(UserError, match=r"lacks 1 of 2 videos \(the first: b.mp4\); fill it with 'vicc flow"):
+        check_stored(asked, (16, 24), rows)
+    with pytest.raises(UserError, match=r"clip.decode_size: is \[16, 25\], the flow store .* holds \[16, 24\]"):
+        check_stored(asked, (16, 25), rows[:1])
+    with pytest.raises(UserError, match=r"flow.algorithm: is tvl1, .* holds dis"):
+        check_stored(asked.model_copy(update={"algorithm": "tvl1"}), (16, 24), rows[:1])

@@ -1,4 +1,4 @@
-"""The published results that experiments/ reproduces: one row a number, one experiment file a row. Pure data.
+"""The published retrieval results that experiments/ reproduces: one row a number, one experiment file a row. Pure data.
 
 Source: Toering et al., WACV 2022, and the listings of the published implementation. Percentages; pretraining on UCF101,
 split 1. What was published without a number has no row.
@@ -13,67 +13,14 @@ from vicc_ray.config import Stream
 
 Backbone = Literal["s3d", "r2plus1d_10"]
 Dataset = Literal["ucf101", "hmdb51"]
-Protocol = Literal["retrieval", "linear", "finetune"]
+Protocol = Literal["retrieval"]
 
 BACKBONES: dict[Backbone, str] = {"s3d": "S3D", "r2plus1d_10": "R(2+1)D"}
 DATASETS: dict[Dataset, str] = {"ucf101": "UCF101", "hmdb51": "HMDB51"}
 PROTOCOLS: dict[Protocol, str] = {
     "retrieval": "nearest-neighbour retrieval",
-    "linear": "linear probe",
-    "finetune": "finetuning",
 }
 TRAIN_VIDEOS = 9537  # of UCF101, split 1: what every row is pretrained on
-
-
-@dataclass(frozen=True)
-class ReferenceRetrieval:
-    """How the published recall was measured: pooled features, each side centred by its own mean, then cosine.
-
-    A query is the mean of its windows of T frames at stride T/2 - 1; a gallery video is one window at a random place.
-    R+F: the two streams' similarities are added.
-    """
-
-    ks: tuple[int, ...] = (1, 5, 10, 20, 50)
-    gallery_windows: int = 1
-    jitter_p: float = 0.3  # of a random colour jitter, at test too
-
-
-@dataclass(frozen=True)
-class LinearProbe:
-    """Frozen backbone, pooled feature -> L2 norm -> batch norm -> linear, by SGD."""
-
-    lr: float = 0.1
-    weight_decay: float = 1e-3
-    epochs: int = 100
-    drops: tuple[int, ...] = (60, 80)  # epochs at which the learning rate is multiplied by drop_factor
-    drop_factor: float = 0.1
-
-
-@dataclass(frozen=True)
-class Finetune:
-    """The whole network learns with the labels: pooled feature -> dropout -> linear."""
-
-    dropout: float = 0.9
-    head_lr: float = 0.1
-    backbone_lr: float = 0.01
-    weight_decay: float = 1e-3
-    epochs: int = 500
-    drops: tuple[int, ...] = (200, 300, 400, 450)  # epochs at which both learning rates are multiplied by drop_factor
-    drop_factor: float = 0.1
-    batch_per_gpu: int = 32
-
-
-@dataclass(frozen=True)
-class TenCrop:
-    """The test of a classifier: centre and four corners of the frame, each as it is and flipped.
-
-    The softmax is averaged over windows and crops; R+F: the mean of the two streams' probabilities.
-    """
-
-    crop: int = 224  # pixels of the frame
-    size: int = 128  # pixels that the network sees
-    places: int = 5
-    flips: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,14 +44,13 @@ COSTS: dict[Backbone, Cost] = {"s3d": Cost(jobs=6, hours=38, gpus=4, gpu="TITAN 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published number, in percent: R@1 of retrieval, top-1 accuracy of the other protocols."""
+    """One published number, in percent: R@1 of retrieval."""
 
     backbone: Backbone
     streams: tuple[Stream, ...]
     protocol: Protocol
     dataset: Dataset
     percent: float
-    also_listed: float | None = None  # what another listing says
 
     @property
     def id(self) -> str:
@@ -132,16 +78,15 @@ class PublishedRow:
     @property
     def metric(self) -> str:
         """What the number is."""
-        return "R@1" if self.protocol == "retrieval" else "top-1"
+        return "R@1"
 
     @property
     def folds(self) -> tuple[int, ...]:
-        """The official splits whose mean is set against the number.
+        """The official splits whose mean is set against the number: split 1, which pretraining used.
 
-        The listing is of split 1 or the mean of three and does not say which number is which: recall is taken on split
-        1, which pretraining used, accuracy on all three.
+        The listing is of split 1 or the mean of three and does not say which number is which.
         """
-        return (1,) if self.protocol == "retrieval" else (1, 2, 3)
+        return (1,)
 
     @property
     def cost(self) -> Cost | None:
@@ -164,20 +109,10 @@ ROWS = (
     PublishedRow("s3d", FLOW, "retrieval", "ucf101", 59.7),
     PublishedRow("s3d", BOTH, "retrieval", "ucf101", 65.1),
     PublishedRow("s3d", RGB, "retrieval", "hmdb51", 25.5),
-    PublishedRow("s3d", RGB, "linear", "ucf101", 72.2),
-    PublishedRow("s3d", RGB, "linear", "hmdb51", 38.5),
-    PublishedRow("s3d", RGB, "finetune", "ucf101", 84.3, also_listed=88.8),
-    PublishedRow("s3d", RGB, "finetune", "hmdb51", 47.9),
-    PublishedRow("s3d", BOTH, "finetune", "ucf101", 90.5),
-    PublishedRow("s3d", BOTH, "finetune", "hmdb51", 62.2),
     PublishedRow("r2plus1d_10", RGB, "retrieval", "ucf101", 58.6),
     PublishedRow("r2plus1d_10", FLOW, "retrieval", "ucf101", 50.0),
     PublishedRow("r2plus1d_10", RGB, "retrieval", "hmdb51", 25.3),
     PublishedRow("r2plus1d_10", BOTH, "retrieval", "hmdb51", 28.3),
-    PublishedRow("r2plus1d_10", RGB, "finetune", "ucf101", 82.8),
-    PublishedRow("r2plus1d_10", RGB, "finetune", "hmdb51", 52.4),
-    PublishedRow("r2plus1d_10", BOTH, "finetune", "ucf101", 88.8),
-    PublishedRow("r2plus1d_10", BOTH, "finetune", "hmdb51", 61.5),
 )
 
 
@@ -192,8 +127,8 @@ def commands(row: PublishedRow) -> tuple[str, ...]:
         lines += [_index("ucf101", fold) for fold in row.folds[1:]]
     else:
         lines += _prepared(row, row.dataset, row.folds)
-    evaluate = f"vicc evaluate runs/{row.run} --protocol {row.protocol} --data"
-    return (*lines, *(f"{evaluate} {_manifest(row.dataset, fold)}" for fold in row.folds))
+    evaluate = f"vicc evaluate runs/{row.run} --set data.manifest="
+    return (*lines, *(f"{evaluate}{_manifest(row.dataset, fold)}" for fold in row.folds))
 
 
 def _prepared(row: PublishedRow, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:

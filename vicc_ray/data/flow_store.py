@@ -28,6 +28,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from vicc_ray import storage
+from vicc_ray.config import FlowConfig
 from vicc_ray.data.decode import Indices, VideoError
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
@@ -149,6 +150,32 @@ class FlowStore:
                 want = f"uint8 [n, {self.size[0]}, {self.size[1]}, 2]"
                 raise ValueError(f"flow chunks must be {want}; one is {chunk.dtype} {list(chunk.shape)}")
             yield chunk
+
+
+def check_stored(flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRow]) -> None:
+    """UserError where the experiment reads its flow from a store that is absent, holds other flow, or lacks videos.
+
+    The library that measured it may be another version than the one here: what is stored is what counts.
+    """
+    if flow.source != "store" or flow.store is None:
+        return
+    store = FlowStore.open(flow.store)
+    made_by = json.loads(store.fingerprint)["algorithm"]
+    for name, there, here in (
+        ("flow.algorithm", made_by, flow.algorithm),
+        ("flow.bound", store.bound, flow.bound),
+        ("clip.decode_size", list(store.size), list(size)),
+    ):
+        if there != here:
+            raise UserError(
+                f"{name}: is {here}, the flow store {flow.store} holds {there}; set what it has, or fill another"
+            )
+    missing = store.missing(rows)
+    if missing:
+        raise UserError(
+            f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}); fill it "
+            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}'"
+        )
 
 
 def field_count(row: VideoRow) -> int:

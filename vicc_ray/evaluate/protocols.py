@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vicc_ray.config import Experiment
+from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pipeline import list_windows
 from vicc_ray.errors import UserError
@@ -79,6 +80,7 @@ def retrieve(folder: RunFolder, experiment: Experiment, manifest: Manifest, reso
         )
     gallery, query = manifest.select(experiment.data.gallery_split), manifest.select(experiment.data.query_split)
     check_labels([row.label for row in gallery], [row.label for row in query])
+    check_stored(experiment.flow, experiment.clip.decode_size, [*gallery, *query])
     rows = finished_encoders(folder)
     count = len(list_windows([*gallery, *query], experiment.clip, experiment.evaluate.windows))
     with Counter("evaluating windows", count) as counter:

@@ -27,6 +27,7 @@ from vicc_ray.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.clips import window_span
+from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators
 from vicc_ray.data.samples import positions
@@ -51,6 +52,7 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     manifest = folder.read_manifest(experiment)
     plan = make_plan(experiment, manifest)
     _check_refused(experiment, manifest)
+    check_stored(experiment.flow, experiment.clip.decode_size, plan.videos)
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
     resumes = folder.open(experiment, manifest.fingerprint())
