@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from vicc_ray import storage
-from vicc_ray.checkpoint import MARKER, STATE_FILE, CheckpointStore, CheckpointWriter, DamagedCheckpoint, snapshot
+from vicc_ray.checkpoint import (
+    MARKER,
+    STATE_FILE,
+    CheckpointStore,
+    CheckpointWriter,
+    DamagedCheckpoint,
+    snapshot,
+    version_changes,
+)
 from vicc_ray.errors import UserError
 
 HARM = str(Path(tempfile.gettempdir()) / "vicc-harm")
@@ -200,3 +208,9 @@ def test_a_state_of_another_format_is_named(tmp_path: Path) -> None:
     info = store.write({"format": 99}, about(1))
     with pytest.raises(DamagedCheckpoint, match="another version"):
         store.read(info)
+
+
+def test_other_versions_are_told(tmp_path: Path) -> None:
+    info = CheckpointStore(str(tmp_path)).write(state(1), about(1, versions={"torch": "2.14", "ray": "2.60"}))
+    assert version_changes(info, {"torch": "2.14", "ray": "2.60"}) == ""
+    assert version_changes(info, {"torch": "2.15"}) == "torch 2.14 -> 2.15, ray 2.60 -> absent"

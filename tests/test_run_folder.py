@@ -93,3 +93,5 @@ def test_a_run_in_an_object_store_is_the_same_from_another_machine(
     assert not second.stop_requested()
     first.request_stop()
     assert second.stop_requested()
+    second.forget_stop()
+    assert not first.stop_requested()

@@ -45,7 +45,7 @@ class CheckpointInfo:
     time: float
     workers: int
     recall: float | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def snapshot(state: Any) -> Any:
@@ -59,6 +59,15 @@ def snapshot(state: Any) -> Any:
     if isinstance(state, (list, tuple)):
         return type(state)(snapshot(value) for value in state)
     return state
+
+
+def version_changes(info: CheckpointInfo, now: Mapping[str, str]) -> str:
+    """One phrase for the packages that are another version than when the checkpoint was written; empty for none."""
+    return ", ".join(
+        f"{name} {before} -> {now.get(name, 'absent')}"
+        for name, before in info.versions.items()
+        if now.get(name) != before
+    )
 
 
 class CheckpointStore:

@@ -186,11 +186,17 @@ class RunFolder:
         write_text(self.stop_request, "")
         self.push(self.stop_request)
 
+    def forget_stop(self) -> None:
+        """Take an earlier request to stop back: the run is wanted again."""
+        self.stop_request.unlink(missing_ok=True)
+        if self.remote is not None:
+            storage.remove(storage.join(self.remote, self.stop_request.name))
+
     def stop_requested(self) -> bool:
         """Whether somebody asked the workers to end."""
         if self.remote is None:
             return self.stop_request.exists()
-        return storage.exists(storage.join(self.remote, "stop"))
+        return storage.exists(storage.join(self.remote, self.stop_request.name))
 
     def provenance(self) -> dict[str, Any]:
         """What made the run."""
@@ -210,13 +216,18 @@ class RunFolder:
 
 def provenance(data_fingerprint: str) -> dict[str, Any]:
     """Versions, commit and data behind a result."""
-    packages = ("vicc-ray", "torch", "torchvision", "ray", "numpy", "decord", "av", "opencv-contrib-python-headless")
     return {
         "data_fingerprint": data_fingerprint,
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: version for name in packages if (version := _version(name))},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """What is installed here of the packages that decide the numbers."""
+    packages = ("vicc-ray", "torch", "torchvision", "ray", "numpy", "decord", "av", "opencv-contrib-python-headless")
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

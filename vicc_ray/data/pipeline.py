@@ -204,7 +204,7 @@ def _decode(
         batch_size=1,
         batch_format="numpy",
         num_cpus=cpus,
-        ray_remote_args_fn=None if cpus else InTurn(nodes or _nodes_with_cpus()),
+        ray_remote_args_fn=None if cpus else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
         # Actors that ask for no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
     )
@@ -214,14 +214,18 @@ def _decode(
 
 
 class InTurn:
-    """Where the next decode actor goes that reserves nothing, so that Ray would put it anywhere, on a head without CPUs too."""
+    """Where the next decode actor goes that reserves nothing, so that Ray would put it anywhere, on a head without CPUs too.
 
-    def __init__(self, nodes: Sequence[str]) -> None:
-        self.nodes = cycle(nodes)
+    `strict` holds it there, which Ray was seen not to do otherwise; it is for training, whose workers on those nodes start
+    the stream anew when one of them goes.
+    """
+
+    def __init__(self, nodes: Sequence[str], strict: bool) -> None:
+        self.nodes, self.strict = cycle(nodes), strict
 
     def __call__(self) -> dict[str, Any]:
         """Arguments of the actor."""
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=True)}
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=not self.strict)}
 
 
 def _nodes_with_cpus() -> list[str]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +26,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from vicc_ray import distributed, storage
-from vicc_ray.checkpoint import CheckpointWriter, State, snapshot
+from vicc_ray.checkpoint import CheckpointWriter, State, snapshot, version_changes
 from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.clips import window_span
@@ -35,11 +38,14 @@ from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.progress import RunProgress
 from vicc_ray.records import RecordWriter, read_records
 from vicc_ray.resources import ResourcePlan, plan_local, this_machine
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.run_folder import RunFolder, versions
 from vicc_ray.session import ray_session
 from vicc_ray.train.batches import Block, TrainingPlan, make_plan
 from vicc_ray.train.monitor import Monitor, monitor_plan
 from vicc_ray.train.run import Notice, train
+
+# Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
+STOP_SECONDS = 20.0
 
 
 def run_training(experiment: Experiment, address: str | None = None, verbose: bool = False) -> RunFolder:
@@ -66,14 +72,42 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     if resumes:
         done = [stage.name for stage in plan.stages if stage not in left]
         console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""))
-    folder.stop_request.unlink(missing_ok=True)
+    folder.forget_stop()
     with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
         console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
-        with RunProgress(folder, plan.stages):
+        with RunProgress(folder, plan.stages), _sigterm_stops(folder):
             _fit(experiment, folder, resources)
     folder.pull()
     _tell_videos(plan, folder, len(manifest.refused))
     return folder
+
+
+@contextmanager
+def _sigterm_stops(folder: RunFolder) -> Iterator[None]:
+    """SIGTERM, a scheduler's notice, asks the workers to end after a checkpoint; after a while, or at the second, at once."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # Ray's own way to end, which the main thread waits in
+
+    late = threading.Timer(STOP_SECONDS, interrupt)
+    late.daemon = True
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if late.is_alive():
+            interrupt()
+        else:
+            folder.request_stop()
+            late.start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        late.cancel()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_refused(experiment: Experiment, manifest: Manifest) -> None:
@@ -186,6 +220,8 @@ def _restored(folder: RunFolder, session: str, experiment: Experiment) -> State 
             found = folder.checkpoints.newest(lambda text: events.add(_event("damaged checkpoint", text=text)))
             if found:
                 answer["info"], state = found
+                if changed := version_changes(found[0], versions()):
+                    events.add(_event("versions", text=f"the checkpoint is older than what is installed: {changed}"))
             _start(folder, events, session, found[0].step if found else 0, experiment.train.max_failures)
         except UserError as error:
             answer["error"] = str(error)
@@ -253,6 +289,7 @@ class _RayHost:
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
         self.nodes: list[str] = []
+        self.versions = versions()
         self.events = RecordWriter(folder.events)
         self.writer: CheckpointWriter | None = None
         if distributed.rank() == 0:
@@ -265,7 +302,7 @@ class _RayHost:
         """Hand a copy of the state to the writer."""
         self.saved = time.monotonic()
         if self.writer:
-            self.writer.submit(snapshot(state), about)
+            self.writer.submit(snapshot(state), about | {"versions": self.versions})
 
     def notice(self) -> Notice:
         """A checkpoint because time is up or a node is about to go; an end because the driver asks for it."""
