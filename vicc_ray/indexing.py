@@ -113,7 +113,7 @@ def _tell(source: str, out: Path, manifest: Manifest, found: Found) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     console.print(
         f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, "
-        f"{sum(row.frames < CLIP for row in manifest.videos)} shorter than {CLIP} frames (clips of them are padded), "
+        f"{sum(row.frames < CLIP for row in manifest.videos)} shorter than {CLIP} frames (padded in clips of that length), "
         f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
         markup=False,
     )
