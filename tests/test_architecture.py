@@ -21,7 +21,7 @@ LEVELS = [
     ["data.jobs"],
     ["data.pipeline"],
     ["train.run"],
-    ["train.monitor", "train.step", "progress"],
+    ["train.monitor", "train.step", "train.ending", "train.restore", "progress"],
     ["train.batches", "train.optim"],
     ["train.schedule", "evaluate.fusion", "interop"],
     ["evaluate.retrieval", "evaluate.feature_store", "objective", "weights", "run_folder"],

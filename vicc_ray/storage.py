@@ -82,9 +82,9 @@ def _remote_filesystem(scheme: str, netloc: str) -> FileSystem:
     from pyarrow import fs
 
     try:
-        return fs.FileSystem.from_uri(f"{scheme}://{netloc}/")[0]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
+        # A scheme that pyarrow does not know may be one of fsspec's.
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return fs.FileSystem.from_uri(f"{scheme}://{netloc}/")[0]
     except OSError as error:
         raise UserError(f"{scheme}://{netloc}: the store does not answer: {_one_line(error)}") from error
     import fsspec

@@ -13,7 +13,6 @@ from vicc_ray.evaluate.retrieval import (
     Labels,
     Scores,
     answerable,
-    check_groups,
     check_labels,
     rank,
     recall_of,
@@ -62,12 +61,8 @@ def fused_recall_at_k(
     weights: Sequence[float] | None = None,
 ) -> dict[int, float]:
     """R@k of the summed similarities; arguments and errors as in `retrieval.recall_at_k`, with a table a stream."""
-    _check_streams(gallery, query)
-    check_labels(gallery_labels, query_labels)
-    check_groups(gallery_labels, query_labels, gallery_groups, query_groups)
-    rows = fused(gallery, "gallery", weights), fused(query, "query", weights)
-    indices, _ = rank(*rows, max(ks), gallery_groups, query_groups)
-    return recall_of(indices, gallery_labels, query_labels, ks)
+    groups = gallery_groups, query_groups
+    return dict(fused_score(gallery, gallery_labels, query, query_labels, ks, *groups, False, weights).recall)
 
 
 def fused_score(

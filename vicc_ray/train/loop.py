@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -26,14 +23,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from vicc_ray import distributed, storage
-from vicc_ray.checkpoint import CheckpointWriter, State, snapshot, version_changes
+from vicc_ray.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.console import console, quiet
-from vicc_ray.data.clips import window_span
 from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators
-from vicc_ray.data.samples import positions
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.progress import RunProgress
 from vicc_ray.records import RecordWriter, read_records
@@ -41,11 +36,10 @@ from vicc_ray.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.run_folder import RunFolder, versions
 from vicc_ray.session import ray_session
 from vicc_ray.train.batches import Block, TrainingPlan, make_plan
+from vicc_ray.train.ending import check_refused, sigterm_stops, tell_videos
 from vicc_ray.train.monitor import Monitor, monitor_plan
+from vicc_ray.train.restore import event, restore
 from vicc_ray.train.run import Notice, train
-
-# Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
-STOP_SECONDS = 20.0
 
 
 def run_training(experiment: Experiment, address: str | None = None, verbose: bool = False) -> RunFolder:
@@ -57,7 +51,7 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     folder.pull()
     manifest = folder.read_manifest(experiment)
     plan = make_plan(experiment, manifest)
-    _check_refused(experiment, manifest)
+    check_refused(experiment, manifest)
     check_stored(experiment.flow, experiment.clip.decode_size, plan.videos)
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
@@ -75,63 +69,11 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     folder.forget_stop()
     with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
         console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
-        with RunProgress(folder, plan.stages), _sigterm_stops(folder):
+        with RunProgress(folder, plan.stages), sigterm_stops(folder):
             _fit(experiment, folder, resources)
     folder.pull()
-    _tell_videos(plan, folder, len(manifest.refused))
+    tell_videos(plan, folder, len(manifest.refused))
     return folder
-
-
-@contextmanager
-def _sigterm_stops(folder: RunFolder) -> Iterator[None]:
-    """SIGTERM, a scheduler's notice, asks the workers to end after a checkpoint; after a while, or at the second, at once."""
-
-    def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)  # Ray's own way to end, which the main thread waits in
-
-    late = threading.Timer(STOP_SECONDS, interrupt)
-    late.daemon = True
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if late.is_alive():
-            interrupt()
-        else:
-            folder.request_stop()
-            late.start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        late.cancel()
-        signal.signal(signal.SIGTERM, before)
-
-
-def _check_refused(experiment: Experiment, manifest: Manifest) -> None:
-    """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
-    refused, allowed = manifest.refused, experiment.data.max_refused
-    if len(refused) <= allowed * (len(manifest) + len(refused)):
-        return
-    for row in refused:
-        console.print(f"refused: {row.video}: {row.refused}", markup=False)
-    raise UserError(
-        f"{len(refused)} of {len(manifest) + len(refused)} videos were refused when they were indexed, more than "
-        f"data.max_refused = {allowed:g} allows; repair or leave them out and index again, or raise data.max_refused"
-    )
-
-
-def _tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
-    """How many videos were learnt from, and what happened to the others."""
-    clip = plan.experiment.clip
-    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)
-    lost = len({record["video"] for record in read_records(folder.refused)})
-    console.print(
-        f"{len(plan.videos) - lost} videos used, {short} of them padded (shorter than a clip), "
-        f"{refused} refused by the index, {lost} unreadable in training"
-    )
 
 
 def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
@@ -156,7 +98,7 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
             elastic_resize_monitor_interval_s=settings.resize_after,
         ),
         # Checkpoints are ours; Ray keeps only its own notes here. How often a run may fail is decided by how
-        # far it came between the failures (see _start), which Ray does not know.
+        # far it came between the failures (see `train.restore`), which Ray does not know.
         run_config=RunConfig(
             name=session,
             storage_path=storage.join(str(folder), "logs", "train"),
@@ -199,7 +141,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(experiment, manifest)
     host = _RayHost(plan, folder, settings["resources"])
     try:
-        restored = _restored(folder, settings["session"], experiment)
+        start = {"session": settings["session"], "nodes": _nodes(), "requester": _requester()}
+        restored = restore(folder, start, experiment.train.max_failures)
         monitor = host.open(int(restored["step"]) if restored else 0, manifest)
         step = train(plan, folder, host, restored, monitor)
         return {"step": step, "stopped": step < plan.steps}
@@ -210,46 +153,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         host.close()
 
 
-def _restored(folder: RunFolder, session: str, experiment: Experiment) -> State | None:
-    """The newest sound checkpoint, the same on every worker; None at a run's beginning. Worker 0 notes the start."""
-    events = RecordWriter(folder.events)
-    answer: dict[str, Any] = {"info": None, "error": None}
-    state: State | None = None
-    if distributed.rank() == 0:
-        try:
-            found = folder.checkpoints.newest(lambda text: events.add(_event("damaged checkpoint", text=text)))
-            if found:
-                answer["info"], state = found
-                if changed := version_changes(found[0], versions()):
-                    events.add(_event("versions", text=f"the checkpoint is older than what is installed: {changed}"))
-            _start(folder, events, session, found[0].step if found else 0, experiment.train.max_failures)
-        except UserError as error:
-            answer["error"] = str(error)
-    answer = pickle.loads(distributed.broadcast_bytes(pickle.dumps(answer)))  # from worker 0 of this very group
-    if answer["error"]:
-        raise UserError(answer["error"])
-    if answer["info"] and state is None:
-        state = folder.checkpoints.read(answer["info"])
-    return state
-
-
-def _start(folder: RunFolder, events: RecordWriter, session: str, step: int, allowed: int) -> None:
-    """Note a start of the workers; UserError where they keep failing without getting anywhere."""
-    earlier = [event for event in read_records(folder.events) if event["kind"] == "start"]
-    in_vain = 0
-    for event in reversed(earlier):
-        if event["session"] != session or event["step"] != step:
-            break
-        in_vain += 1
-    if in_vain > allowed:
-        raise UserError(
-            f"training failed {in_vain} times in a row at the checkpoint of step {step} (train.max_failures: {allowed}); "
-            f"the reasons are in {folder.logs}"
-        )
-    nodes = len({node["NodeID"] for node in ray.nodes() if node["Alive"]})
-    workers = distributed.world_size()
-    events.add(_event("start", session=session, step=step, workers=workers, nodes=nodes, requester=_requester()))
-    folder.push(folder.events)
+def _nodes() -> int:
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def _requester() -> str | None:
@@ -275,10 +180,6 @@ def _release_earlier(folder: RunFolder) -> None:
 
         coordinator = get_or_create_autoscaling_coordinator()
         ray.get([coordinator.cancel_request.remote(requester_id=name) for name in names if name], timeout=10)
-
-
-def _event(kind: str, **facts: Any) -> dict[str, Any]:
-    return {"kind": kind, "time": time.time(), **facts}
 
 
 class _RayHost:
@@ -315,7 +216,7 @@ class _RayHost:
         leaving = ray.train.get_preemption_info() is not None
         warns, self.warned = leaving and not self.warned, leaving
         if warns and self.writer:
-            self.events.add(_event("preemption notice"))
+            self.events.add(event("preemption notice"))
         return Notice(save=bool(asked[0]) or warns, stop=bool(asked[1]))
 
     def close(self) -> None:
@@ -325,7 +226,7 @@ class _RayHost:
             self._push()
 
     def _tell(self, text: str, step: int) -> None:
-        self.events.add(_event("checkpoint failed", step=step, text=text))
+        self.events.add(event("checkpoint failed", step=step, text=text))
 
     def _push(self) -> None:
         folder = self.folder

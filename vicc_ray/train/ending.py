@@ -1,0 +1,75 @@
+"""What a driver does around training: refuse bad data before, end politely in the middle, count the videos after. No Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vicc_ray.config import Experiment
+from vicc_ray.console import console
+from vicc_ray.data.clips import window_span
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.samples import positions
+from vicc_ray.errors import UserError
+from vicc_ray.records import read_records
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.batches import TrainingPlan
+
+# Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
+STOP_SECONDS = 20.0
+
+
+@contextmanager
+def sigterm_stops(folder: RunFolder) -> Iterator[None]:
+    """SIGTERM, a scheduler's notice, asks the workers to end after a checkpoint; after a while, or at the second, at once."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # Ray's own way to end, which the main thread waits in
+
+    late = threading.Timer(STOP_SECONDS, interrupt)
+    late.daemon = True
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if late.is_alive():
+            interrupt()
+        else:
+            folder.request_stop()
+            late.start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        late.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_refused(experiment: Experiment, manifest: Manifest) -> None:
+    """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
+    refused, allowed = manifest.refused, experiment.data.max_refused
+    if len(refused) <= allowed * (len(manifest) + len(refused)):
+        return
+    for row in refused:
+        console.print(f"refused: {row.video}: {row.refused}", markup=False)
+    raise UserError(
+        f"{len(refused)} of {len(manifest) + len(refused)} videos were refused when they were indexed, more than "
+        f"data.max_refused = {allowed:g} allows; repair or leave them out and index again, or raise data.max_refused"
+    )
+
+
+def tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
+    """How many videos were learnt from, and what happened to the others."""
+    clip = plan.experiment.clip
+    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)
+    lost = len({record["video"] for record in read_records(folder.refused)})
+    console.print(
+        f"{len(plan.videos) - lost} videos used, {short} of them padded (shorter than a clip), "
+        f"{refused} refused by the index, {lost} unreadable in training"
+    )
