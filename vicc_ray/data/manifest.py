@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "probe"]
 
+# Names every split together, wherever one is asked for.
+ALL = "all"
+
 
 @dataclass(frozen=True, slots=True)
 class VideoRow:
@@ -126,8 +129,8 @@ class Manifest:
         }
 
     def select(self, split: str) -> list[VideoRow]:
-        """The usable videos of one split, in the manifest's order; `UserError` where there is none."""
-        rows = [row for row in self.videos if row.split == split]
+        """The usable videos of one split ('all': of every split), in the manifest's order; `UserError` where there is none."""
+        rows = [row for row in self.videos if split in (ALL, row.split)]
         if not rows:
             have = ", ".join(f"{name} ({count})" for name, count in self.splits.items()) or "no usable video at all"
             raise UserError(f"the manifest has no video in split '{split}'; it has: {have}")
