@@ -386,15 +386,60 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Nearest-neighbour retrieval."""
+    """How runs are judged."""
 
     windows: Literal["all", "centre"] = Field(
         "all", description="windows of T frames a video: all at stride T/2 - 1, or one"
+    )
+    retrieval: Literal["exact", "reference"] = Field(
+        "exact",
+        description="reference: as published, one random window a gallery video and a random colour jitter at test",
+    )
+    fusion: Literal["published", "fitted"] = Field(
+        "published", description="weights of the streams in R+F: equal, or fitted on the training split"
+    )
+    exclude_groups: bool = Field(
+        False, description="a query passes over gallery videos of its own group (clips of one source video)"
+    )
+    crops: Literal["ten", "five", "centre"] = Field(
+        "ten", description="crops a window in the test of classifiers; ten: centre and corners, and flipped"
     )
     ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
     monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor looks at")
     neighbours: int = Field(8, ge=0, description="queries whose neighbours are written for the report")
+
+
+class ClassifierConfig(Section):
+    """How a classifier is learnt on a pretrained encoder, by SGD; the two kinds differ in their defaults only."""
+
+    length: Length = Field(..., description="how long it learns")
+    drops: tuple[Length, ...] = Field(..., description="when the learning rates are multiplied by drop_factor")
+    drop_factor: float = Field(0.1, gt=0, le=1)
+    head_lr: float = Field(0.1, gt=0, description="learning rate of the linear layer (and the batch norm before it)")
+    backbone_lr: float = Field(..., ge=0, description="learning rate of the backbone; 0: it stays as it is")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-3, ge=0)
+    dropout: float = Field(..., ge=0, lt=1, description="share of the pooled feature left out in a step")
+    global_batch: int = Field(128, ge=1, description="samples a step over all workers; published: 32 a GPU")
+
+
+class LinearConfig(ClassifierConfig):
+    """The linear probe: frozen backbone, pooled feature -> L2 norm -> batch norm -> linear."""
+
+    length: Length = Duration(100, "epochs")
+    drops: tuple[Length, ...] = (Duration(60, "epochs"), Duration(80, "epochs"))
+    backbone_lr: float = Field(0.0, ge=0, le=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class FinetuneConfig(ClassifierConfig):
+    """Finetuning: pooled feature -> dropout -> linear, and the backbone learns too."""
+
+    length: Length = Duration(500, "epochs")
+    drops: tuple[Length, ...] = tuple(Duration(epoch, "epochs") for epoch in (200, 300, 400, 450))
+    backbone_lr: float = Field(0.01, ge=0)
+    dropout: float = Field(0.9, ge=0, lt=1)
 
 
 class Experiment(Section):
@@ -413,6 +458,8 @@ class Experiment(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    linear: LinearConfig = LinearConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
@@ -441,6 +488,8 @@ FREE_FIELDS = (
     "runs",
     "train",
     "evaluate",
+    "linear",
+    "finetune",
     "data.manifest",
     "data.gallery_split",
     "data.query_split",

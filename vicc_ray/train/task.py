@@ -1,0 +1,75 @@
+"""What the training loop is told about what is learnt: its plan, how a stage is opened, what a stage leaves. No Ray.
+
+The loop, with its checkpoints, restarts and records, is the same for pretraining (`train.pretraining`) and for classifiers
+(`train.classification`). A task is sent to every worker, so it is plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from vicc_ray.config import Experiment
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.models.encoder import Encoder
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.batches import Batch, TrainingPlan
+from vicc_ray.train.schedule import Stage
+
+
+class Measured(Protocol):
+    """What a step gave."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for the records, the same on every worker; among them `loss`."""
+        ...
+
+
+class Learner(Protocol):
+    """A stage being trained on one worker; every worker calls every method."""
+
+    optimiser: Optimizer
+
+    @property
+    def encoder(self) -> Encoder:
+        """What the monitor of recall looks at."""
+        ...
+
+    def step(self, batch: Batch, step: int) -> Measured:
+        """One optimiser step, `step` counted from the stage's start, also with no samples."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a restart needs, the same on every worker; tensors and plain values only."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        ...
+
+    def remarks(self) -> Sequence[str]:
+        """Lines for the reader about settings that were not taken as they were written."""
+        ...
+
+
+class Task(Protocol):
+    """What is learnt."""
+
+    def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
+        """The stages and what each of their steps reads; UserError where the videos do not suffice."""
+        ...
+
+    def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+        """Whether the stage is finished: what it leaves is in the run's folder."""
+        ...
+
+    def open_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device) -> Learner:
+        """The learner of a stage at its beginning, the same on every worker."""
+        ...
+
+    def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: Any) -> None:
+        """Write what the stage leaves, on worker 0; every worker calls it."""
+        ...
