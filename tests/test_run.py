@@ -25,6 +25,7 @@ from vicc_ray.records import read_records
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.monitor import Monitor, monitor_plan
+from vicc_ray.train.pretraining import Pretraining
 from vicc_ray.train.run import Notice, train
 from vicc_ray.train.schedule import locate
 from vicc_ray.train.step import StageTrainer
@@ -89,7 +90,7 @@ def finished(videos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """An undisturbed tiny run."""
     plan = tiny_plan(tiny_experiment(), videos)
     folder, host = _open(plan, tmp_path_factory.mktemp("runs") / "tiny", videos), PlainHost(plan)
-    assert train(plan, folder, host, None, _monitor(plan, videos)) == plan.steps
+    assert train(Pretraining(), plan, folder, host, None, _monitor(plan, videos)) == plan.steps
     return folder, host
 
 
@@ -151,7 +152,7 @@ def test_the_loss_curve_is_the_recorded_one(videos: Manifest, tmp_path: Path) ->
     """A refactor must reproduce it; record it anew only for a change that is meant to change what is learnt."""
     plan = tiny_plan(tiny_experiment(), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
-    train(plan, folder, NoiseHost(plan), None, None)
+    train(Pretraining(), plan, folder, NoiseHost(plan), None, None)
     curve = _losses(folder)
     recorded = {int(step): loss for step, loss in json.loads(RECORDED.read_text()).items()}
     assert curve == pytest.approx(recorded, rel=2e-3)
@@ -165,12 +166,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     plan = tiny_plan(tiny_experiment(), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan, kill_at)
     with pytest.raises(Stopped):
-        train(plan, folder, host, None, None)
+        train(Pretraining(), plan, folder, host, None, None)
     folder.checkpoints.write(host.saved[-1], host.about[-1])  # through the disk, as a checkpoint goes
     again = PlainHost(plan)
     found = folder.checkpoints.newest()
     assert found
-    assert train(plan, folder, again, found[1], None) == plan.steps
+    assert train(Pretraining(), plan, folder, again, found[1], None) == plan.steps
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
     for name in ("RGB-1", "Flow-1", "RGB-2", "Flow-2"):
         ours, theirs = (load_encoder(run.encoder(name)).state_dict for run in (folder, finished[0]))
@@ -192,22 +193,22 @@ def _train_until(plan: TrainingPlan, path: str, kill_at: int) -> State:
     """What each process of a run that is killed at a step runs; returns its last checkpoint."""
     host = PlainHost(plan, kill_at)
     patch = pytest.MonkeyPatch()  # of a process that ends with this function
-    patch.setattr("vicc_ray.train.run.StageTrainer", _PlainStatistics)
+    patch.setattr("vicc_ray.train.pretraining.StageTrainer", _PlainStatistics)
     with pytest.raises(Stopped):
-        train(plan, RunFolder(Path(path)), host, None, None)
+        train(Pretraining(), plan, RunFolder(Path(path)), host, None, None)
     return host.saved[-1]
 
 
 def test_workers_may_change_in_mid_run(videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """3 workers (uneven shares of 8) are killed with a full queue in the cross-stream stage; one worker ends the run."""
-    monkeypatch.setattr("vicc_ray.train.run.StageTrainer", _PlainStatistics)
+    monkeypatch.setattr("vicc_ray.train.pretraining.StageTrainer", _PlainStatistics)
     plan = tiny_plan(tiny_experiment(), videos)
     undisturbed, folder = (_open(plan, tmp_path / name, videos) for name in ("one", "three"))
-    train(plan, undisturbed, PlainHost(plan), None, None)
+    train(Pretraining(), plan, undisturbed, PlainHost(plan), None, None)
     states = run_processes(_train_until, 3, plan, str(folder.path), 6)
     assert [state["step"] for state in states] == [6, 6, 6]
     assert torch.equal(states[0]["trainer"]["objective"]["positions"], torch.arange(16))
-    train(plan, folder, PlainHost(plan), states[0], None)
+    train(Pretraining(), plan, folder, PlainHost(plan), states[0], None)
     workers = [r["workers"] for r in read_records(folder.metrics) if r["kind"] == "train"]
     assert workers == [3] * 6 + [1] * 4
     assert _losses(folder) == pytest.approx(_losses(undisturbed), rel=1e-2)
@@ -246,7 +247,7 @@ def test_a_video_that_vanishes_is_left_out_counted_and_named(videos: Manifest, t
     gone = {row.video for row in manifest.videos if "gone_" in row.video}
     plan = tiny_plan(tiny_experiment(data={"max_refused": 0.5}), manifest)
     folder = _open(plan, tmp_path / "tiny", manifest)
-    train(plan, folder, PlainHost(plan), None, None)
+    train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     assert {r["video"] for r in read_records(folder.refused)} == gone
     assert all("no such file" in r["reason"] for r in read_records(folder.refused))
     rows = {r["step"]: r["rows"] for r in read_records(folder.metrics) if r["kind"] == "train"}
@@ -260,14 +261,14 @@ def test_too_many_unreadable_videos_stop_the_run(videos: Manifest, tmp_path: Pat
     with pytest.raises(
         UserError, match=r"of 16 videos could not be read in stage RGB-1, more than data.max_refused = 0.01"
     ):
-        train(plan, _open(plan, tmp_path / "tiny", manifest), PlainHost(plan), None, None)
+        train(Pretraining(), plan, _open(plan, tmp_path / "tiny", manifest), PlainHost(plan), None, None)
 
 
 def test_a_batch_without_any_readable_video_trains_on(videos: Manifest, tmp_path: Path) -> None:
     manifest = _without_some(videos, 16, tmp_path)
     plan = tiny_plan(tiny_experiment(data={"max_refused": 1.0}), manifest)
     folder = _open(plan, tmp_path / "tiny", manifest)
-    train(plan, folder, PlainHost(plan), None, None)
+    train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     assert set(_losses(folder).values()) == {0.0}
 
 
@@ -276,9 +277,9 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
     folder = _open(plan, tmp_path / "tiny", videos)
     said = r"stage RGB-1, step \d, worker 0, view \d .*NaN or infinity"
     with pytest.raises(NonFiniteError, match=said):  # the last checkpoint may be sound: the host tries again
-        train(plan, folder, PlainHost(plan), None, None)
+        train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     with pytest.raises(UserError, match=said + ".*; it came to the same after going back") as twice:
-        train(plan, folder, PlainHost(plan), None, None)
+        train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     assert not isinstance(twice.value, NonFiniteError)
 
 
@@ -289,17 +290,17 @@ def test_a_run_that_is_asked_to_stop_saves_and_stops(
     plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
     host.stop_at_look = 3
-    reached = train(plan, folder, host, None, None)
+    reached = train(Pretraining(), plan, folder, host, None, None)
     assert 0 < reached < plan.steps
     assert host.saved[-1]["step"] == host.about[-1]["step"] == reached
-    assert train(plan, folder, PlainHost(plan), host.saved[-1], None) == plan.steps
+    assert train(Pretraining(), plan, folder, PlainHost(plan), host.saved[-1], None) == plan.steps
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
 
 
 def test_every_step_consumes_what_the_plan_says(videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(train={"record_samples": True}), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
-    train(plan, folder, PlainHost(plan), None, None)
+    train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     consumed = {r["step"]: r["video"] for r in read_records(folder.samples / "worker-0.jsonl")}
     assert consumed == {step: plan.epoch_and_videos(step)[1].tolist() for step in range(plan.steps)}
 
@@ -307,7 +308,7 @@ def test_every_step_consumes_what_the_plan_says(videos: Manifest, tmp_path: Path
 def test_the_best_recall_has_a_checkpoint(videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}, evaluate={"monitor_every": "1 steps"}), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
-    train(plan, folder, host, None, _monitor(plan, videos))
+    train(Pretraining(), plan, folder, host, None, _monitor(plan, videos))
     recalls = {r["step"]: r["R@1"] for r in read_records(folder.metrics) if r["kind"] == "monitor"}
     for stage in plan.stages:
         inner = [step for step in range(stage.first_step + 1, stage.end) if recalls[step] > 0]
@@ -334,7 +335,7 @@ def test_the_best_recall_has_a_checkpoint(videos: Manifest, tmp_path: Path) -> N
 def test_every_option_trains(changes: dict[str, Any], videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(**changes), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
-    train(plan, folder, PlainHost(plan), None, None)
+    train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     losses = _losses(folder)
     assert len(losses) == 10
     assert all(0 < loss < 20 for loss in losses.values())
@@ -345,7 +346,7 @@ def test_bf16_on_a_cpu_is_fp32_and_says_so(
 ) -> None:
     plan = tiny_plan(tiny_experiment(optim={"precision": "bf16"}), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
-    train(plan, folder, PlainHost(plan), None, None)
+    train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
     assert notes == ["optim.precision: bf16 is for GPUs, fp32 is used on cpu"] * 4
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
@@ -356,7 +357,7 @@ def test_a_loss_that_stays_at_ln_k_is_told(videos: Manifest, tmp_path: Path) -> 
     changes = {"objective": {"temperature": 1e6, "epsilon": 1e6}, "train": {"collapse_warning_steps": 2}}
     plan = tiny_plan(tiny_experiment(**changes), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
-    train(plan, folder, PlainHost(plan), None, None)
+    train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     notes = [(r["stage"], r["text"]) for r in read_records(folder.metrics) if r["kind"] == "note"]
     assert [stage for stage, _ in notes] == ["RGB-2"]  # the only stage of more than two steps
     assert "within 1% of ln(K) = 2.079 for 2 steps" in notes[0][1]
@@ -366,7 +367,7 @@ def test_a_queue_that_does_not_fit_the_batch_is_told(videos: Manifest, tmp_path:
     for asked, text in ((20, "16 used"), (7, "none is used")):
         plan = tiny_plan(tiny_experiment(objective={"queue": asked}), videos)
         folder = _open(plan, tmp_path / str(asked), videos)
-        train(plan, folder, PlainHost(plan), None, None)
+        train(Pretraining(), plan, folder, PlainHost(plan), None, None)
         notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
         assert len(notes) == 4
         assert all(text in note for note in notes)

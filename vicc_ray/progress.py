@@ -175,7 +175,8 @@ class RunProgress:
 
     def _show_training(self, stage: Stage, record: dict[str, Any]) -> None:
         done = record["step"] - stage.first_step
-        note = f"loss {record['loss']:.3f} (ln K {record['ln_k']:.2f})  {record['samples_per_second']:.0f} samples/s"
+        beside = f"ln K {record['ln_k']:.2f}" if "ln_k" in record else f"accuracy {record['accuracy']:.2f}"
+        note = f"loss {record['loss']:.3f} ({beside})  {record['samples_per_second']:.0f} samples/s"
         if self.bar:
             if stage.name not in self.tasks:
                 self.tasks[stage.name] = self.bar.add_task(stage.name, total=stage.steps, note="")

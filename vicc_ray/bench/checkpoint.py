@@ -18,7 +18,8 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.quickstart import shipped_experiment
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import Block, TrainingPlan, make_plan, to_batch
-from vicc_ray.train.run import Notice, open_stage, train
+from vicc_ray.train.pretraining import Pretraining
+from vicc_ray.train.run import Notice, train
 
 STEPS = 20
 WARM_UP = 3
@@ -69,7 +70,7 @@ def _block(plan: TrainingPlan, step: int) -> Block:
 
 
 def _bare(plan: TrainingPlan, folder: RunFolder, blocks: list[Block]) -> float:
-    trainer = open_stage(plan, folder, plan.stages[0], torch.device("cpu"))
+    trainer = Pretraining().open_stage(plan, folder, plan.stages[0], torch.device("cpu"))
     for step in range(STEPS):
         if step == WARM_UP:
             started = time.perf_counter()
@@ -107,7 +108,7 @@ class _Host:
 def _whole(plan: TrainingPlan, folder: RunFolder, blocks: list[Block], sizes: list[int]) -> float:
     host = _Host(folder, blocks)
     try:
-        train(plan, folder, host, None, None)
+        train(Pretraining(), plan, folder, host, None, None)
     except _Stop:
         seconds = (time.perf_counter() - host.started) / (STEPS - WARM_UP)
     host.writer.close()

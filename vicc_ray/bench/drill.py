@@ -44,13 +44,14 @@ EXPERIMENT: dict[str, Any] = {
     "optim": {"name": "adamw", "lr": 0.001, "end_lr": 0.0001},
     "train": {
         "workers": {"min": 1, "max": 4},
-        "resize_after": 10,
+        "resize_after": 5,
         "start_timeout": 5,
-        "collective_timeout": 30,
+        "collective_timeout": 20,
         "checkpoint_every": "20 steps",
         "log_every": 1,
         "record_samples": True,
     },
+    "evaluate": {"monitor_every": "25 steps", "monitor_videos": 16},
 }
 
 

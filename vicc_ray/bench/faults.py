@@ -15,18 +15,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vicc_ray.bench import Bar, Outcome
-from vicc_ray.bench.drill import Drill, make_videos
+from vicc_ray.bench.drill import Drill, TooLate, make_videos
 from vicc_ray.bench.nodes import command_line, local_cluster, send
-from vicc_ray.checkpoint import STATE_FILE
+from vicc_ray.checkpoint import MARKER, STATE_FILE
 from vicc_ray.console import console
+from vicc_ray.records import read_records
 
 NOTICE_SECONDS = 15
-BETWEEN = 30  # steps from the end of one fault to the next
+BETWEEN = 25  # steps from the end of one fault to the next; more than from checkpoint to checkpoint
+NODES = 3
+
+# Every process of the cluster runs this at its start: once there is a file, one worker's weights turn to NaN where they
+# lie in its memory, as by a broken memory bank.
+_POISON = """
+import gc, os, sys, threading, time
+from contextlib import suppress
+def watch(file):
+    convolutions = []
+    while not convolutions:
+        time.sleep(0.2)
+        if os.path.exists(file) and "vicc_ray.train.step" in sys.modules:
+            import torch
+            convolutions = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Conv3d)]
+    with suppress(FileNotFoundError), torch.no_grad():
+        os.unlink(file)  # of several workers one takes it
+        for convolution in convolutions:
+            convolution.weight.fill_(float("nan"))
+if os.environ.get("VICC_POISON"):
+    threading.Thread(target=watch, args=(os.environ["VICC_POISON"],), daemon=True).start()
+"""
 
 
 @dataclass(frozen=True)
@@ -77,10 +99,74 @@ def _kill_node(drill: Drill) -> float:
     return drill.recovery(at, workers=len(drill.cluster.nodes))
 
 
+def _kill_node_in_checkpoint(drill: Drill) -> float:
+    """The node of worker 0, with a checkpoint begun that has no marker yet."""
+    folder = drill.run.path / "checkpoints"
+
+    def begun() -> bool:
+        there = [step for step in folder.iterdir() if step.is_dir() and not step.name.startswith(".")]
+        return any(not (step / MARKER).exists() for step in there)
+
+    return _kill_stopped(drill, begun, lambda pid: any(str(folder) in name for name in _open_files(pid)))
+
+
+def _kill_node_in_evaluation(drill: Drill) -> float:
+    """A node while the recall of a step is being looked for, which is after the step's record and before its own."""
+    every = 25  # EXPERIMENT's evaluate.monitor_every
+
+    def begun() -> bool:
+        last = list(read_records(drill.run.metrics))[-1]
+        return last["kind"] == "train" and last["stage"] == "RGB-2" and _within(drill, last["step"]) % every == 0
+
+    return _kill_stopped(drill, begun, lambda pid: True)
+
+
+def _within(drill: Drill, step: int) -> int:
+    """The step within RGB-2, which two stages of 3 steps come before."""
+    return step - 6
+
+
+def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int], bool]) -> float:
+    """Kill the node of a chosen worker at a moment that is held still: all workers stop, and if it is still that moment
+    the node goes; else they go on until it comes again."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if not begun():
+                continue
+            workers = drill.processes("RayTrainWorker")
+            for pid in workers:
+                send(pid, signal.SIGSTOP)
+            mine = [pid for pid in workers if chosen(pid)] if begun() else []
+            nodes = [node for node in drill.cluster.nodes if mine and mine[0] in node.tree()]
+            at = time.time()
+            if nodes:
+                drill.cluster.kill(nodes[0])
+            for pid in workers:
+                send(pid, signal.SIGCONT)
+            if nodes:
+                return drill.recovery(at, workers=len(drill.cluster.nodes))
+    raise TooLate("the moment to kill a node did not come within 120 s")
+
+
+def _open_files(pid: int) -> list[str]:
+    return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+
+
 def _join(drill: Drill) -> float:
+    """Nodes come back until there are as many as at the beginning."""
     at = time.time()
-    drill.cluster.add_node()
+    while len(drill.cluster.nodes) < NODES:
+        drill.cluster.add_node()
     return drill.recovery(at, workers=len(drill.cluster.nodes))
+
+
+def _poison(drill: Drill) -> float:
+    at = time.time()
+    Path(drill.cluster.settings["VICC_POISON"]).touch()
+    seconds = drill.recovery(at)
+    assert drill.events("not finite"), "the loss never was NaN"
+    return seconds
 
 
 def _hang_worker(drill: Drill) -> float:
@@ -199,14 +285,18 @@ def _kill_head(drill: Drill) -> float:
     return drill.recovery(at, seconds=240)
 
 
+# Three nodes at the beginning: two are killed, so that one is left, and come back; then two go again.
 FAULTS = (
     Fault("SIGKILL of a decode actor", "Ray Data starts another, which decodes the block again; training waits", _kill_decoder),
     Fault("SIGKILL of a worker", "the workers start again from the last checkpoint", _kill_worker),
-    Fault("SIGKILL of a node", "the others go on from the last checkpoint, fewer", _kill_node),
-    Fault("a node joins", "the workers start again, more", _join),
+    Fault("SIGKILL of a node in a step", "the others go on from the last checkpoint, fewer", _kill_node),
+    Fault("SIGKILL of a node in the middle of a checkpoint", "the same, from the checkpoint before", _kill_node_in_checkpoint),
+    Fault("all but one node have left; they return", "the workers start again, more", _join),
     Fault("SIGSTOP of a worker (a hang)", "the others miss it within train.collective_timeout, then as a killed one", _hang_worker),
+    Fault("SIGKILL of a node in the middle of an evaluation", "as in a step", _kill_node_in_evaluation),
     Fault("notice that a node goes in 15 s", "a checkpoint at once; the others go on when it is gone", _drain_node),
-    Fault("a node joins again", "the workers start again, more", _join),
+    Fault("nodes join again", "the workers start again, more", _join),
+    Fault("a worker's weights turn to NaN in its memory", "back to the last checkpoint", _poison),
     Fault("a video becomes unreadable", "left out, counted, named in refused.jsonl", _spoil_video),
     Fault("the storage is away", "a line tells; training goes on; the next checkpoint is tried", _storage_away),
     Fault("the driver is killed, the command given again", "goes on from the last checkpoint", _kill_driver),
@@ -238,9 +328,14 @@ def may_mount() -> bool:
 
 @contextmanager
 def drill_for_faults(steps: int) -> Iterator[Drill]:
-    """A drill on two nodes whose longest stage has this many steps."""
-    with tempfile.TemporaryDirectory(prefix="vicc-drill-") as scratch, local_cluster(2) as cluster:
-        folder = Path(scratch)
+    """A drill on three nodes whose longest stage has this many steps."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicc-drill-")))
+        (folder / "poison").mkdir()
+        (folder / "poison" / "sitecustomize.py").write_text(_POISON)
+        found = [str(folder / "poison"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        settings = {"PYTHONPATH": os.pathsep.join(found), "VICC_POISON": str(folder / "poison" / "now")}
+        cluster = stack.enter_context(local_cluster(NODES, settings))
         make_videos(folder)
         schedule = {
             "single": {"length": "3 steps", "cosine_over": "100 %", "global_batch": 8, "queue_start": 0, "freeze_prototypes": 0},

@@ -54,8 +54,8 @@ class Node:
 class LocalCluster:
     """A head without CPUs and nodes that come and go."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder, self.settings = folder, dict(settings or {})
         self.port = _free_port()
         self.nodes: list[Node] = []
         self.head: Node | None = None
@@ -67,9 +67,9 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a driver of this cluster."""
+        """For nodes and drivers of this cluster."""
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return kept | _SETTINGS
+        return kept | _SETTINGS | self.settings
 
     def start_head(self) -> Node:
         """Start the head and wait until it answers."""
@@ -118,11 +118,14 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(nodes: int) -> Iterator[LocalCluster]:
-    """A running cluster with `nodes` one-CPU nodes, gone at the end with all that it wrote."""
+def local_cluster(nodes: int, settings: Mapping[str, str] | None = None) -> Iterator[LocalCluster]:
+    """A running cluster with `nodes` one-CPU nodes, gone at the end with all that it wrote.
+
+    `settings` are added to the environment of its processes.
+    """
     # Ray's sockets lie below its folder, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="vn", dir="/tmp"))
-    cluster = LocalCluster(folder)
+    cluster = LocalCluster(folder, settings)
     try:
         cluster.start_head()
         for _ in range(nodes):

@@ -30,12 +30,13 @@ Read = Callable[[VideoRow, Sequence[int], Sequence[Stream]], Clips]
 
 @dataclass(frozen=True)
 class Batch:
-    """A worker's share of one global batch, as decoded; b samples of 2 clips."""
+    """A worker's share of one global batch, as decoded; b samples of `views` clips (2 in pretraining)."""
 
     slots: Tensor  # int64 [b], place of each sample in the global batch
-    full: np.ndarray[Any, np.dtype[np.bool_]]  # [b, 2], which clips get the full augmentation chain
-    keys: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # b pairs, of the augmentation draws
-    clips: dict[Stream, Tensor]  # uint8 [b, 2, T, H, W, 3] of rgb, [b, 2, T, H, W, 2] of flow (u, v)
+    videos: Tensor  # int64 [b], each sample's place in the plan's videos
+    full: np.ndarray[Any, np.dtype[np.bool_]]  # [b, views], which clips get the full augmentation chain
+    keys: tuple[tuple[tuple[int, ...], ...], ...]  # b times one a view, of the augmentation draws
+    clips: dict[Stream, Tensor]  # uint8 [b, views, T, H, W, 3] of rgb, [b, views, T, H, W, 2] of flow (u, v)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class TrainingPlan:
     experiment: Experiment
     stages: tuple[Stage, ...]
     videos: tuple[VideoRow, ...]
+    views: int = 2  # clips a sample: the first ones of the two that are drawn
 
     @property
     def steps(self) -> int:
@@ -91,11 +93,13 @@ def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: R
     reasons: list[str] = []
     for slot in slots:
         video = int(videos[slot])
-        clips, reason = _read(plan, stage, plan.videos[video], plan.sample(stage, epoch, video).starts, read)
+        clips, reason = _read(
+            plan, stage, plan.videos[video], plan.sample(stage, epoch, video).starts[: plan.views], read
+        )
         rows.append(clips)
         reasons.append(reason)
     padding = width - len(rows)
-    rows += [empty_clips(2, stage.streams, plan.experiment.clip)] * padding
+    rows += [empty_clips(plan.views, stage.streams, plan.experiment.clip)] * padding
     block: Block = {
         "step": np.full(width, step, np.int64),
         "slot": np.array([*slots, *[PADDING] * padding], np.int64),
@@ -142,8 +146,9 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
         clips[stream] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
     batch = Batch(
         slots=torch.from_numpy(slots[taken].copy()),
-        full=np.array([sample.full for sample in samples], bool).reshape(-1, 2),
-        keys=tuple(sample.keys for sample in samples),
+        videos=torch.from_numpy(videos[taken].copy()),
+        full=np.array([sample.full[: plan.views] for sample in samples], bool).reshape(-1, plan.views),
+        keys=tuple(sample.keys[: plan.views] for sample in samples),
         clips=clips,
     )
     return batch, [(plan.videos[videos[row]].video, str(block["refused"][row])) for row in np.flatnonzero(refused)]

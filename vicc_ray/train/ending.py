@@ -1,9 +1,11 @@
-"""What a driver does around training: refuse bad data before, end politely in the middle, count the videos after. No Ray."""
+"""What a driver does around training: refuse bad data and a second driver, end politely, count the videos after. No Ray."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,30 @@ def sigterm_stops(folder: RunFolder) -> Iterator[None]:
     finally:
         late.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def alone_in(folder: RunFolder) -> Iterator[None]:
+    """UserError where another process of this machine (or of the file system, where that has locks) trains in the folder.
+
+    The lock goes with its process, however that ends. Of a run under a URI it is the mirror that is locked.
+    """
+    with (folder.path / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder}: {file.read().strip() or 'another process'} is training in it; "
+                "wait for its end, or choose another folder with --set name=..."
+            ) from None
+        except OSError:
+            yield  # a file system without locks
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:

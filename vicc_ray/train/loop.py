@@ -19,7 +19,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from vicc_ray import distributed, storage
@@ -35,23 +35,37 @@ from vicc_ray.records import RecordWriter, read_records
 from vicc_ray.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.run_folder import RunFolder, versions
 from vicc_ray.session import ray_session
-from vicc_ray.train.batches import Block, TrainingPlan, make_plan
-from vicc_ray.train.ending import check_refused, sigterm_stops, tell_videos
+from vicc_ray.train.batches import Block, TrainingPlan
+from vicc_ray.train.ending import alone_in, check_refused, sigterm_stops, tell_videos
 from vicc_ray.train.monitor import Monitor, monitor_plan
+from vicc_ray.train.pretraining import Pretraining
 from vicc_ray.train.restore import event, restore
 from vicc_ray.train.run import Notice, train
+from vicc_ray.train.task import Task
 
 
 def run_training(experiment: Experiment, address: str | None = None, verbose: bool = False) -> RunFolder:
-    """Train an experiment to its end, resuming where an earlier call left off; returns the run's folder.
+    """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
 
     UserError for what the reader has to change, Interrupted after Ctrl-C.
     """
     folder = RunFolder.at(experiment.run_folder)
     folder.pull()
     manifest = folder.read_manifest(experiment)
-    plan = make_plan(experiment, manifest)
     check_refused(experiment, manifest)
+    return run_task(Pretraining(), experiment, manifest, folder, address, verbose)
+
+
+def run_task(
+    task: Task,
+    experiment: Experiment,
+    manifest: Manifest,
+    folder: RunFolder,
+    address: str | None = None,
+    verbose: bool = False,
+) -> RunFolder:
+    """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
+    plan = task.plan(experiment, manifest)
     check_stored(experiment.flow, experiment.clip.decode_size, plan.videos)
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
@@ -59,24 +73,28 @@ def run_training(experiment: Experiment, address: str | None = None, verbose: bo
     if not folder.manifest.is_file() or not resumes:
         manifest.write(folder.manifest)
         folder.push(folder.manifest)
-    left = [stage for stage in plan.stages if not folder.encoder(stage.name).is_file()]
+    left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
     if not left:
         console.print(f"{folder}: every stage is finished; nothing to train")
         return folder
     if resumes:
         done = [stage.name for stage in plan.stages if stage not in left]
         console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""))
-    folder.forget_stop()
-    with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
+    with (
+        alone_in(folder),
+        quiet(folder.logs / "ray.log", verbose),
+        ray_session(experiment.train, address, verbose) as resources,
+    ):
+        folder.forget_stop()
         console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
         with RunProgress(folder, plan.stages), sigterm_stops(folder):
-            _fit(experiment, folder, resources)
+            _fit(task, experiment, folder, resources)
     folder.pull()
     tell_videos(plan, folder, len(manifest.refused))
     return folder
 
 
-def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
+def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
     settings = experiment.train
     _set_timeouts(experiment)
     _release_earlier(folder)
@@ -85,6 +103,7 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
+            "task": task,
             "experiment": experiment.model_dump(mode="json"),
             "folder": str(folder),
             "resources": resources,
@@ -103,6 +122,7 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
             name=session,
             storage_path=storage.join(str(folder), "logs", "train"),
             failure_config=FailureConfig(max_failures=-1),
+            callbacks=[_NoteFailures(str(folder))],
         ),
     )
     try:
@@ -110,16 +130,33 @@ def _fit(experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> 
     except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
     except ray.train.TrainingFailedError as error:
-        causes = {
-            rank: str(cause).strip().splitlines() for rank, cause in getattr(error, "worker_failures", {}).items()
-        }
-        told = "; ".join(f"worker {rank}: {lines[-1]}" for rank, lines in sorted(causes.items()) if lines) or str(error)
+        causes = getattr(error, "worker_failures", {})
+        told = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items())) or str(error)
         raise RuntimeError(f"training failed ({told}); see {folder.logs}") from error
     outcome = result.return_value
     if outcome is None or outcome.get("stopped"):
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}")
     if "error" in outcome:
         raise UserError(outcome["error"])
+
+
+class _NoteFailures(UserCallback):  # type: ignore[misc]
+    """Why workers were lost, among the run's events; called in the process that Ray Train watches them from."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """One event for all workers that are gone; in a store, worker 0 alone adds to the events."""
+        folder = RunFolder.at(self.folder)
+        if folder.remote is None:
+            text = "; ".join(f"worker {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items()))
+            RecordWriter(folder.events).add(event("failed", text=text[:500]))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _set_timeouts(experiment: Experiment) -> None:
@@ -138,13 +175,14 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     folder.pull()
     experiment = Experiment.model_validate(settings["experiment"])
     manifest = Manifest.read(folder.manifest)
-    plan = make_plan(experiment, manifest)
+    task: Task = settings["task"]
+    plan = task.plan(experiment, manifest)
     host = _RayHost(plan, folder, settings["resources"])
     try:
         start = {"session": settings["session"], "nodes": _nodes(), "requester": _requester()}
         restored = restore(folder, start, experiment.train.max_failures)
         monitor = host.open(int(restored["step"]) if restored else 0, manifest)
-        step = train(plan, folder, host, restored, monitor)
+        step = train(task, plan, folder, host, restored, monitor)
         return {"step": step, "stopped": step < plan.steps}
     except UserError as error:
         # Trying again cannot help, so this is an end and not a failure for Ray to restart.

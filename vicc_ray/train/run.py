@@ -19,17 +19,14 @@ import torch
 
 from vicc_ray import distributed
 from vicc_ray.checkpoint import State
-from vicc_ray.config import Stream
 from vicc_ray.errors import UserError
-from vicc_ray.models.encoder import Encoder, build_encoder
-from vicc_ray.objective import CollapseWatch, NonFiniteError, Outcome, Prototypes
+from vicc_ray.objective import CollapseWatch, NonFiniteError
 from vicc_ray.records import RecordWriter, forget_records_after, read_records
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import PADDING, Block, TrainingPlan, to_batch
 from vicc_ray.train.monitor import Monitor
-from vicc_ray.train.schedule import TITLES, Stage, every, locate, samples_at
-from vicc_ray.train.step import StageTrainer
-from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
+from vicc_ray.train.schedule import Stage, every, locate, samples_at
+from vicc_ray.train.task import Learner, Measured, Task
 
 # Seconds between two looks at what the outside asks for; a look is a small message between the workers.
 LOOK_SECONDS = 2.0
@@ -80,7 +77,9 @@ class _Clock:
         return (time.perf_counter() - self.since) / max(self.steps, 1)
 
 
-def train(plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | None, monitor: Monitor | None) -> int:
+def train(
+    task: Task, plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | None, monitor: Monitor | None
+) -> int:
     """Train every stage that is left; returns the last global step, an earlier one where the host asked to stop.
 
     Every worker calls it. UserError (on every worker alike) for too many unreadable videos, and for embeddings that are
@@ -92,57 +91,24 @@ def train(plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | N
     blocks = host.blocks(step) if step < plan.steps else iter(())
     while step < plan.steps:
         stage, within = locate(plan.stages, step)
-        trainer = open_stage(plan, folder, stage, host.device)
+        learner = task.open_stage(plan, folder, stage, host.device)
         best = 0.0
         if within and restored:
-            trainer.load_state_dict(restored["trainer"])
+            learner.load_state_dict(restored["trainer"])
             best = float(restored.get("best_recall", 0.0))
-        step = _train_stage(plan, stage, within, trainer, blocks, host, recorder, monitor, best)
+        step = _train_stage(plan, stage, within, learner, blocks, host, recorder, monitor, best)
         if step < stage.end:
             return step
-        _leave(plan, folder, stage, trainer)
+        task.close_stage(plan, folder, stage, learner)
         host.save({"step": step, "stage": stage.name, "trainer": {}}, _about(plan, stage, step, None))
     return step
-
-
-def open_stage(plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device) -> StageTrainer:
-    """The trainer of a stage at its beginning: the learner from its own stream's newest encoder, the guide from the other's."""
-    experiment = plan.experiment
-    prototypes = Prototypes(
-        experiment.model.embedding_dim,
-        experiment.objective.heads(stage.stream),
-        torch.Generator().manual_seed(_seed(experiment.seed, stage.index, 1)),
-    )
-    if stage.starts_from is None:
-        learner = fresh_encoder(plan, stage.stream)
-        _save(plan, folder, f"{TITLES[stage.stream]}-0", stage, learner, prototypes)
-    else:
-        start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
-        learner = start.build()
-        if [len(weight) for weight in start.prototypes] == list(prototypes.counts):
-            with torch.no_grad():
-                for weight, saved in zip(prototypes.weights, start.prototypes, strict=True):
-                    weight.copy_(saved)
-    guide = load_encoder(folder.fetch(folder.encoder(stage.guided_by))).build() if stage.guided_by else None
-    return StageTrainer(experiment, stage, learner, prototypes, guide, device)
-
-
-def fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
-    """A stream's encoder as it is before any training, the same in every process."""
-    model = plan.experiment.model
-    seed = _seed(plan.experiment.seed, 0 if stream == "rgb" else 1, 0)
-    return build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
-
-
-def _seed(seed: int, stage: int, purpose: int) -> int:
-    return (seed * 1000 + stage) * 10 + purpose
 
 
 def _train_stage(
     plan: TrainingPlan,
     stage: Stage,
     within: int,
-    trainer: StageTrainer,
+    learner: Learner,
     blocks: Iterator[Block],
     host: Host,
     recorder: _Recorder,
@@ -153,16 +119,16 @@ def _train_stage(
     settings = plan.experiment
     save_every = every(settings.train.checkpoint_every, stage)
     recall_every = every(settings.evaluate.monitor_every, stage)
-    recorder.begin(stage, trainer)
+    recorder.begin(stage, learner)
     for local in range(within, stage.steps):
         step = stage.first_step + local
-        _step(plan, step, local, trainer, blocks, recorder)
+        _step(plan, step, local, learner, blocks, recorder)
         done, last = local + 1, local + 1 == stage.steps
         if done % settings.train.log_every == 0 or last or local == within:
-            recorder.record(stage, step + 1, trainer)
+            recorder.record(stage, step + 1, learner)
         recall = None
         if monitor and recall_every and (done % recall_every == 0 or last):
-            figures = monitor(trainer.encoder, stage.stream)
+            figures = monitor(learner.encoder, stage.stream)
             recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **figures})
             recall = figures.get("R@1")
         if last:
@@ -171,7 +137,7 @@ def _train_stage(
         better = recall is not None and recall > best
         best = max(best, recall or 0.0)
         if notice.save or notice.stop or better or (save_every and done % save_every == 0):
-            state = {"step": step + 1, "stage": stage.name, "trainer": trainer.state_dict(), "best_recall": best}
+            state = {"step": step + 1, "stage": stage.name, "trainer": learner.state_dict(), "best_recall": best}
             host.save(state, _about(plan, stage, step + 1, recall))
         if notice.stop:
             return step + 1
@@ -179,7 +145,7 @@ def _train_stage(
 
 
 def _step(
-    plan: TrainingPlan, step: int, local: int, trainer: StageTrainer, blocks: Iterator[Block], recorder: _Recorder
+    plan: TrainingPlan, step: int, local: int, learner: Learner, blocks: Iterator[Block], recorder: _Recorder
 ) -> None:
     """Wait for the block of a global step, train on it."""
     waiting = time.perf_counter()
@@ -189,7 +155,7 @@ def _step(
     recorder.refuse(refused, step)
     recorder.consume(step, block)
     try:
-        recorder.outcome = trainer.step(batch, local)
+        recorder.outcome = learner.step(batch, local)
     except NonFiniteError as error:
         recorder.fail(step, error)
         raise
@@ -207,30 +173,6 @@ def _about(plan: TrainingPlan, stage: Stage, step: int, recall: float | None) ->
     }
 
 
-def _leave(plan: TrainingPlan, folder: RunFolder, stage: Stage, trainer: StageTrainer) -> None:
-    encoder = trainer.finish()
-    _save(plan, folder, stage.name, stage, encoder, trainer.prototypes)
-    distributed.barrier()  # no worker looks for the file before it is there
-
-
-def _save(
-    plan: TrainingPlan, folder: RunFolder, name: str, stage: Stage, encoder: Encoder, prototypes: Prototypes
-) -> None:
-    if distributed.rank():
-        return
-    meta = {"name": name, "experiment": plan.experiment.model_dump(mode="json"), "provenance": folder.provenance()}
-    file = EncoderFile(
-        spec=encoder.spec,
-        stream=stage.stream,
-        flow_input="published",
-        state_dict={key: value.detach().cpu() for key, value in encoder.state_dict().items()},
-        prototypes=[weight.detach().cpu() for weight in prototypes.weights],
-        meta=meta,
-    )
-    save_encoder(folder.encoder(name), file)
-    folder.push(folder.encoder(name))
-
-
 class _Recorder:
     """Writes what happens: rank 0 the metrics, every worker what it alone knows. A full disk never stops training."""
 
@@ -243,7 +185,7 @@ class _Recorder:
         self.refused = RecordWriter(folder.refused)
         self.samples = RecordWriter(folder.samples / f"worker-{distributed.rank()}.jsonl")
         self.board: Any = None
-        self.outcome: Outcome | None = None
+        self.outcome: Measured | None = None
         self.unreadable: dict[
             str, tuple[str, int]
         ] = {}  # video -> (reason, step), of this worker since the last record
@@ -261,19 +203,13 @@ class _Recorder:
             self.board = _Board(self.folder, samples_at(self.plan.stages, step))
         distributed.barrier()
 
-    def begin(self, stage: Stage, trainer: StageTrainer) -> None:
+    def begin(self, stage: Stage, learner: Learner) -> None:
         self.clock, self.look_every = _Clock(), 1
         self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
-        asked = self.plan.experiment
-        queue = trainer.objective.queue
-        if queue is not None and (note := queue.rounding_note()):
-            self.note(stage, note)
-        if queue is None and asked.objective.queue:
-            self.note(stage, f"queue: {asked.objective.queue} rows are fewer than a global batch, so none is used")
-        if asked.optim.precision == "bf16" and not trainer.bf16:
-            self.note(stage, f"optim.precision: bf16 is for GPUs, fp32 is used on {trainer.device.type}")
+        for text in learner.remarks():
+            self.note(stage, text)
 
-    def record(self, stage: Stage, step: int, trainer: StageTrainer) -> None:
+    def record(self, stage: Stage, step: int, learner: Learner) -> None:
         """One record of the loss and its company; a collective, every worker calls it."""
         assert self.outcome is not None
         figures = self.outcome.metrics()
@@ -282,8 +218,8 @@ class _Recorder:
         self.look_every = max(1, min(round(LOOK_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
         if slowest[1]:
             self._share_unreadable(stage)
-        warning = self.watch.observe(step, figures["loss"], figures["ln_k"])
-        rate = trainer.optimiser.param_groups[0]["lr"]
+        warning = self.watch.observe(step, figures["loss"], figures["ln_k"]) if "ln_k" in figures else None
+        rate = learner.optimiser.param_groups[0]["lr"]
         self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
         if warning:
             self.note(stage, warning, step)

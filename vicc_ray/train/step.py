@@ -67,6 +67,18 @@ class StageTrainer:
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
         self.objective = _objective(experiment, stage)
 
+    def remarks(self) -> list[str]:
+        """Settings that this stage could not take as they are."""
+        asked, queue = self.experiment, self.objective.queue
+        lines = []
+        if queue is not None and (note := queue.rounding_note()):
+            lines.append(note)
+        if queue is None and asked.objective.queue:
+            lines.append(f"queue: {asked.objective.queue} rows are fewer than a global batch, so none is used")
+        if asked.optim.precision == "bf16" and not self.bf16:
+            lines.append(f"optim.precision: bf16 is for GPUs, fp32 is used on {self.device.type}")
+        return lines
+
     def step(self, batch: Batch, step: int) -> Outcome:
         """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples."""
         learner_views, guide_views = self._views(batch)

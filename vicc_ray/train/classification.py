@@ -1,0 +1,166 @@
+"""Classifiers as a task of the loop: one stage an encoder, each of which leaves a classifier. No Ray.
+
+The linear probe learns a head on a frozen encoder, finetuning the backbone too (method facts 6). What is learnt comes
+from the experiment's section of the protocol's name; data, clips and augmentation are those of pretraining, with one clip
+a sample.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from vicc_ray import distributed, storage
+from vicc_ray.classifier_file import ClassifierFile, classifier_path, save_classifier
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.errors import UserError
+from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.batches import TrainingPlan
+from vicc_ray.train.classifier_step import ClassifierTrainer, settings_of
+from vicc_ray.train.schedule import Stage
+from vicc_ray.weights import EncoderFile, load_encoder
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Classifiers on some encoders: `Task` of the loop.
+
+    Args:
+        protocol: linear or finetune.
+        encoders: name (of the stage and of the classifier's file) -> the encoder's file, a path or URI that every
+            worker can read; they are taken in this order.
+        classes: names in the order of the logits; `training_classes` gives those of the training videos.
+    """
+
+    protocol: ClassifierProtocol
+    encoders: Mapping[str, str]
+    classes: tuple[str, ...]
+
+    def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
+        """One stage an encoder over the labelled training videos, one clip a sample.
+
+        A global batch larger than the number of videos is all of them. UserError for videos without labels, fewer than
+        two classes, a class that `classes` does not name, or a length that trains nothing.
+        """
+        videos = tuple(_labelled(experiment, manifest))
+        named = set(training_classes(experiment, manifest))
+        if unknown := sorted(named - set(self.classes)):
+            raise UserError(
+                f"data.train_split: {experiment.data.train_split} has videos of {', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}, which the classifier's {len(self.classes)} classes do not name"
+            )
+        if not self.encoders:
+            raise UserError("no encoder to learn a classifier on; 'vicc train' leaves them in the run's folder")
+        stages: list[Stage] = []
+        for name, path in self.encoders.items():
+            first_step = stages[-1].end if stages else 0
+            stages.append(self._stage(experiment, len(videos), len(stages), name, _load(path).stream, first_step))
+        return TrainingPlan(experiment, tuple(stages), videos, views=1)
+
+    def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+        """Whether the stage's classifier is there."""
+        return classifier_path(folder, stage.name).is_file()
+
+    def open_stage(
+        self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device
+    ) -> ClassifierTrainer:
+        """A fresh head on the stage's encoder."""
+        encoder = _load(self.encoders[stage.name]).build()
+        seed = plan.experiment.seed * 1000 + stage.index
+        classifier = build_classifier(encoder, self.protocol, len(self.classes), seed)
+        labels = torch.tensor([self.classes.index(str(video.label)) for video in plan.videos])
+        return ClassifierTrainer(plan.experiment, stage, self.protocol, classifier, labels, device)
+
+    def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: ClassifierTrainer) -> None:
+        """Write the stage's classifier."""
+        classifier = learner.finish()
+        if distributed.rank() == 0:
+            file = ClassifierFile(
+                spec=classifier.encoder.spec,
+                stream=stage.stream,
+                protocol=self.protocol,
+                classes=self.classes,
+                state_dict=classifier.state_dict(),
+                meta={
+                    "name": stage.name,
+                    "experiment": plan.experiment.model_dump(mode="json"),
+                    "provenance": folder.provenance(),
+                },
+            )
+            save_classifier(classifier_path(folder, stage.name), file)
+            folder.push(classifier_path(folder, stage.name))
+        distributed.barrier()  # no worker looks for the file before it is there
+
+    def _stage(
+        self, experiment: Experiment, videos: int, index: int, name: str, stream: Stream, first_step: int
+    ) -> Stage:
+        settings = settings_of(experiment, self.protocol)
+        batch = min(settings.global_batch, videos)
+        if batch == 1 and self.protocol == "linear":
+            raise UserError("linear.global_batch: 1 sample a step is too few for the batch norm of the head; 2 or more")
+        per_epoch = videos // batch
+        if settings.length.unit == "%":
+            raise UserError(f"{self.protocol}.length: {settings.length} is a share of nothing; write epochs or steps")
+        steps = settings.length.steps(steps_per_epoch=per_epoch, global_batch=batch)
+        if steps == 0:
+            raise UserError(f"{self.protocol}.length: 0 trains nothing; it must be above 0")
+        return Stage(
+            index=index,
+            name=name,
+            stream=stream,
+            guide=None,
+            starts_from=name,
+            guided_by=None,
+            first_step=first_step,
+            steps=steps,
+            cosine_steps=steps,
+            warm_up=0,
+            steps_per_epoch=per_epoch,
+            global_batch=batch,
+            queue=0,
+            queue_start=0,
+            freeze_prototypes=0,
+        )
+
+
+def training_classes(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
+    """The classes of the training videos, sorted; UserError where there are fewer than two."""
+    classes = tuple(sorted({str(row.label) for row in _labelled(experiment, manifest)}))
+    if len(classes) < 2:
+        raise UserError(
+            f"data.train_split: all labelled videos of {experiment.data.train_split} are of one class ({classes[0]}); "
+            "a classifier needs at least two"
+        )
+    return classes
+
+
+def rare_classes(plan: TrainingPlan) -> list[str]:
+    """The classes with a single training video, sorted: what is learnt of them is that one video."""
+    counts = Counter(str(video.label) for video in plan.videos)
+    return sorted(name for name, count in counts.items() if count == 1)
+
+
+def _labelled(experiment: Experiment, manifest: Manifest) -> list[VideoRow]:
+    """The labelled videos of the training split, in the manifest's order; UserError where there is none."""
+    split = experiment.data.train_split
+    rows = manifest.select(split)
+    labelled = [row for row in rows if row.label is not None]
+    if not labelled:
+        raise UserError(
+            f"data.train_split: none of the {len(rows)} videos of {split} has a label, and classifiers learn from labels; "
+            "index a data set with classes, or choose another split"
+        )
+    return labelled
+
+
+def _load(path: str) -> EncoderFile:
+    try:
+        with storage.local_copy(path) as local:
+            return load_encoder(local)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None

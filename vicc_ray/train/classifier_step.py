@@ -1,0 +1,244 @@
+"""One classifier being learnt on one worker: a batch of decoded clips in, one optimiser step and its figures out. No Ray.
+
+Legend: b samples of this worker, B of all workers, one clip a sample, T frames, d feature size, C classes.
+A frozen encoder only gives features: they are gathered, and every worker takes the same step of the head on all of them,
+so batch norm sees the global batch and no gradient travels. An encoder that learns too has its gradients averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from vicc_ray import distributed
+from vicc_ray.config import ClassifierConfig, Experiment
+from vicc_ray.data.augment import augment, draw
+from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_mask
+from vicc_ray.models.encoder import Encoder, convert_batch_norm
+from vicc_ray.objective import NonFiniteError
+from vicc_ray.train.batches import Batch
+from vicc_ray.train.schedule import Stage
+from vicc_ray.train.step import augment_settings
+
+# Keeps dropout apart from the other uses of a seed (data.clips has 1 to 3).
+_DROPOUT = 4
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a step gave, over the global batch: mean cross-entropy in nats, share of rows whose class scored highest."""
+
+    loss: float
+    accuracy: float
+    rows: int
+
+    def metrics(self) -> dict[str, float]:
+        """The figures, the same on every worker; `rows` are the samples that could be read, with 0 the others are 0."""
+        return asdict(self)
+
+
+def settings_of(experiment: Experiment, protocol: ClassifierProtocol) -> ClassifierConfig:
+    """The section of the experiment that a protocol is told by."""
+    return experiment.linear if protocol == "linear" else experiment.finetune
+
+
+def drop_steps(settings: ClassifierConfig, stage: Stage) -> list[int]:
+    """Steps of the stage from which the learning rates are lower."""
+    per_epoch, batch = stage.steps_per_epoch, stage.global_batch
+    return [length.steps(steps_per_epoch=per_epoch, global_batch=batch, whole=stage.steps) for length in settings.drops]
+
+
+class ClassifierTrainer:
+    """The modules and the optimiser of a classifier's stage: `Learner` of the training loop.
+
+    Args:
+        classifier: it is moved to `device` and trained in place.
+        labels: int64 [n], class of each of the plan's videos.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        stage: Stage,
+        protocol: ClassifierProtocol,
+        classifier: Classifier,
+        labels: Tensor,
+        device: torch.device,
+    ) -> None:
+        self.experiment, self.stage, self.device = experiment, stage, device
+        self.protocol, self.labels = protocol, labels
+        self.settings = settings_of(experiment, protocol)
+        self.drops = drop_steps(self.settings, stage)
+        self.augmentation = augment_settings(experiment)
+        self.layout = torch.channels_last_3d if experiment.train.channels_last else torch.contiguous_format
+        self.classifier = classifier.to(device).to(memory_format=self.layout).train()
+        self.frozen = self.settings.backbone_lr == 0
+        mode = experiment.model.batch_norm
+        self.synced = not self.frozen and device.type == "cuda" and mode in ("auto", "sync")
+        if self.frozen:
+            self.classifier.encoder.eval().requires_grad_(False)
+        elif self.synced or mode == "sync":
+            self.classifier.encoder = convert_batch_norm(self.classifier.encoder, "sync", device)
+        # As in pretraining: gradients of convolutions in bf16 are not sound on CPU.
+        self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
+        self.learnt = [list(self.classifier.head.parameters())]
+        self.rates = [self.settings.head_lr]
+        if not self.frozen:
+            # The projection has no part in a classifier and gets no gradient.
+            self.learnt.append(list(self.encoder.backbone.parameters()))
+            self.rates.append(self.settings.backbone_lr)
+        self.optimiser: torch.optim.Optimizer = SGD(
+            [{"params": params, "lr": rate} for params, rate in zip(self.learnt, self.rates, strict=True)],
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+            foreach=True,
+        )
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder under the head."""
+        return self.classifier.encoder
+
+    def step(self, batch: Batch, step: int) -> Classified:
+        """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples.
+
+        NonFiniteError, on every worker alike and before anything is learnt, where the loss is NaN or infinite. A step
+        without a readable sample on any worker changes nothing.
+        """
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.settings.drop_factor ** sum(step >= drop for drop in self.drops)
+        self.optimiser.zero_grad(set_to_none=True)
+        labels, slots = self.labels[batch.videos].to(self.device), batch.slots.to(self.device)
+        forward = self._head_on_all_rows if self.frozen else self._own_rows
+        outcome = forward(self._inputs(batch), labels, slots, step)
+        if outcome.rows:
+            self.optimiser.step()
+        return outcome
+
+    @torch.no_grad()
+    def finish(self) -> Classifier:
+        """The classifier that the stage leaves, with batch statistics of all workers; every worker calls it."""
+        if not self.frozen:
+            distributed.average_buffers_(self.encoder)
+        return self.classifier
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a restart needs, the same on every worker, all of which call this; tensors and plain values only."""
+        return {"classifier": self.finish().state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state of a stage saved by any number of workers."""
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def remarks(self) -> list[str]:
+        """Settings that this stage could not take as they are."""
+        lines, optim = [], self.experiment.optim
+        if self.settings.global_batch > self.stage.global_batch:
+            lines.append(
+                f"{self.protocol}.global_batch: {self.settings.global_batch} is more than the "
+                f"{len(self.labels)} labelled training videos, so a step takes {self.stage.global_batch}"
+            )
+        if optim.micro_batch is not None:
+            lines.append(
+                f"optim.micro_batch: {optim.micro_batch} is for pretraining; classifiers learn from whole shares"
+            )
+        if optim.precision == "bf16" and not self.bf16:
+            lines.append(f"optim.precision: bf16 is for GPUs, fp32 is used on {self.device.type}")
+        if not self.frozen and self.experiment.model.batch_norm == "shuffle":
+            lines.append("model.batch_norm: shuffle is for pretraining; batch norm takes each worker's own statistics")
+        return lines
+
+    def _inputs(self, batch: Batch) -> Tensor:
+        """Network inputs of the samples' first clips, augmented, float [b, 3, T, size, size]."""
+        stream, size = self.stage.stream, self.augmentation.size
+        frames = batch.clips[stream][:, 0].to(self.device, non_blocking=True)
+        if not len(frames):
+            return torch.zeros(0, 3, frames.shape[1], size, size, device=self.device)
+        params = draw(self.augmentation, [keys[0] for keys in batch.keys], batch.full[:, 0])
+        rgb, flow = (frames, None) if stream == "rgb" else (None, frames)
+        view = next(x for x in augment(rgb, flow, params, self.augmentation) if x is not None)
+        return view.contiguous(memory_format=self.layout)
+
+    def _head_on_all_rows(self, x: Tensor, labels: Tensor, slots: Tensor, step: int) -> Classified:
+        """Forward and backward of the head on the features of every worker's rows."""
+        with torch.no_grad(), self._autocast():
+            features = self.encoder.features(x)
+        # One message for all three; a float holds a class or a slot exactly up to 2^24.
+        mine = torch.cat([features, labels[:, None].to(features), slots[:, None].to(features)], dim=1)
+        rows = torch.cat(distributed.gather_rows(mine))
+        features, labels, slots = rows[:, :-2], rows[:, -2].long(), rows[:, -1].long()
+        if not len(rows):
+            return Classified(0.0, 0.0, 0)
+        # Of a single row batch norm cannot take statistics; it uses those that it has.
+        self.classifier.head.train(len(rows) > 1)
+        logits = self.classifier.head(features, self._mask(slots, step))
+        loss = F.cross_entropy(logits, labels)
+        outcome = self._outcome(torch.stack([loss.detach() * len(rows), _right(logits, labels), _count(rows)]), step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return outcome
+
+    def _own_rows(self, x: Tensor, labels: Tensor, slots: Tensor, step: int) -> Classified:
+        """Forward and backward of this worker's rows, gradients averaged to those of the mean over all rows."""
+        with self._autocast():
+            features = self._features(x)
+        logits = self.classifier.head(features, self._mask(slots, step))
+        loss_sum = F.cross_entropy(logits, labels, reduction="sum")
+        figures = torch.stack([loss_sum.detach(), _right(logits, labels), _count(x)])
+        distributed.all_reduce_sum_(figures)
+        outcome = self._outcome(figures, step)
+        # The gradients are averaged over the workers, hence times their number.
+        mean = loss_sum * (distributed.world_size() / max(outcome.rows, 1))
+        mean.backward()  # type: ignore[no-untyped-call]
+        for parameter in (parameter for group in self.learnt for parameter in group):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        distributed.average_gradients_(self.classifier)
+        return outcome
+
+    def _features(self, x: Tensor) -> Tensor:
+        """The encoder's features [b, d] of this worker's rows, with a graph to where all workers have to meet."""
+        if len(x):
+            return self.encoder.features(x)
+        if not self.synced:
+            return x.new_zeros(0, self.encoder.feature_dim)
+        # Synchronised batch norm waits for every worker; one row of zeros takes part and is cut off again.
+        return self.encoder.features(x.new_zeros(1, *x.shape[1:]))[:0]
+
+    def _mask(self, slots: Tensor, step: int) -> Tensor | None:
+        """The dropout of the rows at these slots [b]: float32 [b, d]; None without dropout."""
+        if not self.settings.dropout:
+            return None
+        key = (_DROPOUT, self.experiment.seed, self.stage.index, step)
+        whole = dropout_mask(key, self.stage.global_batch, self.encoder.feature_dim, self.settings.dropout)
+        return whole.to(self.device)[slots]
+
+    def _outcome(self, figures: Tensor, step: int) -> Classified:
+        """From sums over the global batch [3] of loss, right rows and rows; NonFiniteError where the loss is not finite."""
+        loss_sum, right, rows = figures.tolist()
+        if not math.isfinite(loss_sum):
+            raise NonFiniteError(
+                f"classifier on {self.stage.name}, step {step}: the loss is NaN or infinite; restart from the last "
+                f"checkpoint with a lower {self.protocol}.head_lr"
+                + ("" if self.frozen else f" or {self.protocol}.backbone_lr")
+                + ", and look whether the encoder's weights are finite"
+            )
+        return Classified(loss_sum / max(rows, 1.0), right / max(rows, 1.0), int(rows))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many rows have their class highest: float32 []."""
+    return (logits.detach().argmax(dim=1) == labels).sum().float()
+
+
+def _count(rows: Tensor) -> Tensor:
+    return torch.tensor(float(len(rows)), device=rows.device)

@@ -1,0 +1,87 @@
+"""Pretraining as a task of the loop: the streams' stages in turn, each of which leaves an encoder. No Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vicc_ray import distributed
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.models.encoder import Encoder, build_encoder
+from vicc_ray.objective import Prototypes
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.batches import TrainingPlan, make_plan
+from vicc_ray.train.schedule import TITLES, Stage
+from vicc_ray.train.step import StageTrainer
+from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The published alternation: `Task` of `train.schedule`'s stages."""
+
+    def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
+        """All stages over the manifest's training videos."""
+        return make_plan(experiment, manifest)
+
+    def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+        """Whether the stage's encoder is there."""
+        return folder.encoder(stage.name).is_file()
+
+    def open_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device) -> StageTrainer:
+        """The learner from its own stream's newest encoder, the guide from the other's."""
+        experiment = plan.experiment
+        prototypes = Prototypes(
+            experiment.model.embedding_dim,
+            experiment.objective.heads(stage.stream),
+            torch.Generator().manual_seed(_seed(experiment.seed, stage.index, 1)),
+        )
+        if stage.starts_from is None:
+            learner = _fresh_encoder(plan, stage.stream)
+            _save(plan, folder, f"{TITLES[stage.stream]}-0", stage, learner, prototypes)
+        else:
+            start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
+            learner = start.build()
+            if [len(weight) for weight in start.prototypes] == list(prototypes.counts):
+                with torch.no_grad():
+                    for weight, saved in zip(prototypes.weights, start.prototypes, strict=True):
+                        weight.copy_(saved)
+        guide = load_encoder(folder.fetch(folder.encoder(stage.guided_by))).build() if stage.guided_by else None
+        return StageTrainer(experiment, stage, learner, prototypes, guide, device)
+
+    def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: StageTrainer) -> None:
+        """Write the stage's encoder."""
+        encoder = learner.finish()
+        _save(plan, folder, stage.name, stage, encoder, learner.prototypes)
+        distributed.barrier()  # no worker looks for the file before it is there
+
+
+def _fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
+    """A stream's encoder as it is before any training, the same in every process."""
+    model = plan.experiment.model
+    seed = _seed(plan.experiment.seed, 0 if stream == "rgb" else 1, 0)
+    return build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
+
+
+def _seed(seed: int, stage: int, purpose: int) -> int:
+    return (seed * 1000 + stage) * 10 + purpose
+
+
+def _save(
+    plan: TrainingPlan, folder: RunFolder, name: str, stage: Stage, encoder: Encoder, prototypes: Prototypes
+) -> None:
+    if distributed.rank():
+        return
+    meta = {"name": name, "experiment": plan.experiment.model_dump(mode="json"), "provenance": folder.provenance()}
+    file = EncoderFile(
+        spec=encoder.spec,
+        stream=stage.stream,
+        flow_input="published",
+        state_dict={key: value.detach().cpu() for key, value in encoder.state_dict().items()},
+        prototypes=[weight.detach().cpu() for weight in prototypes.weights],
+        meta=meta,
+    )
+    save_encoder(folder.encoder(name), file)
+    folder.push(folder.encoder(name))
