@@ -75,6 +75,7 @@ class Drill:
     cluster: LocalCluster
     changes: dict[str, Any] = field(default_factory=dict)
     driver: subprocess.Popen[bytes] | None = None
+    reached: int = 0  # the step at the newest `mark`
 
     @property
     def run(self) -> RunFolder:
@@ -117,6 +118,11 @@ class Drill:
         """Optimiser steps done, as far as the records tell."""
         records = self.records()
         return int(records[-1]["step"]) if records else 0
+
+    def mark(self) -> float:
+        """The moment of a fault, time.time(); the step reached by then is remembered."""
+        self.reached = self.step()
+        return time.time()
 
     def wait(self, holds: Callable[[], bool], what: str, seconds: float = 150) -> float:
         """Seconds until a condition holds; `TooLate` where it does not or the driver ends before."""

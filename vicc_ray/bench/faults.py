@@ -74,10 +74,11 @@ def cause_all(drill: Drill, faults: Sequence[Fault]) -> Iterator[Survived]:
     drill.start()
     drill.wait(lambda: drill.step() > BETWEEN, "the first steps", 240)
     for fault in faults:
-        reached, starts = drill.step(), len(drill.events("start"))
+        starts = len(drill.events("start"))
+        drill.mark()
         seconds = fault.cause(drill)
         again = drill.events("start")[starts:]
-        yield Survived(fault, seconds, max(reached - again[0]["step"], 0) if again else 0)
+        yield Survived(fault, seconds, max(drill.reached - again[0]["step"], 0) if again else 0)
         drill.wait_steps(BETWEEN)
 
 
@@ -88,13 +89,13 @@ def _kill_decoder(drill: Drill) -> float:
 
 
 def _kill_worker(drill: Drill) -> float:
-    at = time.time()
+    at = drill.mark()
     send(drill.processes("RayTrainWorker")[0], signal.SIGKILL)
     return drill.recovery(at)
 
 
 def _kill_node(drill: Drill) -> float:
-    at = time.time()
+    at = drill.mark()
     drill.cluster.kill(drill.cluster.nodes[0])
     return drill.recovery(at, workers=len(drill.cluster.nodes))
 
@@ -131,6 +132,7 @@ def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int
     the node goes; else they go on until it comes again."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
+        time.sleep(0.0005)
         with suppress(OSError):
             if not begun():
                 continue
@@ -139,7 +141,7 @@ def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int
                 send(pid, signal.SIGSTOP)
             mine = [pid for pid in workers if chosen(pid)] if begun() else []
             nodes = [node for node in drill.cluster.nodes if mine and mine[0] in node.tree()]
-            at = time.time()
+            at = drill.mark()
             if nodes:
                 drill.cluster.kill(nodes[0])
             for pid in workers:
@@ -155,14 +157,14 @@ def _open_files(pid: int) -> list[str]:
 
 def _join(drill: Drill) -> float:
     """Nodes come back until there are as many as at the beginning."""
-    at = time.time()
+    at = drill.mark()
     while len(drill.cluster.nodes) < NODES:
         drill.cluster.add_node()
     return drill.recovery(at, workers=len(drill.cluster.nodes))
 
 
 def _poison(drill: Drill) -> float:
-    at = time.time()
+    at = drill.mark()
     Path(drill.cluster.settings["VICC_POISON"]).touch()
     seconds = drill.recovery(at)
     assert drill.events("not finite"), "the loss never was NaN"
@@ -170,7 +172,7 @@ def _poison(drill: Drill) -> float:
 
 
 def _hang_worker(drill: Drill) -> float:
-    at = time.time()
+    at = drill.mark()
     send(drill.processes("RayTrainWorker")[-1], signal.SIGSTOP)
     return drill.recovery(at)
 
@@ -188,7 +190,7 @@ def _drain_node(drill: Drill) -> float:
     gone = time.monotonic() + NOTICE_SECONDS
     drill.wait(lambda: bool(drill.events("preemption notice")), "the notice")
     time.sleep(max(gone - time.monotonic(), 0))
-    at = time.time()
+    at = drill.mark()
     cluster.kill(node)
     return drill.recovery(at, workers=len(cluster.nodes))
 
@@ -234,7 +236,7 @@ def _kill_driver(drill: Drill) -> float:
     assert drill.driver
     drill.driver.kill()
     drill.driver.wait()
-    at = time.time()
+    at = drill.mark()
     drill.start()
     return drill.recovery(at, seconds=240)
 
@@ -248,7 +250,7 @@ def _damage_checkpoint(drill: Drill) -> float:
     time.sleep(2)  # workers end a moment after their driver
     newest = store.listing()[0]
     os.truncate(Path(store.folder) / f"step-{newest.step:09d}" / STATE_FILE, newest.bytes // 2)
-    at = time.time()
+    at = drill.mark()
     drill.start()
     seconds = drill.recovery(at, seconds=240)
     told = drill.events("damaged checkpoint")
@@ -262,7 +264,7 @@ def _terminate(drill: Drill) -> float:
     send(drill.driver.pid, signal.SIGTERM)
     status = drill.driver.wait(60)
     assert status == 130, f"status {status}"
-    at = time.time()
+    at = drill.mark()
     drill.start()
     return drill.recovery(at, seconds=240)
 
@@ -280,7 +282,7 @@ def _kill_head(drill: Drill) -> float:
     drill.cluster.start_head()
     for _ in range(nodes):
         drill.cluster.add_node()
-    at = time.time()
+    at = drill.mark()
     drill.start()
     return drill.recovery(at, seconds=240)
 
