@@ -24,6 +24,7 @@ STORE_BYTES = 160 * 2**20
 _SETTINGS = {
     "RAY_AUTH_MODE": "disabled",  # loopback only
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # else anything that runs beside them makes them wait (the default is 15)
     # The head counts a node as dead after 3 s of silence instead of 25 s: spot machines go without a word.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
