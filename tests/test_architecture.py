@@ -13,20 +13,23 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 LEVELS = [
     ["cli"],
     ["bench.faults"],
-    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint"],
+    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint", "bench.tune"],
     ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment"],
+    ["tune", "doctor", "submit"],
     ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],
-    ["evaluate.protocols", "train.loop"],
+    ["classifying", "scales"],
+    ["evaluate.nearest", "evaluate.classification", "train.loop"],
     ["evaluate.features", "session"],
-    ["data.jobs"],
+    ["data.jobs", "capacity"],
     ["data.pipeline"],
     ["train.run", "train.pretraining", "train.classification"],
-    ["train.task"],
+    ["train.task", "train.classifier_step"],
     ["train.monitor", "train.step", "train.ending", "train.restore", "progress"],
     ["train.batches", "train.optim"],
+    ["evaluate.accuracy", "evaluate.probe", "evaluate.crops", "evaluate.results", "evaluate.stored", "classifier_file"],
     ["train.schedule", "evaluate.fusion", "interop"],
     ["evaluate.retrieval", "evaluate.feature_store", "objective", "weights", "run_folder"],
-    ["evaluate.search", "data.reader", "data.probing"],
+    ["evaluate.search", "evaluate.folds", "data.reader", "data.probing"],
     ["data.samples", "data.flow_codes", "data.layouts"],
     ["data.flow_store"],
     ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
@@ -36,7 +39,19 @@ LEVELS = [
     ["storage"],
     ["errors"],
 ]
-RAY = {"session", "data.pipeline", "data.jobs", "evaluate.features", "train.loop", "bench.data_memory"}
+RAY = {
+    "session",
+    "capacity",
+    "data.pipeline",
+    "data.jobs",
+    "evaluate.features",
+    "evaluate.classification",
+    "train.loop",
+    "tune.execution",
+    "submit.client",
+    "doctor.cluster",
+    "bench.data_memory",
+}
 
 
 def _modules() -> dict[str, Path]:

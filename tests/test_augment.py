@@ -21,6 +21,7 @@ from vicc_ray.data.augment import (
     _hue,
     augment,
     draw,
+    draw_jitter,
     evaluation_input,
 )
 from vicc_ray.errors import UserError
@@ -369,6 +370,29 @@ def test_a_crop_that_fits_nowhere_falls_back_to_the_centre() -> None:
     boxes = draw(tall, keys(5), [True] * 5).boxes(20, 200)
     assert (boxes[:, 2] == 20).all() and (boxes[:, 3] <= 27).all() and (boxes[:, 3] >= 15).all()
     assert (boxes[:, 1] == (200 - boxes[:, 3]) // 2).all()
+
+
+def test_jitter_at_test_is_the_chains_jitter_alone() -> None:
+    settings = AugmentSettings(28, jitter=(0.4, 0.3, 0.2, 0.1))
+    drawn = draw_jitter(settings, keys(400), 0.3)
+    assert 80 < drawn.jitter.sum() < 160 and not (drawn.gray.any() or drawn.blur.any() or drawn.flip.any())
+    full = draw(dataclasses.replace(settings, jitter_p=1.0), keys(400), np.ones(400, np.bool_))
+    assert np.array_equal(drawn.factors, full.factors) and np.array_equal(drawn.order, full.order)
+    chosen = drawn.rows(slice(0, 12))
+    rgb, flow = clips(12), clips(12, channels=2)
+    plain, jittered = evaluation_input(rgb, 28), evaluation_input(rgb, 28, "physical", chosen)
+    assert 0 < chosen.jitter.sum() < 12
+    for row in range(12):
+        before, after = to_pixels(plain[row : row + 1])[0], to_pixels(jittered[row : row + 1])[0]  # [3,T,s,s]
+        for t in range(2):
+            want = chain_twin(before[:, t].clamp(0, 255) / 255, chosen, row) * 255
+            torch.testing.assert_close(after[:, t], want, atol=0.6, rtol=0)
+        assert bool(torch.equal(before, after)) == (not chosen.jitter[row])
+    assert torch.equal(evaluation_input(flow, 28, "physical", chosen), evaluation_input(flow, 28))
+    as_picture = evaluation_input(flow, 28, "reference", chosen)
+    assert not torch.equal(as_picture, evaluation_input(flow, 28, "reference"))
+    with pytest.raises(ValueError, match="parameters of 400 clips for 12"):
+        evaluation_input(rgb, 28, "physical", drawn)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 43), (43, 32)])

@@ -12,6 +12,7 @@ from vicc_ray.data.clips import (
     frames_at_rate,
     frames_at_stamps,
     grid_points,
+    random_start,
     share,
     subset,
     training_sample,
@@ -106,6 +107,15 @@ def test_evaluation_windows() -> None:
     assert evaluation_starts(12, 12, 1, "all") == [0]
     assert evaluation_starts(5, 12, 1, "all") == [-7]
     assert evaluation_starts(64, 32, 1, "all") == [0, 15, 30, 32]  # every T/2 - 1, the last at the end
+
+
+def test_a_random_window_lies_anywhere_in_the_video_and_is_fixed() -> None:
+    starts = [random_start(0, video, 20, 12, 1) for video in range(900)]
+    assert {starts.count(start) > 60 for start in range(9)} == {True} and set(starts) == set(range(9))
+    assert starts == [random_start(0, video, 20, 12, 1) for video in range(900)]
+    assert starts != [random_start(1, video, 20, 12, 1) for video in range(900)]
+    assert max(random_start(0, video, 30, 12, 2) for video in range(200)) == 30 - 23
+    assert (random_start(0, 5, 12, 12, 1), random_start(0, 5, 5, 12, 1)) == (0, -7)
 
 
 def test_subset_is_fixed_sorted_and_without_repeats() -> None:

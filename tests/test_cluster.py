@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from vicc_ray.bench.nodes import descendants
+from vicc_ray.evaluate.results import read_all
 from vicc_ray.records import read_records
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.weights import load_encoder
@@ -105,11 +106,11 @@ def test_the_same_command_goes_on_after_a_kill(run: tuple[RunFolder, str, int]) 
 
 def test_the_quickstart_leaves_results_and_a_report(run: tuple[RunFolder, str, int]) -> None:
     folder, output, _ = run
-    results = json.loads(folder.results.read_text())
-    assert results["chance"] == pytest.approx(0.125)
-    assert results["seconds"] > 0
-    assert [row["name"] for row in results["rows"]] == ["random", "RGB-1", "Flow-1", "RGB-2", "Flow-2", "R+F"]
-    for row in results["rows"]:
+    (results,) = read_all(folder)
+    assert results.chance == pytest.approx(0.125)
+    assert results.seconds > 0
+    assert [row["name"] for row in results.rows] == ["random", "RGB-1", "Flow-1", "RGB-2", "Flow-2", "R+F"]
+    for row in results.rows:
         assert 0 <= row["R@1"] <= row["R@5"] <= row["R@10"] <= row["R@20"] <= 1
     page = folder.report.read_text()
     assert "<script src" not in page
@@ -124,6 +125,26 @@ def test_the_quickstart_leaves_results_and_a_report(run: tuple[RunFolder, str, i
     monitors = [r for r in read_records(folder.metrics) if r["kind"] == "monitor"]
     assert {r["stage"] for r in monitors} == {"RGB-1", "Flow-1", "RGB-2", "Flow-2"}
     assert load_encoder(folder.encoder("Flow-2")).stream == "flow"
+
+
+def test_evaluating_again_takes_the_features_as_they_are_stored(run: tuple[RunFolder, str, int]) -> None:
+    folder, _, _ = run
+    vicc = str(Path(sys.executable).parent / "vicc")
+    (before,) = read_all(folder)
+    files = {path: path.stat().st_mtime_ns for path in folder.features.iterdir()}
+    assert len(files) == 10  # five encoders, two sides
+    command = [vicc, "evaluate", str(folder.path), "--json"]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["evaluations"][0]["rows"] == before.rows
+    assert "features of RGB-2 as they were stored" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.features.iterdir()} == files
+    reference = [*command, "--set", "evaluate.retrieval=reference", "--train-on", "all", "--test-on", "query"]
+    published = subprocess.run(reference, capture_output=True, text=True, timeout=300, check=False)
+    assert published.returncode == 0, published.stderr
+    found = json.loads(published.stdout)["evaluations"][0]
+    assert (found["protocol"], found["train"], found["test"]) == ("reference", 40, 16)
+    assert len(list(folder.features.iterdir())) == 20 and len(read_all(folder)) == 2
 
 
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(run: tuple[RunFolder, str, int]) -> None:

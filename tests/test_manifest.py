@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from videos import numbered_frames, spoil, truncate, write_video
 
 from vicc_ray.data.decode import VideoError
 from vicc_ray.data.manifest import Manifest, VideoRow, content_hash, probe
 from vicc_ray.errors import UserError
+from vicc_ray.indexing import IndexOptions, index_videos
 
 # What is in a file ---------------------------------------------------------------------------------------------------
 
@@ -129,6 +132,50 @@ def test_manifest_goes_through_a_file_unchanged(tmp_path: Path) -> None:
     assert [row.video for row in again.select("query")] == ["/v/b ü'\".mp4"]
     with pytest.raises(UserError, match=r"no video in split 'test'; it has: query \(1\), train \(1\)"):
         again.select("test")
+
+
+def test_a_manifest_knows_its_data_set(tmp_path: Path) -> None:
+    rows = [VideoRow("a.mp4", frames=9)]
+    for dataset, fold in (("ucf101", 3), ("kinetics", None), (None, None)):
+        manifest = Manifest(rows, dataset, fold)
+        manifest.write(tmp_path / "m.parquet")
+        read = Manifest.read(tmp_path / "m.parquet")
+        assert (read.dataset, read.fold, read.videos) == (dataset, fold, rows)
+        assert read.fingerprint() == Manifest(rows).fingerprint()
+    # Files of before, and of others, tell nothing.
+    table = pq.read_table(tmp_path / "m.parquet")
+    for metadata in (None, {"other": "x"}, {"vicc_ray": "no JSON"}, {"vicc_ray": "[1]"}, {"vicc_ray": '{"fold": "1"}'}):
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "old.parquet")
+        old = Manifest.read(tmp_path / "old.parquet")
+        assert (old.dataset, old.fold, old.videos) == (None, None, rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        (IndexOptions("ucf101", fold=2), ("ucf101", 2)),
+        (IndexOptions(), ("ucf101", 1)),  # recognised
+        (IndexOptions(split="random:0.5"), ("ucf101", None)),  # the videos of it, on other sides
+        (IndexOptions("folders"), (None, None)),
+    ],
+)
+def test_index_names_the_data_set_and_its_split(
+    tmp_path: Path, options: IndexOptions, known: tuple[str | None, int | None]
+) -> None:
+    clip = numbered_frames(12)
+    names = [f"{label}/v_{label}_g0{group}_c01.mp4" for label in "AB" for group in (1, 2)]
+    for name in names:
+        (tmp_path / "UCF101" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "UCF101" / name, clip)
+    for kind, fold in itertools.product(("train", "test"), (1, 2)):
+        lines = [
+            name + " 1" * (kind == "train") for name in names if ("_g01" in name) == ((kind == "test") == (fold == 1))
+        ]
+        (tmp_path / "UCF101" / f"{kind}list0{fold}.txt").write_text("\n".join(lines))
+    index_videos(str(tmp_path / "UCF101"), tmp_path / "m.parquet", options)
+    read = Manifest.read(tmp_path / "m.parquet")
+    assert (read.dataset, read.fold) == known
+    assert len(read) == 4
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

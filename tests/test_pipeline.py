@@ -12,7 +12,6 @@ from tiny import tiny_experiment, tiny_plan
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.pipeline import DecodeShares, DecodeWindows, list_windows, segments
 from vicc_ray.data.samples import read_clips
-from vicc_ray.evaluate.features import _mean_over_windows
 from vicc_ray.train.batches import decode_share
 from vicc_ray.train.monitor import monitor_plan
 
@@ -61,17 +60,27 @@ def test_windows_of_several_videos_share_a_block_and_a_long_video_may_have_sever
         np.testing.assert_array_equal(joined[stream][3:6], whole[stream])  # type: ignore[index]
 
 
-def test_features_are_means_over_windows_without_refused_videos(videos: Manifest) -> None:
-    rows = videos.videos[:4]
-    columns = {
-        "video": np.array([0, 0, 1, 2, 2, 2, 3]),
-        "refused": np.array(["", "", "gone", "", "", "", ""], object),
-        "RGB-1": np.array([[1.0], [3.0], [9.0], [1.0], [2.0], [6.0], [5.0]], np.float32),
-    }
-    table = _mean_over_windows(columns, rows, ("RGB-1",))
-    assert table.videos == (rows[0], rows[2], rows[3])
-    assert table.features["RGB-1"].tolist() == [[2.0], [3.0], [5.0]]
-    assert table.refused == ((rows[1].video, "gone"),)
+def test_only_the_streams_asked_for_are_decoded(videos: Manifest) -> None:
+    experiment = tiny_experiment()
+    rows = videos.videos[:2]
+    windows = list_windows(rows, experiment.clip, "all")
+    both = DecodeWindows(rows, windows, 6, experiment)({"unit": np.array([0])})
+    for stream in ("rgb", "flow"):
+        one = DecodeWindows(rows, windows, 6, experiment, [stream])({"unit": np.array([0])})  # type: ignore[list-item]
+        assert set(one) == {"video", "start", "refused", stream}
+        assert [*zip(one["video"].tolist(), one["start"].tolist(), strict=True)] == windows
+        np.testing.assert_array_equal(one[stream], both[stream])
+
+
+def test_random_windows_hang_on_the_seed_and_the_video_alone(videos: Manifest, tmp_path: Path) -> None:
+    clip = tiny_experiment().clip
+    rows = videos.videos
+    drawn = dict(zip(rows, [start for _, start in list_windows(rows, clip, "random", 3)], strict=True))
+    assert [number for number, _ in list_windows(rows, clip, "random", 3)] == list(range(len(rows)))
+    moved = [replace(row, video=str(tmp_path / str(i))) for i, row in enumerate(rows)][::-1]
+    assert [start for _, start in list_windows(moved, clip, "random", 3)] == list(drawn.values())[::-1]
+    assert set(drawn.values()) == {0, 1, 2, 3, 4}
+    assert [start for _, start in list_windows(rows, clip, "random", 4)] != list(drawn.values())
 
 
 def test_segments_cover_every_step_once() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate.results import Evaluation
 from vicc_ray.report import write_report
 from vicc_ray.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Level, chart, count, thinned, ticks
 from vicc_ray.report.folder import read_folder
@@ -75,7 +77,8 @@ def metrics() -> list[dict[str, Any]]:
     for i in range(40):
         shared = {"stage": STAGES[i // 10], "samples": 32 * (i + 1)}
         values = {"loss": 3.4 - 0.05 * (i % 10), "ln_k": math.log(32), "entropy": 1.5, "prototypes_used": 0.9}
-        records.append({"kind": "train", "step": i % 10, "samples_per_second": 30.0, **shared, **values})
+        times = {"samples_per_second": 30.0, "time": 1.7e9 + 342.4 * i / 39}
+        records.append({"kind": "train", "step": i % 10, **times, **shared, **values})
         if i % 5 == 4:
             records.append({"kind": "monitor", "R@1": 0.3, "R@5": 0.6, **shared})
     return records
@@ -92,13 +95,22 @@ def run(tmp_path: Path, videos: list[str]) -> Path:
     return make_run(tmp_path / "quickstart", videos)
 
 
+def put_evaluation(folder: Path, **changes: Any) -> None:
+    facts: dict[str, Any] = {"protocol": "retrieval", "run": folder.name, "seed": 0, "data": "motion", "fold": None}
+    facts |= {"train_on": "train", "test_on": "query", "train": 400, "test": 160, "chance": 0.125, "seconds": 9.0}
+    one = Evaluation(**{**facts, "rows": [], **changes})
+    (folder / "evaluations").mkdir(exist_ok=True)
+    (folder / "evaluations" / one.file_name).write_text(json.dumps(asdict(one)))
+
+
 def make_run(folder: Path, videos: list[str], rgb2: float = 0.66) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text("clip: {frames: 12, size: 56}\nmodel: {backbone: r2plus1d_10}\n# <b>bold</b>\n")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics()))
     names = {"random init": 0.14, "RGB-1": 0.15, "Flow-1": 0.63, "RGB-2": rgb2, "Flow-2": 0.7, "R+F": 0.744}
     rows = [{"name": name, "R@1": share, "R@5": share + 0.2} for name, share in names.items()]
-    (folder / "results.json").write_text(json.dumps({"chance": 0.125, "seconds": 342.4, "rows": rows}))
+    classes = {"RGB-2": {"orbit": {"queries": 3, "R@1": 0.875}}, "R+F": {"orbit": {"queries": 3, "R@1": 0.625}}}
+    put_evaluation(folder, rows=rows, classes=classes)
     query = {"video": videos[0], "label": "orbit"}
     found = [
         {"video": videos[1], "label": "orbit", "similarity": 0.91},
@@ -145,9 +157,7 @@ def test_the_gallery_moves_and_marks_right_and_wrong(run: Path, tmp_path: Path) 
 
 
 def test_all_text_is_escaped_and_nothing_is_fetched(run: Path, tmp_path: Path, videos: list[str]) -> None:
-    results = json.loads((run / "results.json").read_text())
-    results["rows"][0]["name"] = EVIL
-    (run / "results.json").write_text(json.dumps(results))
+    put_evaluation(run, rows=[{"name": EVIL, "R@1": 0.5}], data=EVIL, notes=(EVIL,), refused=((EVIL, EVIL),))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "stage": EVIL, "samples": 9999, "loss": 1.0}) + "\n")
     page = written(tmp_path, run, make_run(tmp_path / "<img src=x onerror=y>", videos))
@@ -170,18 +180,57 @@ def test_several_runs_are_compared(run: Path, tmp_path: Path, videos: list[str])
     assert "quickstart (1)" in twins.text and "quickstart (2)" in twins.text
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "neighbours.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations", "neighbours.json"])
 def test_a_missing_part_is_said(run: Path, tmp_path: Path, name: str) -> None:
-    (run / name).unlink()
+    (run / name).rename(tmp_path / "elsewhere")
     assert f"{name} is missing" in written(tmp_path, run).text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"rows": 3, "RGB-1": [1, {"query": 2}], "chance": "x"}'])
 def test_broken_parts_are_no_crash(run: Path, tmp_path: Path, text: str) -> None:
-    for name in ("metrics.jsonl", "results.json", "neighbours.json"):
+    for name in ("metrics.jsonl", "evaluations/retrieval-motion-train-query.json", "neighbours.json"):
         (run / name).write_text(text)
     (run / "config.yaml").write_text("- only\n- a list\n")
-    assert "results.json" in written(tmp_path, run, run).text
+    assert "retrieval-motion-train-query.json: is no result" in written(tmp_path, run, run).text
+
+
+def test_every_evaluation_has_its_table_and_its_classes(run: Path, tmp_path: Path) -> None:
+    """Retrieval first; a row of fitted fusion tells its weights, and what was left out is said."""
+    rows = [{"name": "RGB-2", "top-1": 0.801, "mean class": 0.79}, {"name": "R+F", "weights": [1.4, 0.6], "top-1": 0.9}]
+    refused = (("bad.avi", "no picture"), ("worse.avi", "empty"))
+    put_evaluation(
+        run, protocol="linear", data="ucf101", fold=2, rows=rows, chance=0.01, notes=("ten crops",), refused=refused
+    )
+    page = written(tmp_path, run)
+    titles = [text for text in page.words if " on " in text and "videos" in text]
+    assert titles == [
+        "Nearest-neighbour retrieval on motion: 160 queries in 400 videos",
+        "Linear probe on ucf101 split 2: 160 videos, learnt on 400",
+    ]
+    for told in (
+        "R+F (1.4 : 0.6)",
+        "80.1",
+        "80.1 x",
+        "mean class, %",
+        "ten crops",
+        "not measured",
+        "R@1 of each class, %",
+    ):
+        assert told in page.text, told
+    assert "2 videos left out (the first: bad.avi: no picture)" in page.text and "87.5" in page.text
+
+
+def test_folds_and_seeds_are_averaged_where_there_are_several(run: Path, tmp_path: Path, videos: list[str]) -> None:
+    assert "Mean and spread" not in written(tmp_path, run).text
+    for fold, share in ((1, 0.6), (2, 0.7), (3, 0.65)):
+        put_evaluation(run, data="ucf101", fold=fold, rows=[{"name": "RGB-2", "R@1": share, "mAP": 0.5}])
+    page = written(tmp_path, run)
+    assert "RGB-2, nearest-neighbour retrieval on ucf101" in page.text and "65.0 ± 5.0" in page.text
+    other = make_run(tmp_path / "seed 1", videos)
+    put_evaluation(other, data="ucf101", fold=1, rows=[{"name": "RGB-2", "R@1": 0.7}])
+    both = written(tmp_path, run, other)
+    assert "first figure of each, %" in both.text and "66.2 ± 4.8" in both.text
+    assert "RGB-2, nearest-neighbour retrieval on motion" in both.text
 
 
 def test_a_line_cut_by_a_crash_and_a_resumed_stretch(run: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_run_in_an_object_store_is_the_same_from_another_machine(
     append_record(first.metrics, {"step": 1})
     first.encoder("RGB-1").parent.mkdir()
     first.encoder("RGB-1").write_bytes(b"weights")
-    first.push(first.metrics, first.encoder("RGB-1"), first.results)  # what is not there is passed over
+    first.push(first.metrics, first.encoder("RGB-1"), first.results_csv)  # what is not there is passed over
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     second = RunFolder.at(f"{bucket}/runs/mine")
     assert second.path != first.path

@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -46,6 +46,12 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address", envvar="RAY_ADDRESS", help="A running Ray cluster; default: one of its own on this machine."
+    ),
+]
+AtScale = Annotated[
+    Literal["full", "smoke"],
+    typer.Option(
+        "--scale", help="smoke: the whole path at trial sizes, in minutes on two cores; NAME becomes NAME-smoke."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -137,6 +143,7 @@ def flow(
         Path | None, typer.Option("--for", help="Experiment file whose flow settings, decode size and store are taken.")
     ] = None,
     overrides: Overrides = None,
+    scale: AtScale = "full",
     algorithm: Annotated[
         str | None, typer.Option(help="dis, farneback, tvl1, motion_vectors or raft; default: dis.")
     ] = None,
@@ -149,15 +156,15 @@ def flow(
     debug: Debug = False,
 ) -> None:
     """Measure the optical flow of a manifest's videos once and store it. The same command goes on after an interruption."""
-    from vicc_ray.config import experiment_with
     from vicc_ray.data.manifest import Manifest
     from vicc_ray.flowing import FlowOptions, store_flow
+    from vicc_ray.scales import experiment_at
 
     changes = list(overrides or [])
     changes += [f"flow.algorithm={algorithm}"] * (algorithm is not None)
     changes += [f"flow.weights={weights}"] * (weights is not None)
     changes += [f"clip.decode_size=[{size.replace('x', ', ')}]"] if size else []
-    asked = experiment_with(experiment, changes)
+    asked = experiment_at(experiment, changes, scale)
     where = store or asked.flow.store
     if where is None:
         raise UserError("--store: is not set; name a folder or URI for the flow, for example --store flow/tvl1")
@@ -170,16 +177,17 @@ def flow(
 def preview(
     experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
     overrides: Overrides = None,
+    scale: AtScale = "full",
     samples: Annotated[int, typer.Option(min=1, help="Training samples to show.")] = 6,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("preview.html"),
     debug: Debug = False,
 ) -> None:
     """Write a page with what the network would see: augmented views of some samples and their flow in colour."""
-    from vicc_ray.config import load_experiment
     from vicc_ray.preview import write_preview
     from vicc_ray.run_folder import RunFolder
+    from vicc_ray.scales import experiment_at
 
-    asked = load_experiment(experiment, overrides or [])
+    asked = experiment_at(experiment, overrides or [], scale)
     manifest = RunFolder.at(asked.run_folder).read_manifest(asked)
     console.print(f"preview: {write_preview(asked, manifest, out, samples)}", markup=False)
 
@@ -190,6 +198,7 @@ def preview(
 def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
     overrides: Overrides = None,
+    scale: AtScale = "full",
     plan: Annotated[bool, typer.Option("--plan", help="Print the stages without running anything.")] = False,
     videos: Annotated[
         int | None, typer.Option(min=1, help="With --plan: number of training videos, where there is no manifest.")
@@ -200,9 +209,9 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train every stage of an experiment. The same command resumes an interrupted run and skips finished stages."""
-    from vicc_ray.config import load_experiment
+    from vicc_ray.scales import experiment_at
 
-    asked = load_experiment(experiment, overrides or [])
+    asked = experiment_at(experiment, overrides or [], scale, videos)
     if plan:
         from vicc_ray.planning import print_plan
 
@@ -237,23 +246,40 @@ def status(
         print_status(found)
 
 
-@app.command(epilog="Example: vicc evaluate runs/mine")
+@app.command(epilog="Example: vicc evaluate runs/mine --protocol retrieval --data hmdb51.parquet")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    runs: Annotated[list[str], typer.Argument(help="Run folders, paths or URIs; several give mean and spread too.")],
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="retrieval, linear (probe learnt by SGD), finetune, probe (linear fit on stored features), or all."
+        ),
+    ] = "retrieval",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Manifest to judge on; default: the run's own. May be repeated.")
+    ] = None,
+    train_on: Annotated[
+        str | None, typer.Option(help="Split that is searched in or learnt from, or 'all'; default: the experiment's.")
+    ] = None,
+    test_on: Annotated[
+        str | None, typer.Option(help="Split that is asked about, or 'all'; default: the experiment's.")
+    ] = None,
     overrides: Overrides = None,
     address: Address = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Nearest-neighbour retrieval of every finished stage and of both streams together (R+F)."""
-    from vicc_ray.evaluation import evaluate_run, print_retrieval
+    """Judge every finished stage of one or more runs, and both streams together (R+F)."""
+    from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations, told_aside
 
-    retrieval = evaluate_run(run, overrides or [], address, verbose)
+    asked = (runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
     if as_json:
-        _print_json({"chance": retrieval.chance, "seconds": retrieval.seconds, "rows": retrieval.rows})
+        with told_aside():
+            found = evaluate_runs(*asked)
+        _print_json(evaluations_json(found))
     else:
-        print_retrieval(retrieval)
+        print_evaluations(evaluate_runs(*asked))
 
 
 @app.command(epilog="Example: vicc report runs/quickstart runs/mine --out report.html")
@@ -319,6 +345,155 @@ def bench(
 
     if not run_bench(name, json_file, rounds, manifest):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: vicc tune experiments/sweep_quickstart.yaml --set data.manifest=videos.parquet")
+def tune(
+    sweep: Annotated[str, typer.Argument(help="Experiment file with a search section, or a sweep's folder.")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a sweep; refused where there is none to go on with.")
+    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="How the sweep stands; reads its folder only.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Ask the sweep's driver to end after its trials' next checkpoints.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the next trials.")] = False,
+    address: Address = None,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Search settings for the best retrieval recall, a training run a trial. The same command goes on after an interruption."""
+    from vicc_ray.tune.tuning import load_sweep, print_dry_run, request_stop, run_sweep
+
+    if sum((resume, status, stop, dry_run)) > 1:
+        raise UserError("--resume, --status, --stop and --dry-run: give one of them")
+    asked = load_sweep(sweep, overrides or [], resume)
+    if status:
+        from vicc_ray.tune.status import print_sweep_status, sweep_status
+
+        found = sweep_status(asked)
+        _print_json(found) if as_json else print_sweep_status(found)
+    elif stop:
+        console.print(f"{request_stop(asked)}: asked to stop", markup=False)
+    elif dry_run:
+        print_dry_run(asked, address, as_json)
+    else:
+        folder = run_sweep(asked, address, verbose)
+        if as_json:
+            from vicc_ray.tune.status import sweep_status
+
+            _print_json(sweep_status(folder.experiment()))
+
+
+JobsServer = Annotated[
+    str,
+    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="Ray's dashboard, for example http://HOST:8265."),
+]
+Verify = Annotated[str, typer.Option(help="Certificate of an https address: true, false, or a file of trusted ones.")]
+
+
+@app.command(
+    epilog="Example: vicc submit experiments/quickstart.yaml --address http://HOST:8265 --set runs=s3://bucket/runs --follow"
+)
+def submit(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    address: JobsServer,
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- WORDS...]", help="More words for the verb, after '--'.")
+    ] = None,
+    verb: Annotated[Literal["train", "tune", "evaluate", "doctor"], typer.Option(help="What runs there.")] = "train",
+    workers: Annotated[
+        str | None, typer.Option(help="train.workers: a number, or the least and the most as 2:8.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the log until the end; exit with its status.")] = False,
+    overrides: Overrides = None,
+    scale: AtScale = "full",
+    lock: Annotated[
+        Path | None, typer.Option(help="Requirements file to install on the nodes first; default: what they have.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Container image to run in (nodes need podman).")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of the job, no secret.")
+    ] = None,
+    verify: Verify = "true",
+    debug: Debug = False,
+) -> None:
+    """Run an experiment on a cluster through Ray's jobs server. The same command comes back to a job that runs already."""
+    from vicc_ray.scales import experiment_at
+    from vicc_ray.submit.request import Environment, parse_variables, parse_workers
+    from vicc_ray.submit.verbs import submit_experiment
+
+    changes = [*(overrides or []), *([f"train.workers={parse_workers(workers)}"] if workers else [])]
+    asked = experiment_at(experiment, changes, scale)
+    environment = Environment(lock, image, parse_variables(env or []))
+    job = submit_experiment(asked, address, verb, extra or [], environment, follow, verify)
+    if follow:
+        raise typer.Exit(job.exit_status())
+
+
+@app.command(epilog="Example: vicc jobs vicc-train-mine-1f0c5a3e --address http://HOST:8265 --follow")
+def jobs(
+    address: JobsServer,
+    job: Annotated[str | None, typer.Argument(help="Id of a job, or name of a run; default: all.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the log until the end; exit with its status.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the job after a checkpoint.")] = False,
+    verify: Verify = "true",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List a cluster's jobs, follow one, or end one."""
+    from vicc_ray.submit.client import connect
+    from vicc_ray.submit.verbs import find_job, follow_job, jobs_json, print_jobs
+
+    if (follow or stop) and job is None:
+        raise UserError("--follow and --stop: say which job; 'vicc jobs' without them lists all")
+    client = connect(address, verify)
+    found = [find_job(client, job)] if job else client.jobs()
+    if stop:
+        client.stop(found[0].id)
+        console.print(f"{found[0].id}: asked to end after a checkpoint", markup=False)
+    if follow:
+        raise typer.Exit(follow_job(client, found[0].id, address).exit_status())
+    if not stop:
+        _print_json(jobs_json(found)) if as_json else print_jobs(found)
+
+
+@app.command(epilog="Example: vicc doctor experiments/quickstart.yaml --address HEAD:6379")
+def doctor(
+    experiment: Annotated[Path | None, typer.Argument(help="Experiment file (YAML) that is to run there.")] = None,
+    overrides: Overrides = None,
+    scale: AtScale = "full",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            envvar="RAY_ADDRESS",
+            help="Ray cluster HOST:6379, seen from one of its nodes, or its dashboard http://HOST:8265, from anywhere.",
+        ),
+    ] = None,
+    verify: Verify = "true",
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Look, from each node, whether an experiment can run there, and say what to do where not. Status 1 where something fails."""
+    from vicc_ray.scales import experiment_at
+
+    asked = experiment_at(experiment, overrides or [], scale) if experiment else None
+    if address and address.startswith("http"):
+        from vicc_ray.submit.verbs import submit_experiment
+
+        if asked is None:
+            raise UserError("vicc doctor: a dashboard is asked by sending an experiment there; name its file")
+        extra = ["--json"] if as_json else []
+        raise typer.Exit(submit_experiment(asked, address, "doctor", extra, None, True, verify).exit_status())
+    from vicc_ray.doctor.verb import examine, findings_json, healthy, print_findings
+
+    findings = examine(asked, address, verbose)
+    _print_json(findings_json(findings)) if as_json else print_findings(findings)
+    raise typer.Exit(0 if healthy(findings) else 1)
 
 
 def _print_json(value: Any) -> None:

@@ -442,12 +442,118 @@ class FinetuneConfig(ClassifierConfig):
     dropout: float = Field(0.9, ge=0, lt=1)
 
 
+RANGES = {"log": 2, "uniform": 2, "int": 2, "log_int": 2, "choice": None}  # kind -> how many values it takes
+
+
+class Range(NamedTuple):
+    """The values that a sweep tries of one setting: between two bounds (both included), or one of several."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+
+def _parse_range(value: Any) -> Range:
+    if isinstance(value, Range):
+        return value
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in RANGES:
+        raise ValueError(
+            "write {log: [0.03, 0.3]}, {uniform: [0.5, 1]}, {int: [1, 5]}, {log_int: [64, 3000]} or {choice: [a, b, c]}"
+        )
+    kind, values = next(iter(value.items()))
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(f"{kind} needs a list of values")
+    if kind == "choice":
+        if len({repr(one) for one in values}) != len(values):
+            raise ValueError("choice names a value twice")
+        return Range(kind, tuple(values))
+    whole = kind in ("int", "log_int")
+    if len(values) != 2 or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in values):
+        raise ValueError(f"{kind} needs two numbers, the lowest and the highest value")
+    if whole and any(not isinstance(one, int) for one in values):
+        raise ValueError(f"{kind} needs two whole numbers")
+    low, high = values
+    if not low < high:
+        raise ValueError(f"{kind} needs its lowest value first: {low} is not below {high}")
+    if kind.startswith("log") and low <= 0:
+        raise ValueError(f"{kind} needs values above 0")
+    return Range(kind, (low, high) if whole else (float(low), float(high)))
+
+
+def _dump_range(value: Range) -> dict[str, list[Any]]:
+    return {value.kind: list(value.values)}
+
+
+SpaceRange = Annotated[Range, PlainValidator(_parse_range), PlainSerializer(_dump_range)]
+
+
+class Budget(NamedTuple):
+    """How much a sweep may spend; its unit is trials, hours or device-hours."""
+
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+def _parse_budget(value: Any) -> Budget:
+    if isinstance(value, Budget):
+        return value
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(trial|hour|device-hour)s?\s*", str(value).lower())
+    if not match or float(match[1]) <= 0 or (match[2] == "trial" and float(match[1]) % 1):
+        raise ValueError("a budget is written '12 trials', '2 hours' or '4 device-hours'")
+    return Budget(float(match[1]), f"{match[2]}s")
+
+
+def _refuse_pbt(value: Any) -> Any:
+    if str(value).lower() == "pbt":
+        raise ValueError(
+            "population based training copies the weights of a good trial into a bad one, and Ray Train hands Ray Tune no "
+            "weights to copy; allowed: asha, median, none"
+        )
+    return value
+
+
+class SearchConfig(Section):
+    """A sweep, for `vicc tune`: which settings are tried, what they are judged by, how much may be spent."""
+
+    space: dict[str, SpaceRange] = Field({}, description="setting -> {log|uniform|int|log_int: [a, b]} or {choice: [...]}")
+    metric: str | tuple[str, ...] = Field(
+        "RGB-2/R@1", description="STAGE/FIGURE of the recall during training; several: their mean"
+    )
+    mode: Literal["max", "min"] = Field("max", description="whether a high or a low metric is good")
+    against: Literal["none", "seconds", "device-hours"] = Field(
+        "none", description="a cost that is searched against the metric; the answer is then a front, not one trial"
+    )
+    budget: Annotated[Budget, PlainValidator(_parse_budget), PlainSerializer(str)] = Field(
+        Budget(20, "trials"), description="'12 trials', '2 hours' or '4 device-hours'"
+    )
+    concurrency: int | None = Field(None, ge=1, description="trials at once; none: as many as there is room for")
+    sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="how the next trial is chosen")
+    random_starts: int = Field(5, ge=1, description="trials at random before tpe learns from them")
+    scheduler: Annotated[Literal["asha", "median", "none"], BeforeValidator(_refuse_pbt)] = Field(
+        "asha", description="which trials stop early: asha keeps the best 1/reduction at each rung"
+    )
+    reduction: int = Field(3, ge=2, description="asha: rungs lie this factor of samples apart")
+    grace: Length = Field(
+        Duration(0, "steps"), description="length of the measured stage before a trial may be stopped; 0: the first look"
+    )
+    share: Literal["auto", "single", "none"] = Field(
+        "auto",
+        description="single-stream stages: auto: made once where no searched setting acts on them; single: made once in any "
+        "case, what is searched acts on the cross-stream stages only; none: made by each trial",
+    )
+    max_failures: int = Field(2, ge=0, description="restarts of a trial whose driver was lost")
+    seed: int = Field(0, ge=0, description="of the sampler")
+
+
 class Experiment(Section):
     """Everything that defines a run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run below `runs`")
     runs: str = Field("runs", description="folder or URI (s3://bucket/runs) that holds runs")
     seed: int = Field(0, ge=0)
+    scale: Literal["full", "smoke"] = Field("full", description="smoke: trial sizes, set by --scale smoke; no result")
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()
     flow: FlowConfig = FlowConfig()
@@ -460,6 +566,7 @@ class Experiment(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     linear: LinearConfig = LinearConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    search: SearchConfig | None = Field(None, description="a sweep over settings, for `vicc tune`")
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
@@ -490,6 +597,7 @@ FREE_FIELDS = (
     "evaluate",
     "linear",
     "finetune",
+    "search",
     "data.manifest",
     "data.gallery_split",
     "data.query_split",
@@ -533,6 +641,14 @@ def dump_experiment(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 
+def with_settings(experiment: Experiment, settings: Mapping[str, Any], source: str) -> Experiment:
+    """The experiment with some settings, {dotted path: value}, changed; UserError where one is refused."""
+    tree = experiment.model_dump(mode="json")
+    for path, value in settings.items():
+        _set(tree, path.split("."), value)
+    return make_experiment(tree, source)
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as {dotted path: value}."""
     rows: dict[str, Any] = {}
@@ -545,10 +661,11 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
     """Changes between two experiments that alter what is learnt, as 'path: was A, now B'."""
     before, after = (flatten(experiment.model_dump(mode="json")) for experiment in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return [f"{key}: was {before.get(key)}, now {after.get(key)}" for key in keys if not _free(key)]
+    return [f"{key}: was {before.get(key)}, now {after.get(key)}" for key in keys if not is_free(key)]
 
 
-def _free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a setting leaves what is learnt as it is."""
     return any(key == field or key.startswith(f"{field}.") for field in FREE_FIELDS)
 
 

@@ -11,6 +11,7 @@ from vicc_ray.config import ClipConfig
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Found, scan
+from vicc_ray.data.layouts.scanning import FOLDED, OFFICIAL
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import Journal, check_named, probe_named, row_of, to_probe
 from vicc_ray.errors import UserError
@@ -61,11 +62,17 @@ def index_videos(source: str, out: Path, options: IndexOptions = NO_OPTIONS) -> 
                 rows[place] = row_of(found[place], outcome)
                 journal.add(rows[place])
                 counter.advance()
-        manifest = Manifest(rows[place] for place in sorted(rows))
+        manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
         _tell(source, out, manifest, found)
         manifest.write(out)
         journal.remove()
     return manifest
+
+
+def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None]:
+    """The data set that the layout tells, and its official split where the videos are placed by it."""
+    dataset = found.layout if found.layout in OFFICIAL else None
+    return dataset, options.fold if dataset in FOLDED and not options.split else None
 
 
 def _known(out: Path) -> dict[str, VideoRow]:

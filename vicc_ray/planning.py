@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.table import Table
 
 from vicc_ray.config import Experiment
-from vicc_ray.console import console
+from vicc_ray.console import console, errors
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
+from vicc_ray.experiments_table import videos_of
 from vicc_ray.train.schedule import describe, make_stages
 
 
 def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> None:
-    """Print the stages for `videos` training videos, or for those of the manifest."""
-    if videos is None:
-        if experiment.data.manifest is None:
-            raise UserError(
-                "data.manifest: is not set, so the length of an epoch is unknown; set it or give --videos N"
-            )
-        videos = len(Manifest.read(experiment.data.manifest).select(experiment.data.train_split))
+    """Print the stages for `videos` training videos, or for those of the manifest; a published row's need not be there."""
+    videos = videos or _videos(experiment)
     stages = make_stages(experiment, videos)
     rows = describe(stages, experiment)
     if as_json:
@@ -34,3 +31,14 @@ def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> Non
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
+
+
+def _videos(experiment: Experiment) -> int:
+    manifest = experiment.data.manifest
+    if manifest is None:
+        raise UserError("data.manifest: is not set, so the length of an epoch is unknown; set it or give --videos N")
+    published = videos_of(manifest)
+    if published and not Path(manifest).exists():
+        errors.print(f"{manifest} is not there yet; planned for the {published} training videos of UCF101, split 1")
+        return published
+    return len(Manifest.read(manifest).select(experiment.data.train_split))

@@ -10,9 +10,9 @@ from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.synthetic import make_dataset
-from vicc_ray.errors import UserError
-from vicc_ray.evaluate.protocols import retrieve
-from vicc_ray.evaluation import print_retrieval
+from vicc_ray.evaluate.nearest import retrieve
+from vicc_ray.evaluation import data_name, print_evaluation, say
+from vicc_ray.experiments_table import shipped_experiment
 from vicc_ray.indexing import index_videos
 from vicc_ray.report import write_report
 from vicc_ray.run_folder import RunFolder
@@ -36,20 +36,12 @@ def run_quickstart(
     # One Ray for training and evaluation: its start costs as much as a stage.
     with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, None, verbose) as resources:
         run_training(experiment, None, verbose)
-        retrieval = retrieve(folder, experiment, Manifest.read(folder.manifest), resources)
-    retrieval.write(folder, time.monotonic() - started)
-    print_retrieval(retrieval)
+        manifest = Manifest.read(folder.manifest)
+        retrieval = retrieve(folder, experiment, manifest, lambda: resources, data_name(manifest, manifest_file), say)
+    retrieval.write(folder)
+    print_evaluation(retrieval.evaluation)
     write_report([folder.path], folder.report)
     console.print(f"report: {folder.report}  ({time.monotonic() - started:.0f} s in all)", markup=False)
-
-
-def shipped_experiment(name: str) -> Path:
-    """An experiment file that comes with the project, from the checkout or from the installed package."""
-    here = Path(__file__).parent
-    for folder in (here.parent / "experiments", here / "experiments"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise UserError(f"experiments/{name}.yaml: is missing from this installation")
 
 
 def _prepare(folder: RunFolder, train_per_class: int, query_per_class: int, experiment: Experiment) -> Path:

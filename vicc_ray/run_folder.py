@@ -4,7 +4,8 @@ RUNS/NAME/config.yaml          the resolved experiment          manifest.parquet
           encoders/NAME.safetensors   what each stage left      provenance.json    what made it
           checkpoints/         the state of training            events.jsonl       starts, faults, resizes
           metrics.jsonl, tensorboard/ records of training       refused.jsonl      videos that failed in training
-          results.json, neighbours.json, report.html            written by evaluation and report
+          evaluations/*.json, results.csv, neighbours.json      what evaluation found
+          features/*.parquet   of videos, by each encoder      report.html         what both come to
           logs/                what Ray had to say
 
 A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it: files are read and written there and
@@ -31,8 +32,8 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.records import write_text
 
-# Not fetched with the others: read where they are, or of no use elsewhere.
-_NOT_PULLED = ("checkpoints/", "tensorboard/", "logs/")
+# Not fetched with the others: read where they are, fetched when they are asked for, or of no use elsewhere.
+_NOT_PULLED = ("checkpoints/", "tensorboard/", "logs/", "features/")
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,16 @@ class RunFolder:
         return self.path / "refused.jsonl"
 
     @property
-    def results(self) -> Path:
-        return self.path / "results.json"
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def results_csv(self) -> Path:
+        return self.path / "results.csv"
 
     @property
     def neighbours(self) -> Path:

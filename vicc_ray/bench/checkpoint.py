@@ -15,7 +15,7 @@ from vicc_ray.bench import Bar, Outcome, take_turns
 from vicc_ray.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.config import load_experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.quickstart import shipped_experiment
+from vicc_ray.experiments_table import shipped_experiment
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import Block, TrainingPlan, make_plan, to_batch
 from vicc_ray.train.pretraining import Pretraining

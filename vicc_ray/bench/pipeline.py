@@ -13,7 +13,7 @@ from vicc_ray.data.layouts import scan
 from vicc_ray.data.pipeline import iterate_blocks, training_iterators
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
-from vicc_ray.quickstart import shipped_experiment
+from vicc_ray.experiments_table import shipped_experiment
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
 from vicc_ray.train.batches import TrainingPlan, decode_share, make_plan

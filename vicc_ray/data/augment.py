@@ -6,7 +6,7 @@ B clips, T frames, H x W decode size, C channels (3 for RGB; 2 for flow: u, v). 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -151,6 +151,12 @@ def draw(settings: AugmentSettings, keys: Sequence[tuple[int, ...]], full: npt.A
     )
 
 
+def draw_jitter(settings: AugmentSettings, keys: Sequence[tuple[int, ...]], p: float) -> ClipParameters:
+    """Colour jitter alone, of the settings' strength and with probability `p`; keys as in `draw`."""
+    only = replace(settings, jitter_p=p, gray_p=0.0, blur_p=0.0, flip_p=0.0)
+    return draw(only, keys, np.ones(len(keys), np.bool_))
+
+
 def augment(
     rgb: Tensor | None, flow: Tensor | None, params: ClipParameters, settings: AugmentSettings
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -176,11 +182,14 @@ def augment(
     return rgb_view, flow_view
 
 
-def evaluation_input(frames: Tensor, size: int, style: Style = "physical") -> Tensor:
+def evaluation_input(
+    frames: Tensor, size: int, style: Style = "physical", jitter: ClipParameters | None = None
+) -> Tensor:
     """Network input without augmentation: the largest centred square, resized to `size` (antialiased bilinear).
 
     frames: uint8 [B,T,H,W,3] (RGB) or [B,T,H,W,2] (flow, whose vectors grow with the zoom unless `style` is
-    "reference"). Returns float32 [B,3,T,size,size], normalised as in `augment`.
+    "reference"). Returns float32 [B,3,T,size,size], normalised as in `augment`. `jitter` (of `draw_jitter`) changes the
+    colours, of flow with style "reference" only: the test as it was published.
     """
     channels = frames.shape[-1] if frames.dim() == 5 and frames.shape[-1] in (2, 3) else 3
     _check(frames, channels, len(frames), "frames")
@@ -192,6 +201,10 @@ def evaluation_input(frames: Tensor, size: int, style: Style = "physical") -> Te
         _resize_into(target, clip[:, top : top + side, left : left + side], size)
     if channels == 2 and style == "physical":
         _scale_vectors_(out, torch.full((len(frames), 2), size / side, device=frames.device))
+    if jitter is not None and (channels == 3 or style == "reference"):
+        if len(jitter) != len(frames):
+            raise ValueError(f"jitter: parameters of {len(jitter)} clips for {len(frames)}")
+        return _normalise(_colour_chain(out, jitter), out)
     return _normalise(out, out)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 STAMP_TOLERANCE = 1.5e-3
 
 # Tags that keep the uses of one seed apart.
-_ORDER, _CLIPS, _SUBSET = 1, 2, 3
+_ORDER, _CLIPS, _SUBSET, _WINDOW = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,16 @@ def evaluation_starts(frames: int, clip_frames: int, stride: int, windows: str) 
         return [last // 2]
     starts = list(range(0, last + 1, max(clip_frames // 2 - 1, 1) * stride))
     return starts if starts[-1] == last else [*starts, last]
+
+
+def random_start(seed: int, video: int, frames: int, clip_frames: int, stride: int) -> int:
+    """First frame of one evaluation window at a random place of a video, keyed by (seed, video) alone.
+
+    `video` is a number that stands for the video wherever it comes in a list. A video shorter than a window has its one
+    window, left-padded.
+    """
+    last = frames - window_span(clip_frames, stride)
+    return last if last <= 0 else int(np.random.default_rng([_WINDOW, seed, video]).integers(0, last + 1))
 
 
 def subset(seed: int, rows: int, size: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ __all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "probe
 
 # Names every split together, wherever one is asked for.
 ALL = "all"
+_NAME = b"vicc_ray"  # of the entry of the Parquet file's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,14 @@ def _row(video: str, every: bool) -> VideoRow:
 
 
 class Manifest:
-    """The rows of one data set: `videos` can be used, `refused` cannot. Of a path that comes twice the first stays."""
+    """The rows of one data set: `videos` can be used, `refused` cannot. Of a path that comes twice the first stays.
 
-    def __init__(self, rows: Iterable[VideoRow]) -> None:
+    `dataset` names it where its layout told (ucf101, hmdb51, kinetics), `fold` is the official split in use; None: nobody
+    knows. Both are for the reader of results and no part of the fingerprint.
+    """
+
+    def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
+        self.dataset, self.fold = dataset, fold
         unique: dict[str, VideoRow] = {}
         for row in rows:
             unique.setdefault(row.video, row)
@@ -154,7 +161,8 @@ class Manifest:
         descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(descriptor)
         try:
-            pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), partial)
+            schema = _schema().with_metadata({_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold})})
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
             os.chmod(partial, 0o644)
             os.replace(partial, target)
         except BaseException:
@@ -187,7 +195,17 @@ class Manifest:
                 raise UserError(
                     f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"
                 )
-        return cls(VideoRow(**row) for row in rows)
+        return cls((VideoRow(**row) for row in rows), *_origin(table.schema))
+
+
+def _origin(schema: pa.Schema) -> tuple[str | None, int | None]:
+    """Data set and fold of a file's metadata; None of files that tell nothing, such as those written before."""
+    try:
+        told = json.loads((schema.metadata or {}).get(_NAME, b"{}"))
+        dataset, fold = told.get("dataset"), told.get("fold")
+    except (ValueError, AttributeError):
+        return None, None
+    return dataset if isinstance(dataset, str) else None, fold if isinstance(fold, int) else None
 
 
 def _schema() -> pa.Schema:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from itertools import cycle, groupby
 from typing import Any
 
@@ -18,8 +19,8 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vicc_ray.config import STREAMS, ClipConfig, Experiment
-from vicc_ray.data.clips import evaluation_starts
+from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
+from vicc_ray.data.clips import evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import empty_clips, positions
@@ -62,17 +63,23 @@ class DecodeWindows:
     """A decode actor of evaluation: some windows, perhaps of several videos, in; a row a window out.
 
     `windows` names all of them as (video number, first frame), in order; unit u stands for `size` of them from u * size on.
-    A row whose video cannot be read carries the reason.
+    A row whose video cannot be read carries the reason. Only the `streams` named are decoded.
     """
 
     def __init__(
-        self, videos: Sequence[VideoRow], windows: Sequence[tuple[int, int]], size: int, experiment: Experiment
+        self,
+        videos: Sequence[VideoRow],
+        windows: Sequence[tuple[int, int]],
+        size: int,
+        experiment: Experiment,
+        streams: Sequence[Stream] = STREAMS,
     ) -> None:
         self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
+        self.streams = tuple(streams)
         self.reader = ClipReader(experiment.clip, experiment.flow, experiment.data)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1] -> video, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
+        """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
         first = int(rows["unit"][0]) * self.size
         wanted = self.windows[first : first + self.size]
         parts = [
@@ -84,11 +91,12 @@ class DecodeWindows:
     def _read(self, number: int, starts: list[int]) -> Block:
         experiment = self.experiment
         try:
-            clips, reason = self.reader.read(self.videos[number], starts, STREAMS), ""
+            clips, reason = self.reader.read(self.videos[number], starts, self.streams), ""
         except VideoError as error:
-            clips, reason = empty_clips(len(starts), STREAMS, experiment.clip), str(error) or "cannot be read"
+            clips, reason = empty_clips(len(starts), self.streams, experiment.clip), str(error) or "cannot be read"
         block: Block = {
             "video": np.full(len(starts), number, np.int64),
+            "start": np.array(starts, np.int64),
             "refused": np.array([reason] * len(starts), object),
         }
         return block | dict(clips)
@@ -148,20 +156,36 @@ def evaluation_windows(
     experiment: Experiment,
     actors: int,
     cpus_an_actor: float = 1,
+    streams: Sequence[Stream] = STREAMS,
 ) -> Dataset:
-    """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order: video, refused, rgb, flow."""
+    """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
+
+    Columns: video, start, refused and the streams named.
+    """
     buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * actors)
-    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment)
+    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams))
     return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, actors, cpus_an_actor, buffer)
 
 
-def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str) -> list[tuple[int, int]]:
-    """The evaluation windows of videos as (video number, first frame), in order."""
-    return [
-        (number, start)
-        for number, video in enumerate(videos)
-        for start in evaluation_starts(positions(video, clip), clip.frames, clip.stride, windows)
-    ]
+def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> list[tuple[int, int]]:
+    """The evaluation windows of videos as (video number, first frame), in order.
+
+    `windows`: all or centre (`evaluation_starts`), or random: one at a place drawn from the seed and the video.
+    """
+    chosen = []
+    for number, video in enumerate(videos):
+        places = positions(video, clip)
+        if windows == "random":
+            starts = [random_start(seed, video_key(video), places, clip.frames, clip.stride)]
+        else:
+            starts = evaluation_starts(places, clip.frames, clip.stride, windows)
+        chosen += [(number, start) for start in starts]
+    return chosen
+
+
+def video_key(video: VideoRow) -> int:
+    """A number that stands for a video's content, wherever its file lies and whatever its place in a list."""
+    return int.from_bytes(blake2b((video.content_hash or video.video).encode(), digest_size=8).digest(), "big")
 
 
 def _buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:

@@ -12,6 +12,7 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +28,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.evaluate.search import Features, Rows
 
 METADATA = b"vicc_features"
+REFUSED = b"vicc_refused"  # known only when the last row is written, so it stands in the footer
 GROUP_BYTES = 32 << 20  # vectors of one row group, which is what reading holds
 COLUMNS = ("id", "label", "group", "split", "windows")
 
@@ -95,44 +97,94 @@ def file_hash(path: str) -> str:
 
 
 def write_features(path: str, source: Source, table: VideoFeatures | Iterable[VideoFeatures]) -> int:
-    """Write a table, or parts of one as they come, in row groups of `GROUP_BYTES`; the number of rows.
+    """Write a table, or parts of one as they come; the number of rows. As `writing_features`."""
+    with writing_features(path, source) as writer:
+        for part in [table] if isinstance(table, VideoFeatures) else table:
+            writer.add(part)
+    return writer.rows
 
-    The file is whole or not there, and an earlier one stays until then. Raises UserError for no rows, values that are not
-    finite and a video that comes twice.
+
+@contextmanager
+def writing_features(path: str, source: Source) -> Iterator[FeatureWriter]:
+    """A file that is filled part by part while the block runs.
+
+    The file is whole or not there, and an earlier one stays until the block ends. Raises UserError for no rows, values
+    that are not finite and a video that comes twice.
     """
-    parts = iter([table] if isinstance(table, VideoFeatures) else table)
-    first = next((part for part in parts if len(part)), None)
-    if first is None:
-        raise UserError(f"{path}: there are no features to write; is the split empty?")
     local = storage.local_path(path)
-    if local is not None:
-        with storage.whole_file(Path(local)) as partial:
-            return _write(partial, path, source, first, parts)
+    with storage.whole_file(Path(local)) if local is not None else _uploaded(path) as partial:
+        writer = FeatureWriter(partial, path, source)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+@contextmanager
+def _uploaded(path: str) -> Iterator[Path]:
+    """A local file that goes into another store when the block ends well."""
     with tempfile.TemporaryDirectory(prefix="vicc-features-") as folder:
         copy = Path(folder) / "features.parquet"
-        rows = _write(copy, path, source, first, parts)
+        yield copy
         system, remote = storage.open_filesystem(path)
         system.create_dir(posixpath.dirname(remote), recursive=True)
         with copy.open("rb") as whole, system.open_output_stream(remote) as target:
             shutil.copyfileobj(whole, target, storage.CHUNK)
-    return rows
 
 
-def _write(file: Path, name: str, source: Source, first: VideoFeatures, rest: Iterator[VideoFeatures]) -> int:
-    width = first.vectors.shape[1]
-    text = json.dumps({"key": source.key, "source": asdict(source)})
-    schema = _schema(width).with_metadata({METADATA: text.encode()})
-    size = max(1, GROUP_BYTES // (4 * width))
-    seen: set[str] = set()
-    # Vectors neither repeat nor shrink: no dictionary, no compression.
-    compression = dict.fromkeys(COLUMNS, "zstd") | {"vector.list.element": "none"}
-    with pq.ParquetWriter(file, schema, use_dictionary=["label", "group", "split"], compression=compression) as writer:
-        part: VideoFeatures | None = first
-        while part is not None:
-            _check(part, name, width, seen)
-            writer.write_table(_arrow(part, schema), row_group_size=size)
-            part = next(rest, None)
-    return len(seen)
+class FeatureWriter:
+    """Writes the rows of one file in row groups of at most `GROUP_BYTES`; made by `writing_features`."""
+
+    def __init__(self, file: Path, name: str, source: Source) -> None:
+        self.file, self.name, self.source = file, name, source
+        self.refused: list[tuple[str, str]] = []
+        self._seen: set[str] = set()
+        self._width = 0
+        self._schema: Any = None
+        self._writer: Any = None
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return len(self._seen)
+
+    def add(self, part: VideoFeatures) -> None:
+        """Add rows; all parts of a file have one width."""
+        if not len(part):
+            return
+        if self._writer is None:
+            self._open(part.vectors.shape[1])
+        _check(part, self.name, self._width, self._seen)
+        size = max(1, GROUP_BYTES // (4 * self._width))
+        self._writer.write_table(_arrow(part, self._schema), row_group_size=size)
+
+    def refuse(self, video: str, reason: str) -> None:
+        """Remember a video that has no row, and why."""
+        self.refused.append((video, reason))
+
+    def finish(self) -> None:
+        """Called when all rows are there."""
+        if self._writer is None:
+            told = f" (the first of {len(self.refused)} refused: {': '.join(self.refused[0])})" if self.refused else ""
+            raise UserError(f"{self.name}: there are no features to write; is the split empty?{told}")
+        self._writer.add_key_value_metadata({REFUSED: json.dumps(self.refused)})
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, width: int) -> None:
+        self._width = width
+        text = json.dumps({"key": self.source.key, "source": asdict(self.source)})
+        self._schema = _schema(width).with_metadata({METADATA: text.encode()})
+        # Vectors neither repeat nor shrink: no dictionary, no compression.
+        compression = dict.fromkeys(COLUMNS, "zstd") | {"vector.list.element": "none"}
+        self._writer = pq.ParquetWriter(
+            self.file, self._schema, use_dictionary=["label", "group", "split"], compression=compression
+        )
 
 
 def _check(part: VideoFeatures, name: str, width: int, seen: set[str]) -> None:
@@ -185,6 +237,14 @@ def read_source(path: str) -> Source:
     """What the features of a file were made from."""
     with _opened(path) as file:
         return Source(**_about(file, path)["source"])
+
+
+def read_refused(path: str) -> tuple[tuple[str, str], ...]:
+    """The videos (with reasons) that could not be read when a file of features was made."""
+    with _opened(path) as file:
+        _about(file, path)
+        stored = (file.metadata.metadata or {}).get(REFUSED, b"[]")
+    return tuple((str(video), str(reason)) for video, reason in json.loads(stored))
 
 
 def read_features(path: str, split: str | None = None) -> VideoFeatures:

@@ -1,24 +1,32 @@
-"""Protocols over a run: which encoders, which splits, which tables. Nearest-neighbour retrieval so far."""
+"""Nearest-neighbour retrieval over a run: which encoders, which sides, which tables (method.md, section 6).
+
+`exact` compares the mean over all windows of a video on both sides. `reference` is the test as it was published: gallery
+videos have one window at a random place, and windows of both sides a random colour jitter; both are drawn from the seed and
+the video.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray.config import Experiment
-from vicc_ray.data.flow_store import check_stored
-from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.data.pipeline import list_windows
+from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.features import FeatureTable, extract_features
-from vicc_ray.evaluate.fusion import fused_recall_at_k
-from vicc_ray.evaluate.retrieval import chance, check_labels, neighbours, recall_at_k
-from vicc_ray.progress import Counter
+from vicc_ray.evaluate.feature_store import feature_rows, read_columns, read_refused
+from vicc_ray.evaluate.features import extract_features
+from vicc_ray.evaluate.fusion import fit_weights, fused_score
+from vicc_ray.evaluate.results import Evaluation, recipe_of, write
+from vicc_ray.evaluate.retrieval import Scores, chance, check_groups, check_labels, rank, score
+from vicc_ray.evaluate.search import Features, Rows, Table, unit
+from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, open_encoder
 from vicc_ray.records import write_text
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.run_folder import RunFolder
@@ -26,32 +34,44 @@ from vicc_ray.run_folder import RunFolder
 RANDOM = "random"  # the row of an untrained encoder
 FUSED = "R+F"
 NEIGHBOURS_SHOWN = 5
+STREAM_ABOVE = 1 << 30  # bytes of features above which a table is read in blocks whenever it is gone through
+
+Neighbours = dict[str, list[dict[str, Any]]]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What nearest-neighbour retrieval gives."""
+    """What nearest-neighbour retrieval gives: the figures, and for the report the neighbours of a few queries."""
 
-    chance: float
-    seconds: float
-    rows: list[dict[str, Any]]  # {"name": "RGB-2", "R@1": ...}
-    neighbours: dict[str, list[dict[str, Any]]]
-    refused: tuple[tuple[str, str], ...]
-    gallery: int
-    query: int
+    evaluation: Evaluation
+    neighbours: Neighbours
 
-    def write(self, folder: RunFolder, seconds: float | None = None) -> None:
-        """results.json and neighbours.json of the run's folder."""
-        results = {
-            "chance": self.chance,
-            "seconds": round(self.seconds if seconds is None else seconds, 1),
-            "rows": self.rows,
-            "gallery": self.gallery,
-            "query": self.query,
-            "refused": [{"video": video, "reason": reason} for video, reason in self.refused],
-        }
+    def write(self, folder: RunFolder) -> None:
+        """Into the run's folder: the evaluation, and neighbours.json, where the newest retrieval stays."""
         write_text(folder.neighbours, json.dumps(self.neighbours) + "\n")
-        write_text(folder.results, json.dumps(results, indent=2) + "\n")
+        folder.push(folder.neighbours)
+        write(folder, self.evaluation)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The videos of one side that every encoder has features of, in one order."""
+
+    ids: list[str]
+    labels: list[str]
+    groups: list[str | None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Who is asked about what: both sides, their groups (None: a query may find every gallery video), the ks."""
+
+    gallery: Asked
+    query: Asked
+    groups: tuple[list[str], list[str]] | tuple[None, None]
+    ks: tuple[int, ...]
+    notes: tuple[str, ...]
 
 
 def finished_encoders(folder: RunFolder) -> dict[str, str]:
@@ -60,100 +80,246 @@ def finished_encoders(folder: RunFolder) -> dict[str, str]:
     names = {RANDOM: "RGB-0"} | {name: name for name in _in_order(there) if not name.endswith("-0")}
     found = {row: name for row, name in names.items() if name in there}
     if not found:
-        raise UserError(f"{folder.path}: has no finished stage to evaluate; run 'vicc train' first")
+        raise UserError(f"{folder}: has no finished stage to evaluate; run 'vicc train' first")
     return found
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
     # RGB-1, Flow-1, RGB-2-cycle1, ..., RGB-2, Flow-2: by level, earlier cycles first, RGB before flow.
-    return sorted(
-        names, key=lambda name: (name.split("-")[1], "cycle" not in name, name.split("-")[2:], name.startswith("Flow"))
+    def place(name: str) -> tuple[str, bool, list[str], bool]:
+        level, *rest = name.split("-")[1:] or ["~"]
+        return level, "cycle" not in name, rest, name.startswith("Flow")
+
+    return sorted(names, key=place)
+
+
+def open_encoders(folder: RunFolder) -> dict[str, EncoderOnDisk]:
+    """The run's encoders by row name; UserError for none, and for a file that is broken or of another stream."""
+    return {row: open_encoder(folder, name) for row, name in finished_encoders(folder).items()}
+
+
+def sides_of(experiment: Experiment, manifest: Manifest) -> tuple[Side, Side]:
+    """Gallery and query, one and the same `Side` where their features are the same.
+
+    UserError for an empty split, unlabelled videos, and queries that have nothing to find; seen before anything runs.
+    """
+    data, settings = experiment.data, experiment.evaluate
+    gallery, query = manifest.select(data.gallery_split), manifest.select(data.query_split)
+    question(
+        Asked([row.video for row in gallery], _labels(gallery), [row.group for row in gallery]),
+        Asked([row.video for row in query], _labels(query), [row.group for row in query]),
+        experiment,
+        manifest.dataset,
     )
+    if settings.retrieval == "reference":
+        return Side(tuple(gallery), "random", jitter=True), Side(tuple(query), settings.windows, jitter=True)
+    searched = Side(tuple(gallery), settings.windows)
+    return searched, searched if data.gallery_split == data.query_split else Side(tuple(query), settings.windows)
 
 
-def retrieve(folder: RunFolder, experiment: Experiment, manifest: Manifest, resources: ResourcePlan) -> Retrieval:
-    """Retrieval of every encoder of a run and of R+F; an open Ray session is needed."""
-    started = time.monotonic()
-    if experiment.data.gallery_split == experiment.data.query_split:
-        raise UserError(
-            f"data.query_split: '{experiment.data.query_split}' is the gallery's split too; a query would find itself"
-        )
-    gallery, query = manifest.select(experiment.data.gallery_split), manifest.select(experiment.data.query_split)
-    check_labels([row.label for row in gallery], [row.label for row in query])
-    check_stored(experiment.flow, experiment.clip.decode_size, [*gallery, *query])
-    rows = finished_encoders(folder)
-    count = len(list_windows([*gallery, *query], experiment.clip, experiment.evaluate.windows))
-    with Counter("evaluating windows", count) as counter:
-        files = {row: folder.encoder(name) for row, name in rows.items()}
-        table = extract_features(files, [*gallery, *query], experiment, resources, on_progress=counter.advance)
-    return _rank(table, {row.video for row in query}, experiment, time.monotonic() - started)
+def _labels(rows: Sequence[Any]) -> list[Any]:
+    return [row.label for row in rows]
 
 
-def _rank(table: FeatureTable, asked: set[str], experiment: Experiment, seconds: float) -> Retrieval:
-    cut = sum(row.video not in asked for row in table.videos)
-    gallery, query = table.videos[:cut], table.videos[cut:]
-    labels = [row.label for row in gallery], [row.label for row in query]
-    ks = tuple(k for k in experiment.evaluate.ks if k <= len(gallery))
+def question(gallery: Asked, query: Asked, experiment: Experiment, dataset: str | None) -> Question:
+    """Groups and ks of an evaluation, with a note on each choice that was not asked for.
+
+    UserError for an empty side, unlabelled videos, a class that cannot be found, and ks that are all beyond the gallery.
+    """
+    check_labels(gallery.labels, query.labels)
+    groups, notes = _groups(gallery, query, experiment.evaluate.exclude_groups, dataset)
+    check_groups(gallery.labels, query.labels, *groups)
+    room = len(gallery.ids)
+    if groups[0] is not None and groups[1] is not None:
+        own = Counter(groups[0])
+        room -= max(own[group] for group in groups[1])
+    asked = experiment.evaluate.ks
+    ks = tuple(k for k in asked if k <= room)
+    beyond = ", ".join(str(k) for k in asked if k > room)
     if not ks:
-        raise UserError(f"evaluate.ks: every k is larger than the gallery of {len(gallery)} videos")
-    results = []
-    for name, features in table.features.items():
-        recall = recall_at_k(features[:cut], labels[0], features[cut:], labels[1], ks=ks)
-        results.append(_row(name, recall))
-    pair = _newest_pair(table)
+        raise UserError(f"evaluate.ks: every k ({beyond}) is larger than the gallery of {room} videos that a query has")
+    if beyond:
+        notes.append(f"R@k is left out for k = {beyond}: a query has {room} gallery videos")
+    return Question(gallery, query, groups, ks, tuple(notes))
+
+
+def _groups(
+    gallery: Asked, query: Asked, exclude: bool, dataset: str | None
+) -> tuple[tuple[list[str], list[str]] | tuple[None, None], list[str]]:
+    """What a query passes over, and a note on it."""
+    if exclude:
+        told = any(group is not None for group in gallery.groups)
+        note = "a query passes over gallery videos of its own group"
+        without = "a query passes over itself only: no gallery video has a group"
+        return (_own(gallery, dataset), _own(query, dataset)), [note if told else without]
+    both = len(set(gallery.ids) & set(query.ids))
+    if not both:
+        return (None, None), []
+    return (gallery.ids, query.ids), [f"{both} videos are on both sides: a query passes over itself"]
+
+
+def _own(side: Asked, dataset: str | None) -> list[str]:
+    """The group of each video; without one the video itself. UCF101 numbers its groups anew in each class."""
+    within = dataset == "ucf101"
+    return [
+        f"video {video}" if group is None else f"group {label if within else ''} {group}"
+        for video, label, group in zip(side.ids, side.labels, side.groups, strict=True)
+    ]
+
+
+def retrieve(
+    folder: RunFolder,
+    experiment: Experiment,
+    manifest: Manifest,
+    resources: Callable[[], ResourcePlan],
+    data: str,
+    say: Say,
+) -> Retrieval:
+    """Retrieval of every encoder of a run and of R+F.
+
+    `resources` opens a Ray session, or tells of an open one; it is called where features have to be made. `data` names
+    the data set; `say` takes lines for the reader while it runs.
+    """
+    started = time.monotonic()
+    gallery, query = sides_of(experiment, manifest)
+    sides = [gallery] if query is gallery else [gallery, query]
+    files = extract_features(folder, data, open_encoders(folder), sides, experiment, resources, say)
+    return judge(experiment, manifest, data, files, started)
+
+
+def judge(
+    experiment: Experiment,
+    manifest: Manifest,
+    data: str,
+    files: Mapping[str, Sequence[FeatureFile]],
+    started: float,
+) -> Retrieval:
+    """The figures of stored features: for each row its gallery's and its query's file (one where they are the same)."""
+    searched = _Tables({row: str(sides[0].path) for row, sides in files.items()})
+    asked = _Tables({row: str(sides[-1].path) for row, sides in files.items()})
+    pose = question(searched.asked, asked.asked, experiment, manifest.dataset)
+    settings = experiment.evaluate
+    rows: list[dict[str, Any]] = []
+    classes: dict[str, Any] = {}
+    for row in files:
+        scores = _score(pose, searched.table(row), asked.table(row))
+        rows.append(_row(row, scores))
+        classes[row] = scores.to_dict()["classes"]
+    pair = newest_pair(files)
     if pair:
-        streams = [table.features[name] for name in pair]
-        sides = [stream[:cut] for stream in streams], [stream[cut:] for stream in streams]
-        results.append(_row(FUSED, fused_recall_at_k(sides[0], labels[0], sides[1], labels[1], ks=ks)))
-    return Retrieval(
-        chance=chance(*labels),
-        seconds=seconds,
-        rows=results,
-        neighbours=_neighbours(table, cut, experiment),
-        refused=table.refused,
-        gallery=len(gallery),
-        query=len(query),
+        streams = [searched.table(name) for name in pair], [asked.table(name) for name in pair]
+        fitted = fit_weights(streams[0], pose.gallery.labels, pose.groups[0]) if settings.fusion == "fitted" else None
+        scores = _fused(pose, *streams, fitted)
+        rows.append(_row(FUSED, scores) | ({"weights": list(fitted)} if fitted else {}))
+        classes[FUSED] = scores.to_dict()["classes"]
+    evaluation = Evaluation(
+        protocol="reference" if settings.retrieval == "reference" else "retrieval",
+        run=experiment.name,
+        seed=experiment.seed,
+        data=data,
+        fold=manifest.fold,
+        train_on=experiment.data.gallery_split,
+        test_on=experiment.data.query_split,
+        train=len(pose.gallery.ids),
+        test=len(pose.query.ids),
+        rows=rows,
+        chance=round(chance(pose.gallery.labels, pose.query.labels, 1, *pose.groups), 6),
+        seconds=round(time.monotonic() - started, 1),
+        settings=settings.model_dump(mode="json", include={"windows", "fusion", "exclude_groups"})
+        | {"recipe": recipe_of(experiment)},
+        classes=classes,
+        refused=tuple(dict.fromkeys([*searched.refused, *asked.refused])),
+        scale=experiment.scale,
+        notes=pose.notes,
     )
+    return Retrieval(evaluation, _neighbours(pose, searched, asked, settings.neighbours))
 
 
-def _row(name: str, recall: dict[int, float]) -> dict[str, Any]:
-    return {"name": name} | {f"R@{k}": round(value, 6) for k, value in recall.items()}
+class _Tables:
+    """The features of one side by every encoder, rows of videos that one of them lacks left out."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self.files = files
+        columns = {row: read_columns(path) for row, path in files.items()}
+        common = set.intersection(*(set(found["ids"]) for found in columns.values()))
+        self.keep = {row: np.array([video in common for video in found["ids"]]) for row, found in columns.items()}
+        first, keep = next(iter(columns.values())), next(iter(self.keep.values()))
+        kept = {
+            name: [value for value, good in zip(first[name], keep, strict=True) if good]
+            for name in ("ids", "labels", "groups")
+        }
+        self.asked = Asked(**kept)
+        self.refused = [pair for path in files.values() for pair in read_refused(path)]
+
+    def table(self, row: str) -> Table:
+        """float32 [n, d] in memory, or in blocks from the file where that is large."""
+        stored = feature_rows(self.files[row])
+        keep = self.keep[row]
+        chosen = stored if keep.all() else Rows(int(keep.sum()), stored.width, lambda size: _kept(stored, keep, size))
+        return chosen if 4 * chosen.count * chosen.width > STREAM_ABOVE else chosen.whole()
 
 
-def _newest_pair(table: FeatureTable) -> tuple[str, str] | None:
+def _kept(stored: Rows, keep: NDArray[np.bool_], size: int) -> Any:
+    start = 0
+    for block in stored.blocks(size):
+        yield block[keep[start : start + len(block)]]
+        start += len(block)
+
+
+def _score(pose: Question, gallery: Table, query: Table) -> Scores:
+    return score(gallery, pose.gallery.labels, query, pose.query.labels, pose.ks, *pose.groups)
+
+
+def _fused(
+    pose: Question, gallery: Sequence[Table], query: Sequence[Table], weights: tuple[float, float] | None
+) -> Scores:
+    labels, groups = (pose.gallery.labels, pose.query.labels), pose.groups
+    return fused_score(gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], weights=weights)
+
+
+def _row(name: str, scores: Scores) -> dict[str, Any]:
+    figures = scores.to_dict()
+    return {"name": name} | {
+        key: round(value, 6) for key, value in figures.items() if key.startswith("R@") or key == "mAP"
+    }
+
+
+def newest_pair(rows: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The newest encoders of both streams among the names, if there are any."""
     for level in ("2", "1"):
-        if {f"RGB-{level}", f"Flow-{level}"} <= set(table.features):
+        if f"RGB-{level}" in rows and f"Flow-{level}" in rows:
             return f"RGB-{level}", f"Flow-{level}"
     return None
 
 
-def _neighbours(table: FeatureTable, cut: int, experiment: Experiment) -> dict[str, list[dict[str, Any]]]:
+def _neighbours(pose: Question, gallery: _Tables, query: _Tables, most: int) -> Neighbours:
     """The nearest gallery videos of a few queries, evenly spread, before and after the cross-stream stage."""
-    gallery, query = table.videos[:cut], table.videos[cut:]
-    count = min(experiment.evaluate.neighbours, len(query))
+    count = min(most, len(pose.query.ids))
     if not count:
         return {}
     # Sorted by label, so that the chosen queries show as many classes as they can.
-    by_label = sorted(range(len(query)), key=lambda number: (str(query[number].label), number))
-    chosen = [by_label[int(place)] for place in np.linspace(0, len(query) - 1, count)]
-    shown: dict[str, list[dict[str, Any]]] = {}
-    for name in ("RGB-1", "RGB-2"):
-        if name not in table.features:
+    by_label = sorted(range(len(pose.query.ids)), key=lambda number: (pose.query.labels[number], number))
+    chosen = np.array([by_label[int(place)] for place in np.linspace(0, len(by_label) - 1, count)])
+    own = (None, None) if pose.groups[1] is None else (pose.groups[0], [pose.groups[1][i] for i in chosen])
+    shown: Neighbours = {}
+    for row in ("RGB-1", "RGB-2"):
+        if row not in gallery.files:
             continue
-        features = table.features[name]
-        found, values = neighbours(features[:cut], features[cut:], min(NEIGHBOURS_SHOWN, cut))
-        shown[name] = [
+        asking: Features = unit(query.table(row), "query").whole()[chosen]
+        nearest = min(NEIGHBOURS_SHOWN, max(pose.ks))
+        places, values = rank(unit(gallery.table(row), "gallery"), asking, nearest, *own)
+        shown[row] = [
             {
-                "query": _card(query[number]),
+                "query": _card(pose.query, int(number)),
                 "neighbours": [
-                    _card(gallery[int(place)]) | {"similarity": round(float(value), 4)}
-                    for place, value in zip(found[number], values[number], strict=True)
+                    _card(pose.gallery, int(place)) | {"similarity": round(float(value), 4)}
+                    for place, value in zip(places[i], values[i], strict=True)
                 ],
             }
-            for number in chosen
+            for i, number in enumerate(chosen)
         ]
     return shown
 
 
-def _card(row: VideoRow) -> dict[str, Any]:
-    return {"video": row.video, "label": row.label}
+def _card(side: Asked, number: int) -> dict[str, Any]:
+    return {"video": side.ids[number], "label": side.labels[number]}

@@ -1,14 +1,36 @@
 """What evaluations of a run gave: one JSON file each below the run's `evaluations` folder, all of them as one CSV table.
 
-RUN/evaluations/PROTOCOL-DATA-TRAIN-TEST.json     one protocol on one data set
-    results.csv                                   a line a figure of all of them
+RUN/evaluations/PROTOCOL-DATA[-FOLD]-TRAIN-TEST.json     one protocol on one data set; the newest stays
+    results.csv                                          a line a figure of all of them
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import csv
+import io
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
+
+from vicc_ray.config import Experiment, flatten, is_free
+from vicc_ray.errors import UserError
+from vicc_ray.records import write_text
+from vicc_ray.run_folder import RunFolder
+
+PROTOCOLS = {  # what each is called, in the order of the page
+    "retrieval": "Nearest-neighbour retrieval",
+    "reference": "Nearest-neighbour retrieval as published",
+    "linear": "Linear probe",
+    "finetune": "Finetuning",
+    "probe": "Linear fit on stored features",
+}
+COLUMNS = ("protocol", "run", "seed", "data", "fold", "train_on", "test_on", "encoder", "class", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -23,13 +45,15 @@ class Evaluation:
         train_on: split that was learnt from or searched in; `test_on` the split that was asked about.
         train, test: numbers of videos on the two sides.
         rows: one an encoder, in the order of the table: {"name": "RGB-2", "R@1": 0.62, ..., "mAP": ...} of retrieval,
-            {"name": "RGB-2", "top-1": ..., "top-5": ..., "mean class": ...} of classifiers; shares of 1.
+            {"name": "RGB-2", "top-1": ..., "top-5": ..., "mean class": ...} of classifiers; shares of 1. A row of fitted
+            fusion has `weights`, one a stream.
         chance: the first figure of a guess.
         settings: what else decides the numbers (windows, crops, fusion, ...).
         classes: encoder -> class -> its figures.
         confusion: encoder -> {"labels": [C], "counts": [C][C]}, rows the true class.
         refused: (video, reason) of what could not be read.
         scale: full, or smoke for the small sizes of a trial run.
+        notes: lines for the reader on how the figures came about.
     """
 
     protocol: str
@@ -49,3 +73,151 @@ class Evaluation:
     confusion: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
     scale: str = "full"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """Of its JSON file."""
+        fold = () if self.fold is None else (str(self.fold),)
+        return plain_name("-".join((self.protocol, self.data, *fold, self.train_on, self.test_on))) + ".json"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over several folds and seeds: mean, standard deviation of a sample (None for one value), count."""
+
+    protocol: str
+    data: str
+    encoder: str
+    metric: str
+    mean: float
+    deviation: float | None
+    count: int
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[str, ...]
+    train_on: str
+    test_on: str
+    scale: str
+    settings: Mapping[str, Any]
+
+
+def title_of_protocol(protocol: str) -> str:
+    """What the reader calls it."""
+    return PROTOCOLS.get(protocol, protocol)
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """The row's encoder, and the weights of fitted fusion."""
+    weights = row.get("weights")
+    return f"{row['name']} ({' : '.join(f'{weight:g}' for weight in weights)})" if weights else str(row["name"])
+
+
+def plain_name(name: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+
+
+def recipe_of(experiment: Experiment) -> str:
+    """8 hex digits of all that decides what was learnt but for the seed: runs of one recipe may be averaged."""
+    settings = flatten(experiment.model_dump(mode="json"))
+    kept = {key: value for key, value in settings.items() if key != "seed" and not is_free(key)}
+    return blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a row of a table, by name."""
+    numbers = {
+        key: float(value)
+        for key, value in row.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}
+
+
+def write(folder: RunFolder, evaluation: Evaluation) -> Path:
+    """Write an evaluation into a run's folder, and all of the run's figures as CSV; returns the JSON file."""
+    file = folder.evaluations / evaluation.file_name
+    write_text(file, json.dumps(asdict(evaluation), indent=1) + "\n")
+    write_text(folder.results_csv, to_csv(read_all(folder)))
+    folder.push(file, folder.results_csv)
+    return file
+
+
+def read(file: Path) -> Evaluation:
+    """An evaluation that `write` wrote; UserError where the file holds anything else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        known = {name: value[name] for name in (one.name for one in fields(Evaluation)) if name in value}
+        known |= {name: float(known[name]) for name in ("chance", "seconds")}
+        known |= {name: int(known[name]) for name in ("seed", "train", "test")}
+        known["refused"] = tuple((str(video), str(reason)) for video, reason in known.get("refused", ()))
+        known["notes"] = tuple(str(note) for note in known.get("notes", ()))
+        found = Evaluation(**known)
+        if not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in found.rows):
+            raise ValueError("a row has no name")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: is no result of an evaluation ({told}); remove it and evaluate again") from None
+    return found
+
+
+def read_all(folder: RunFolder) -> list[Evaluation]:
+    """All evaluations of a run, by the names of their files; UserError where one cannot be read."""
+    return [read(file) for file in sorted(folder.evaluations.glob("*.json"))]
+
+
+def to_csv(evaluations: Sequence[Evaluation]) -> str:
+    """Every figure of every evaluation, a line each; `class` is empty in those over all classes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in evaluations:
+        fold = "" if one.fold is None else one.fold
+        fixed = (one.protocol, one.run, one.seed, one.data, fold, one.train_on, one.test_on)
+        writer.writerows((*fixed, *figure) for figure in _flat(one))
+    return text.getvalue()
+
+
+def _flat(evaluation: Evaluation) -> Iterator[tuple[str, str, str, float]]:
+    """(encoder, class, metric, value)."""
+    for row in evaluation.rows:
+        yield from ((row["name"], "", metric, value) for metric, value in figures(row).items())
+        for label, own in evaluation.classes.get(row["name"], {}).items():
+            yield from ((row["name"], label, metric, value) for metric, value in figures(own).items())
+
+
+def summarise(evaluations: Sequence[Evaluation]) -> list[Spread]:
+    """Mean and spread over folds and seeds of each (protocol, data, encoder, metric), in the order of first appearance.
+
+    Evaluations whose splits, scale or settings differ are never averaged.
+    """
+    together: dict[tuple[str, ...], list[tuple[Evaluation, float]]] = {}
+    for one in evaluations:
+        settings = json.dumps(one.settings, sort_keys=True, default=str)
+        apart = (one.protocol, one.data, one.train_on, one.test_on, one.scale, settings)
+        for row in one.rows:
+            for metric, value in figures(row).items():
+                together.setdefault((*apart, row["name"], metric), []).append((one, value))
+    return [_spread(found, encoder=key[-2], metric=key[-1]) for key, found in together.items()]
+
+
+def _spread(found: Sequence[tuple[Evaluation, float]], encoder: str, metric: str) -> Spread:
+    first = found[0][0]
+    values = [value for _, value in found]
+    return Spread(
+        protocol=first.protocol,
+        data=first.data,
+        encoder=encoder,
+        metric=metric,
+        mean=statistics.fmean(values),
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        count=len(values),
+        folds=tuple(sorted({one.fold for one, _ in found if one.fold is not None})),
+        seeds=tuple(sorted({one.seed for one, _ in found})),
+        runs=tuple(dict.fromkeys(one.run for one, _ in found)),
+        train_on=first.train_on,
+        test_on=first.test_on,
+        scale=first.scale,
+        settings=first.settings,
+    )

@@ -11,13 +11,16 @@ from typing import Any
 import yaml
 
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate import results
+from vicc_ray.evaluate.results import Evaluation
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run: `config` parsed and as text, metrics by kind in order of samples, results, neighbours, and `notes`.
+    """One run: `config` parsed and as text, metrics by kind in order of samples, evaluations with the newest first,
+    neighbours, and `notes`.
 
     `notes`: one sentence for each part that is missing or broken, for the reader of the page.
     """
@@ -27,7 +30,7 @@ class RunFolder:
     config_text: str
     train: list[Record]
     monitor: list[Record]
-    results: Record | None
+    evaluations: list[Evaluation]
     neighbours: Record | None
     notes: list[str]
 
@@ -50,7 +53,7 @@ def read_folder(folder: Path) -> RunFolder:
         config_text=text,
         train=_last_told(records, "train"),
         monitor=_last_told(records, "monitor"),
-        results=_read_object(folder / "results.json", "retrieval has not been evaluated", notes),
+        evaluations=_read_evaluations(folder / "evaluations", notes),
         neighbours=_read_object(folder / "neighbours.json", "there is no gallery of neighbours", notes),
         notes=notes,
     )
@@ -90,6 +93,19 @@ def _last_told(records: list[Record], kind: str) -> list[Record]:
         if record.get("kind") == kind and samples is not None:
             last[samples] = record
     return [last[samples] for samples in sorted(last)]
+
+
+def _read_evaluations(folder: Path, notes: list[str]) -> list[Evaluation]:
+    files = sorted(folder.glob("*.json"), key=lambda file: (-file.stat().st_mtime, file.name))
+    if not files:
+        notes.append("evaluations is missing: nothing has been evaluated.")
+    found = []
+    for file in files:
+        try:
+            found.append(results.read(file))
+        except UserError as error:
+            notes.append(f"evaluations: {str(error).replace(str(file), file.name)}.")
+    return found
 
 
 def _read_object(path: Path, lack: str, notes: list[str]) -> Record | None:

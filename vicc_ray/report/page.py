@@ -11,8 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate.results import PROTOCOLS, Evaluation, Spread, figures, row_name, summarise, title_of_protocol
 from vicc_ray.report.charts import Chart, Curve, Level, chart, count
 from vicc_ray.report.folder import Record, RunFolder, number, read_folder
+from vicc_ray.report.reproduction import reproduction
 from vicc_ray.report.thumbnails import Thumbnails
 
 QUERIES, NEIGHBOURS = 8, 5  # shown a run
@@ -42,11 +44,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Retrieval recall: a row a feature, a column a k."""
+    """One evaluation: a row a feature, a column a figure, `chance` that of the first one.
 
+    classes: the first figure of each class, a cell a feature of `class_columns`.
+    """
+
+    title: str
     columns: list[str]
     rows: list[Row]
-    chance: float | None
+    chance: float
+    notes: list[str]
+    class_columns: list[str]
+    classes: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class SpreadTable:
+    """Mean and standard deviation of figures that several folds or seeds gave, in percent."""
+
+    columns: list[str]
+    rows: list[tuple[str, int, list[str]]]  # what it is, count, a cell a column
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Section:
     name: str
     facts: list[tuple[str, str]]
     highlights: list[tuple[str, str]]
-    table: Table | None
+    tables: list[Table]
     charts: list[Chart]
     gallery: Gallery | None
     config_text: str
@@ -90,9 +107,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs beside each other: R@1 of each feature, and overlaid curves."""
+    """Several runs beside each other: the first figure of each feature in each evaluation, and overlaid curves."""
 
     runs: list[tuple[str, str]]  # name, colour
+    figure: str
     rows: list[tuple[str, list[Cell]]]
     charts: list[Chart]
 
@@ -100,7 +118,7 @@ class Comparison:
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     """Write one self-contained HTML page about the runs in `run_dirs` to `out`; several are compared first.
 
-    Reads config.yaml (required), metrics.jsonl, results.json, neighbours.json and the videos named there; what is
+    Reads config.yaml (required), metrics.jsonl, evaluations, neighbours.json and the videos named there; what is
     missing or unreadable is said on the page. Raises UserError for no run or for a folder without config.yaml.
     """
     if not run_dirs:
@@ -121,6 +139,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs",
         sections=[_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)],
         comparison=_compare(runs, names) if len(runs) > 1 else None,
+        spreads=_spreads([one for run in runs for one in run.evaluations]),
+        reproduction=reproduction(run_dirs),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -135,20 +155,27 @@ def _distinct(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def _section(run: RunFolder, name: str, thumbnails: Thumbnails, queries: int) -> Section:
-    notes = list(run.notes)
-    table = _table(run.results)
-    if run.results is not None and table is None:
-        notes.append("results.json holds no rows.")
+    order = sorted(run.evaluations, key=lambda one: (_rank(one), one.data, one.fold or 0))
     return Section(
         name=name,
         facts=_facts(run),
-        highlights=_highlights(run, table),
-        table=table,
+        highlights=_highlights(run),
+        tables=[_table(one) for one in order],
         charts=[made for made in _charts(run) if made is not None],
         gallery=_gallery(run.neighbours, thumbnails, queries),
         config_text=run.config_text,
-        notes=notes,
+        notes=list(run.notes),
     )
+
+
+def _rank(evaluation: Evaluation) -> int:
+    """The place of its protocol on the page."""
+    return list(PROTOCOLS).index(evaluation.protocol) if evaluation.protocol in PROTOCOLS else len(PROTOCOLS)
+
+
+def _retrieval(run: RunFolder) -> Evaluation | None:
+    """The newest retrieval of a run, `exact` before `reference`."""
+    return next((one for kind in ("retrieval", "reference") for one in run.evaluations if one.protocol == kind), None)
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -174,26 +201,65 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in found if value is not None]
 
 
-def _table(results: Record | None) -> Table | None:
-    rows = _rows(results)
-    columns = sorted({key for row in rows for key in row if _k(key)}, key=_k)
-    if not rows or not columns:
-        return None
-    shares = [[number(row, column) for column in columns] for row in rows]
-    by_column = [_cells([share[i] for share in shares]) for i in range(len(columns))]
-    chance = number(results or {}, "chance")
+def _table(evaluation: Evaluation) -> Table:
+    rows = evaluation.rows
+    shares = [figures(row) for row in rows]
+    columns = list(dict.fromkeys(key for share in shares for key in share))
+    by_column = [_cells([share.get(column) for share in shares]) for column in columns]
+    chance = evaluation.chance
     made = []
-    for i, row in enumerate(rows):
+    for i, (row, share) in enumerate(zip(rows, shares, strict=True)):
         cells = [column[i] for column in by_column]
-        first = number(row, "R@1")
-        name = str(row.get("name", "?"))
-        made.append(Row(name, _stage_colour(name), cells, first / chance if first is not None and chance else None))
-    return Table(columns, made, chance)
+        first = share.get(columns[0]) if columns else None
+        times = first / chance if first is not None and chance > 0 else None
+        made.append(Row(row_name(row), _stage_colour(str(row["name"])), cells, times))
+    notes = list(evaluation.notes)
+    if evaluation.refused:
+        video, reason = evaluation.refused[0]
+        notes.append(f"{len(evaluation.refused)} videos left out (the first: {video}: {reason})")
+    return Table(_title(evaluation), columns, made, chance, notes, *_classes(evaluation, columns[:1]))
 
 
-def _rows(results: Record | None) -> list[Record]:
-    rows = (results or {}).get("rows")
-    return _records(rows)
+def _title(one: Evaluation) -> str:
+    named = one.data if one.fold is None else f"{one.data} split {one.fold}"
+    retrieval = one.protocol in ("retrieval", "reference")
+    sides = f"{one.test} queries in {one.train} videos" if retrieval else f"{one.test} videos, learnt on {one.train}"
+    trial = ", at trial sizes" if one.scale != "full" else ""
+    return f"{title_of_protocol(one.protocol)} on {named}: {sides}{trial}"
+
+
+def _classes(evaluation: Evaluation, first: Sequence[str]) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    features = [name for name in evaluation.classes if first]
+    labels = sorted({label for name in features for label in evaluation.classes[name]})
+    found = {name: {label: figures(own) for label, own in evaluation.classes[name].items()} for name in features}
+    return features, [
+        (label, _cells([found[name].get(label, {}).get(first[0]) for name in features])) for label in labels
+    ]
+
+
+def _spreads(evaluations: Sequence[Evaluation]) -> SpreadTable | None:
+    """Of what was measured more than once; None where nothing was."""
+    several = [one for one in summarise(evaluations) if one.deviation is not None]
+    if not several:
+        return None
+    columns = list(dict.fromkeys(one.metric for one in several))
+    rows: dict[tuple[str, ...], dict[str, Spread]] = {}
+    for one in several:
+        settings = tuple(f"{key} {value}" for key, value in sorted(one.settings.items()))
+        key = (one.protocol, one.data, one.encoder, one.train_on, one.test_on, one.scale, *settings)
+        rows.setdefault(key, {})[one.metric] = one
+    made = []
+    for (protocol, data, encoder, *_), found in rows.items():
+        cells = [_mean_and_deviation(found.get(column)) for column in columns]
+        count = max(one.count for one in found.values())
+        made.append((f"{encoder}, {title_of_protocol(protocol).lower()} on {data}", count, cells))
+    return SpreadTable(columns, made)
+
+
+def _mean_and_deviation(spread: Spread | None) -> str:
+    if spread is None or spread.deviation is None:
+        return ""
+    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}"
 
 
 def _cells(shares: Sequence[float | None]) -> list[Cell]:
@@ -208,27 +274,23 @@ def _records(value: Any) -> list[Record]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _k(column: object) -> int:
-    """10 of "R@10"; 0 of any other name."""
-    text = str(column)
-    return int(text[2:]) if text.startswith("R@") and text[2:].isdigit() else 0
-
-
-def _highlights(run: RunFolder, table: Table | None) -> list[tuple[str, str]]:
+def _highlights(run: RunFolder) -> list[tuple[str, str]]:
     """(figure, what it is): recall of the last RGB stage, against the first one and chance, and the time taken."""
     found: list[tuple[str, str]] = []
-    recall = {str(row.get("name")): number(row, "R@1") for row in _rows(run.results)}
+    newest = _retrieval(run)
+    recall = {str(row["name"]): figures(row).get("R@1") for row in newest.rows} if newest else {}
     last = ([name for name in recall if name.startswith("RGB-") and name != "RGB-1"] or [""])[-1]
     share, before = recall.get(last), recall.get("RGB-1")
-    if share is not None:
-        found.append((f"{100 * share:.1f} %", f"R@1 of {last}, pictures alone"))
+    if newest and share is not None:
+        where = f" on {newest.data}" if len({one.data for one in run.evaluations}) > 1 else ""
+        found.append((f"{100 * share:.1f} %", f"R@1 of {last}{where}, pictures alone"))
         if before:
             found.append((f"{share / before:.1f} x", "the recall of RGB-1, before the streams met"))
-        if table and table.chance:
-            found.append((f"{share / table.chance:.1f} x", f"chance ({100 * table.chance:.1f} %)"))
-    seconds = number(run.results or {}, "seconds")
-    if seconds is not None:
-        found.append((duration(seconds), "start to finish"))
+        if newest.chance > 0:
+            found.append((f"{share / newest.chance:.1f} x", f"chance ({100 * newest.chance:.1f} %)"))
+    times = [time for time in (number(record, "time") for record in run.train) if time is not None]
+    if len(times) > 1:
+        found.append((duration(max(times) - min(times)), "from the first step to the last"))
     return found
 
 
@@ -271,7 +333,7 @@ def _charts(run: RunFolder) -> list[Chart | None]:
         return [Curve(stage, _stage_colour(stage), _points(run.train, key, stage)) for stage in stages]
 
     uniform = _uniform_levels(run, bands)
-    chance = number(run.results or {}, "chance")
+    newest = _retrieval(run)
     recall = [
         Curve(f"{stage} {key}", _stage_colour(stage), _points(run.monitor, key, stage), dots=True, dashed=key != "R@1")
         for key in ("R@1", "R@5")
@@ -282,7 +344,7 @@ def _charts(run: RunFolder) -> list[Chart | None]:
         chart(
             "Retrieval recall during training",
             recall,
-            levels=[Level(chance, "chance, R@1")] if chance is not None else [],
+            levels=[Level(newest.chance, "chance, R@1")] if newest else [],
             bands=bands,
             percent=True,
             note="Measured on a small part of the data while training.",
@@ -355,16 +417,18 @@ def _shown(item: Record, wanted: str | None, thumbnails: Thumbnails) -> Shown:
 
 def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
     colours = [RUN_COLOURS[i % len(RUN_COLOURS)] for i in range(len(runs))]
-    recalls: list[dict[str, float | None]] = [
-        {"chance": number(run.results or {}, "chance")}
-        | {str(row.get("name", "?")): number(row, "R@1") for row in _rows(run.results)}
-        for run in runs
-    ]
-    rows = []
-    for feature in dict.fromkeys(name for recall in recalls for name in recall):
-        shares = [recall.get(feature) for recall in recalls]
-        if any(share is not None for share in shares):
-            rows.append((feature, _cells(shares)))
+    measured = [{_key(one): one for one in reversed(run.evaluations)} for run in runs]
+    keys = sorted(
+        {key: one for found in measured for key, one in found.items()}.items(), key=lambda item: _rank(item[1])
+    )
+    rows, figure = [], ""
+    for key, one in keys:
+        beside = [found.get(key) for found in measured]
+        firsts = [_first_figures(other) for other in beside]
+        figure = figure or next((name for name, _ in firsts if name), "")
+        told = f", {title_of_protocol(one.protocol).lower()} on {one.data}" if len(keys) > 1 else ""
+        for feature in dict.fromkeys(name for _, shares in firsts for name in shares):
+            rows.append((f"{feature}{told}", _cells([shares.get(feature) for _, shares in firsts])))
 
     def overlaid(pick: Callable[[RunFolder], list[Record]], key: str, dots: bool) -> list[Curve]:
         return [
@@ -382,4 +446,19 @@ def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
             note="Small part of the data.",
         ),
     ]
-    return Comparison(list(zip(names, colours, strict=True)), rows, [c for c in charts if c is not None])
+    heading = "" if not rows else figure if len(keys) == 1 else "first figure of each"
+    return Comparison(list(zip(names, colours, strict=True)), heading, rows, [c for c in charts if c is not None])
+
+
+def _key(one: Evaluation) -> tuple[str, ...]:
+    return one.protocol, one.data, str(one.fold), one.train_on, one.test_on, one.scale
+
+
+def _first_figures(evaluation: Evaluation | None) -> tuple[str, dict[str, float]]:
+    """The name of an evaluation's first figure, and what each feature has of it, chance first."""
+    if evaluation is None:
+        return "", {}
+    shares = {str(row["name"]): figures(row) for row in evaluation.rows}
+    name = next((key for share in shares.values() for key in share), "")
+    found = {feature: share[name] for feature, share in shares.items() if name in share}
+    return name, {"chance": evaluation.chance} | found

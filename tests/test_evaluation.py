@@ -1,0 +1,138 @@
+"""evaluation.py: runs and data sets in, one session, tables and spread out; what is judged is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_experiment
+
+from vicc_ray import evaluation
+from vicc_ray.console import console
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.nearest import Retrieval
+from vicc_ray.evaluate.results import Evaluation, read_all
+from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations, told_aside
+from vicc_ray.models.encoder import build_encoder
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.weights import EncoderFile, save_encoder
+
+
+def make_run(runs: Path, videos: Manifest, name: str = "tiny", **changes: Any) -> RunFolder:
+    experiment = tiny_experiment(runs=str(runs), name=name, **changes)
+    folder = RunFolder.at(experiment.run_folder)
+    folder.open(experiment, videos.fingerprint())
+    videos.write(folder.manifest)
+    encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=8, seed=0)
+    save_encoder(folder.encoder("RGB-2"), EncoderFile(encoder.spec, "rgb", encoder.state_dict()))
+    return folder
+
+
+class Calls:
+    """Stands in for what judges: takes notes and gives figures that differ from run to run."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str, str, int | None]] = []
+        self.sessions = 0
+
+    def retrieve(
+        self, folder: RunFolder, experiment: Any, manifest: Any, resources: Any, data: str, say: Any
+    ) -> Retrieval:
+        resources()
+        say("features of RGB-2 as they were stored")
+        splits = experiment.data.gallery_split, experiment.data.query_split
+        self.asked.append((experiment.name, data, *splits, manifest.fold))
+        rows = [{"name": "RGB-2", "R@1": 0.5 + 0.1 * len(self.asked), "mAP": 0.25}]
+        one = Evaluation(
+            "retrieval", experiment.name, experiment.seed, data, manifest.fold, *splits, 16, 8, rows, 0.125, 1.0,
+            refused=(("gone.mp4", "no such file"),), notes=("a note",),
+        )  # fmt: skip
+        return Retrieval(one, {})
+
+    @contextmanager
+    def session(self, *_: Any) -> Iterator[str]:
+        self.sessions += 1
+        yield "resources"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    made = Calls()
+    monkeypatch.setattr(evaluation, "retrieve", made.retrieve)
+    monkeypatch.setattr(evaluation, "ray_session", made.session)
+    return made
+
+
+def test_runs_and_data_sets_are_judged_in_one_session(calls: Calls, tmp_path: Path, videos: Manifest) -> None:
+    runs = [make_run(tmp_path, videos, name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    files = []
+    for fold in (1, 2):
+        files.append(str(tmp_path / f"fold{fold}.parquet"))
+        Manifest(videos.videos, dataset="ucf101", fold=fold).write(files[-1])
+    found = evaluate_runs([str(run) for run in runs], data=files, train_on="all", test_on="train")
+    assert calls.asked == [(name, "ucf101", "all", "train", fold) for name in "ab" for fold in (1, 2)]
+    assert calls.sessions == 1
+    assert [len(read_all(run)) for run in runs] == [2, 2]
+    (one,) = [s for s in evaluations_json(found)["summary"] if s["metric"] == "R@1"]
+    assert (one["count"], one["folds"], one["seeds"]) == (4, (1, 2), (0, 1)) and one["mean"] == pytest.approx(0.75)
+    json.dumps(evaluations_json(found))
+
+
+def test_a_data_set_is_called_as_its_layout_or_its_file(calls: Calls, tmp_path: Path, videos: Manifest) -> None:
+    run = str(make_run(tmp_path, videos))
+    mine = str(tmp_path / "my clips.parquet")
+    videos.write(mine)
+    evaluate_runs([run])
+    evaluate_runs([run], overrides=[f"data.manifest={mine}", "data.query_split=train"])
+    evaluate_runs([run], data=[mine])
+    named = [(data, *splits) for _, data, *splits, _ in calls.asked]
+    assert named == [("manifest", "train", "query"), ("my_clips", "train", "train"), ("my_clips", "train", "query")]
+
+
+def test_the_reader_sees_tables_notes_and_the_spread(calls: Calls, tmp_path: Path, videos: Manifest) -> None:
+    runs = [str(make_run(tmp_path, videos, name, seed=seed)) for seed, name in enumerate(("a", "b"))]
+    found = evaluate_runs(runs)
+    with console.capture() as shown:
+        print_evaluations(found)
+    text = shown.get()
+    for told in (
+        "a: nearest-neighbour retrieval on manifest: 8 queries in 16 videos, chance R@1 0.125",
+        "a note",
+        "left out: gone.mp4: no such file",
+        "1 videos left out",
+        "0.650 ± 0.071",
+        "0.250 ± 0.000",
+    ):
+        assert told in text, told
+    assert text.count("R@1") == 2 + 2 + 1
+
+
+def test_with_json_the_way_is_told_aside(capfd: pytest.CaptureFixture[str]) -> None:
+    with told_aside():
+        assert console.file is evaluation.errors.file
+    assert console.file is not evaluation.errors.file
+
+
+def test_mistakes_show_before_anything_runs(calls: Calls, tmp_path: Path, videos: Manifest) -> None:
+    good = str(make_run(tmp_path, videos))
+    empty = make_run(tmp_path, videos, "empty")
+    empty.encoder("RGB-2").unlink()
+    bare = make_run(tmp_path, videos, "bare")
+    bare.manifest.unlink()
+    for runs, changes, message in (
+        ([good, str(tmp_path / "absent")], {}, "is not a run folder"),
+        ([good], {"protocol": "knn"}, "--protocol knn: is not known; allowed: retrieval, linear, finetune, probe, all"),
+        ([good, str(empty)], {}, "has no finished stage to evaluate"),
+        ([good, str(bare)], {}, "has no manifest of its own; name the videos with --data"),
+        ([good], {"data": ["absent.parquet"]}, "absent.parquet: no such file"),
+        ([good], {"test_on": "val"}, r"no video in split 'val'"),
+        ([good], {"overrides": ["evaluate.windows=some"]}, "evaluate.windows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_runs(runs, **changes)
+    assert calls.asked == [] and calls.sessions == 0

@@ -1,0 +1,257 @@
+"""A run's encoders with classifiers on top: learnt on the training loop, or fitted to stored features, then tested."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vicc_ray import storage
+from vicc_ray.classifier_file import classifier_path
+from vicc_ray.config import Duration, Experiment
+from vicc_ray.console import console
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.pipeline import list_windows
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.accuracy import accuracy, class_numbers, fit_mean_weights
+from vicc_ray.evaluate.classification import classify_videos
+from vicc_ray.evaluate.feature_store import read_features, read_refused
+from vicc_ray.evaluate.features import extract_features
+from vicc_ray.evaluate.folds import grouped_folds
+from vicc_ray.evaluate.fusion import PUBLISHED, mean_probabilities
+from vicc_ray.evaluate.nearest import FUSED, newest_pair, open_encoders
+from vicc_ray.evaluate.probe import fit_probe
+from vicc_ray.evaluate.results import Evaluation
+from vicc_ray.evaluate.stored import EncoderOnDisk, Side
+from vicc_ray.progress import Counter
+from vicc_ray.resources import ResourcePlan
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.classification import Classification, rare_classes, training_classes
+from vicc_ray.train.loop import run_task
+
+ClassifierName = Literal["linear", "finetune", "probe"]
+HELD_OUT = "held-out"  # split of training videos that weights are fitted on
+
+Tables = dict[str, NDArray[np.float32]]
+
+
+def classify(
+    folder: RunFolder,
+    experiment: Experiment,
+    manifest: Manifest,
+    protocol: ClassifierName,
+    data: str,
+    resources: Callable[[], ResourcePlan],
+    address: str | None = None,
+    verbose: bool = False,
+) -> Evaluation:
+    """Top-1, top-5, mean class accuracy and confusion of a run's encoders and of both streams together.
+
+    Learnt on `data.gallery_split`, tested on `data.query_split`. linear and finetune take the newest encoder of each
+    stream and can be resumed; probe takes every encoder. UserError for unlabelled videos, a single class and test videos
+    of classes that were not learnt.
+    """
+    started = time.monotonic()
+    learnt = experiment.data.model_copy(update={"train_split": experiment.data.gallery_split})
+    settings = experiment.model_copy(update={"data": learnt})
+    classes = training_classes(settings, manifest)
+    test = manifest.select(learnt.query_split)
+    class_numbers([row.label for row in test], classes)  # what is wrong with the labels shows before anything is learnt
+    if learnt.train_split == learnt.query_split:
+        raise UserError(
+            f"data.query_split: '{learnt.query_split}' is what the classifier learns from too; choose another with --test-on"
+        )
+    encoders = open_encoders(folder)
+    notes: list[str] = []
+    if protocol == "probe":
+        found = _probe(folder, settings, manifest, data, encoders, resources, notes)
+    else:
+        pair = newest_pair(encoders) or tuple(encoders)[-1:]
+        chosen = {name: encoders[name] for name in pair}
+        found = _learn(folder, settings, manifest, data, protocol, chosen, resources, (address, verbose), notes)
+    tables, labels, refused, train_count = found
+    rows: list[dict[str, Any]] = []
+    per_class, confusion = {}, {}
+    for name, table in tables.items():
+        one = accuracy(table, labels, classes)
+        rows.append({"name": name} | {key: round(value, 6) for key, value in one.figures.items()})
+        per_class[name] = one.classes
+        confusion[name] = {"labels": list(classes), "counts": one.confusion}
+    counts = Tally(labels)
+    return Evaluation(
+        protocol=protocol,
+        run=experiment.name,
+        seed=experiment.seed,
+        data=data,
+        fold=manifest.fold,
+        train_on=learnt.train_split,
+        test_on=learnt.query_split,
+        train=train_count,
+        test=len(labels),
+        rows=rows,
+        chance=max(counts.values()) / len(labels),
+        seconds=round(time.monotonic() - started, 1),
+        settings=_settings(experiment, protocol),
+        classes=per_class,
+        confusion=confusion,
+        refused=refused,
+        scale=experiment.scale,
+        notes=tuple(notes),
+    )
+
+
+# Probabilities a row of the table, true labels, what could not be read, how many videos were learnt from.
+_Found = tuple[Tables, list[str], tuple[tuple[str, str], ...], int]
+
+
+def _learn(
+    folder: RunFolder,
+    experiment: Experiment,
+    manifest: Manifest,
+    data: str,
+    protocol: Literal["linear", "finetune"],
+    encoders: Mapping[str, EncoderOnDisk],
+    resources: Callable[[], ResourcePlan],
+    session: tuple[str | None, bool],
+    notes: list[str],
+) -> _Found:
+    """Train the classifiers in a folder of their own, then show them every crop of every window of the test videos.
+
+    For fitted weights of the streams a part of the training videos is kept out of the training and shown too.
+    """
+    fits = experiment.evaluate.fusion == "fitted" and len(encoders) == 2
+    if fits:
+        manifest = _with_held_out(manifest, experiment.data.train_split)
+    files = {name: encoder.reached for name, encoder in encoders.items()}
+    task = Classification(protocol, files, training_classes(experiment, manifest))
+    target = _own_folder(folder, experiment, manifest, data, protocol, encoders)
+    inner = experiment.model_copy(
+        update={
+            "name": target[1],
+            "runs": target[0],
+            "evaluate": experiment.evaluate.model_copy(update={"monitor_every": Duration(0, "epochs")}),
+        }
+    )
+    own = RunFolder.at(inner.run_folder)
+    own.pull()
+    plan = task.plan(inner, manifest)
+    if rare := rare_classes(plan):
+        notes.append(f"{len(rare)} classes have one training video only: {', '.join(rare[:5])}")
+    plan_of_session = resources()
+    run_task(task, inner, manifest, own, *session)
+    held = manifest.select(HELD_OUT) if fits else []
+    asked = [*held, *manifest.select(experiment.data.query_split)]
+    windows = len(list_windows(asked, experiment.clip, experiment.evaluate.windows))
+    with Counter("testing windows", windows) as counter:
+        shown = classify_videos(
+            {name: own.fetch(classifier_path(own, name)) for name in encoders},
+            asked,
+            experiment,
+            plan_of_session,
+            counter.advance,
+        )
+    kept = {row.video for row in held}
+    cut = sum(row.video in kept for row in shown.videos)
+    labels = [str(row.label) for row in shown.videos]
+    tables = {name: table[cut:] for name, table in shown.probabilities.items()}
+    if len(tables) == 2:
+        weights = PUBLISHED
+        if cut:
+            known = [table[:cut] for table in shown.probabilities.values()]
+            weights = fit_mean_weights(known, labels[:cut], shown.classes)
+            notes.append(_told(weights))
+        tables[FUSED] = mean_probabilities(list(tables.values()), weights).astype(np.float32)
+    return tables, labels[cut:], shown.refused, len(plan.videos)
+
+
+def _with_held_out(manifest: Manifest, split: str) -> Manifest:
+    """The manifest with about a fifth of a split's labelled videos in a split of their own, whole groups each."""
+    rows = [row for row in manifest.select(split) if row.label is not None]
+    part = {int(place) for place in grouped_folds([str(row.label) for row in rows], [row.group for row in rows], 5)[0]}
+    learnt = {row.label for place, row in enumerate(rows) if place not in part}
+    held = {row.video for place, row in enumerate(rows) if place in part and row.label in learnt}
+    if not held:
+        raise UserError(
+            f"evaluate.fusion: fitted: the {len(rows)} videos of split '{split}' are too few to keep some out; use published"
+        )
+    moved = [replace(row, split=HELD_OUT) if row.video in held else row for row in manifest.videos]
+    return Manifest(moved, manifest.dataset, manifest.fold)
+
+
+def _told(weights: tuple[float, float]) -> str:
+    return f"R+F: weights {weights[0]:g} : {weights[1]:g}, fitted on training videos that were kept out of the training"
+
+
+def _probe(
+    folder: RunFolder,
+    experiment: Experiment,
+    manifest: Manifest,
+    data: str,
+    encoders: Mapping[str, EncoderOnDisk],
+    resources: Callable[[], ResourcePlan],
+    notes: list[str],
+) -> _Found:
+    """Fit on stored features, those that retrieval stores."""
+    windows = experiment.evaluate.windows
+    labelled = [row for row in manifest.select(experiment.data.train_split) if row.label is not None]
+    sides = Side(tuple(labelled), windows), Side(tuple(manifest.select(experiment.data.query_split)), windows)
+    files = extract_features(
+        folder, data, encoders, sides, experiment, resources, lambda line: console.print(line, markup=False)
+    )
+    tables: Tables = {}
+    probes = {}
+    labels: list[str] = []
+    refused: dict[str, str] = {}
+    count = 0
+    for name, (train_file, test_file) in files.items():
+        train, test = read_features(str(train_file.path)), read_features(str(test_file.path))
+        probes[name] = fit_probe(train)
+        tables[name] = probes[name].probabilities(test.vectors)
+        labels, count = [str(label) for label in test.labels], len(train)
+        refused |= dict(read_refused(str(train_file.path))) | dict(read_refused(str(test_file.path)))
+    pair = newest_pair(encoders)
+    if pair:
+        weights = PUBLISHED
+        held = [probes[name] for name in pair]
+        if experiment.evaluate.fusion == "fitted" and len(held[0].held_rows):
+            known = [train.labels[row] for row in held[0].held_rows]
+            weights = fit_mean_weights([probe.held_out for probe in held], known, held[0].classes)
+            notes.append(_told(weights))
+        tables[FUSED] = mean_probabilities([tables[name] for name in pair], weights).astype(np.float32)
+    return tables, labels, tuple(refused.items()), count
+
+
+def _own_folder(
+    folder: RunFolder,
+    experiment: Experiment,
+    manifest: Manifest,
+    data: str,
+    protocol: str,
+    encoders: Mapping[str, EncoderOnDisk],
+) -> tuple[str, str]:
+    """Where these classifiers are learnt: another folder for every change of what decides them, so nothing is refused."""
+    sections = ("seed", "clip", "flow", "augment", protocol)
+    decides = {
+        "encoders": {name: encoder.hash for name, encoder in encoders.items()},
+        "data": manifest.fingerprint(),
+        "split": experiment.data.train_split,
+        "settings": experiment.model_dump(mode="json", include=set(sections)),
+    }
+    digest = blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return storage.join(str(folder), "classifiers"), f"{protocol}-{data}-{digest}"
+
+
+def _settings(experiment: Experiment, protocol: ClassifierName) -> dict[str, Any]:
+    evaluate = experiment.evaluate
+    shared = {"windows": evaluate.windows, "fusion": evaluate.fusion}
+    if protocol == "probe":
+        return shared
+    asked = experiment.linear if protocol == "linear" else experiment.finetune
+    return shared | {"crops": evaluate.crops} | asked.model_dump(mode="json")

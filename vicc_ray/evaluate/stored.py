@@ -1,0 +1,148 @@
+"""Which features an evaluation needs, from what each is made, and which of them are stored already. Pure but for files.
+
+RUN/features/ENCODER-DATA-KEY8.parquet     one encoder, one side of an evaluation; KEY8 begins the hash of all that a
+                                           feature depends on, so that a change of anything makes another file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from vicc_ray import storage
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.feature_store import Source, file_hash, matches, read_source
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.weights import load_encoder
+
+JITTER_P = 0.3  # of the published test (method.md, section 6)
+
+Setting = str | int | float | bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Videos whose features are wanted, and how each is looked at. Equal to itself only: there may be a million videos.
+
+    windows: all, centre, or random (one, at a place drawn from the experiment's seed and the video). jitter: whether
+    windows get a random colour jitter, as in the published test.
+    """
+
+    videos: tuple[VideoRow, ...]
+    windows: Literal["all", "centre", "random"]
+    jitter: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of contents, labels, splits, groups, order, and of the paths, which the table shows: 32 hex digits."""
+        digest = blake2b(Manifest(self.videos).fingerprint().encode(), digest_size=16)
+        for row in self.videos:
+            digest.update(b"\0" + row.video.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class EncoderOnDisk:
+    """An encoder's file: its own name (RGB-2), where it lies, what it was trained on, and the hash of its bytes.
+
+    `path` is on this machine, `reached` the path or URI by which the cluster's nodes read it.
+    """
+
+    name: str
+    path: Path
+    reached: str
+    stream: Stream
+    hash: str
+
+
+def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
+    """Look into a run's encoder; UserError where it is broken or holds another stream than its name says."""
+    path = folder.encoder(name)
+    stream = load_encoder(path).stream
+    said = name.split("-")[0].lower()
+    if said in ("rgb", "flow") and said != stream:
+        raise UserError(
+            f"{path}: is named {name} but holds an encoder of the {stream} stream; give it a name that begins with "
+            f"{'Flow' if stream == 'flow' else 'RGB'}-, or put the right file there"
+        )
+    reached = storage.join(str(folder), *path.relative_to(folder.path).parts)
+    return EncoderOnDisk(name, path, reached, stream, file_hash(str(path)))
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Where the features of one encoder for one side are stored, or will be."""
+
+    path: Path
+    encoder: EncoderOnDisk
+    side: Side
+    source: Source
+
+
+def feature_file(
+    folder: RunFolder, data: str, encoder: EncoderOnDisk, side: Side, experiment: Experiment
+) -> FeatureFile:
+    """The file of an encoder's features of a side; `data` names the data set in the file's name."""
+    source = source_of(encoder, side, experiment)
+    return FeatureFile(folder.features / f"{encoder.name}-{data}-{source.key[:8]}.parquet", encoder, side, source)
+
+
+def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Source:
+    """All that a side's features of an encoder depend on; flow settings count for encoders of flow only."""
+    clip, augment = experiment.clip, experiment.augment
+    random = side.windows == "random" or side.jitter
+    protocol: dict[str, Setting] = {
+        "frames": clip.frames,
+        "stride": clip.stride,
+        "fps": clip.fps,
+        "decode_size": "x".join(map(str, clip.decode_size)),
+        "size": clip.size,
+        "decoder": experiment.data.decoder,
+        "windows": side.windows,
+        "jitter": " ".join(f"{value:g}" for value in (*augment.jitter, JITTER_P)) if side.jitter else None,
+        "seed": experiment.seed if random else None,
+    }
+    if encoder.stream == "flow":
+        protocol |= {"style": augment.style} | _flow_settings(experiment)
+    return Source(encoder.name, encoder.hash, side.fingerprint, protocol)
+
+
+def _flow_settings(experiment: Experiment) -> dict[str, Setting]:
+    flow = experiment.flow
+    settings: dict[str, Setting] = {"flow": flow.algorithm, "bound": flow.bound, "source": flow.source}
+    if flow.source == "store" and flow.store is not None:
+        return settings | {"store": FlowStore.open(flow.store).fingerprint}
+    return settings | {"weights": file_hash(flow.weights) if flow.weights and flow.algorithm == "raft" else None}
+
+
+def missing(
+    folder: RunFolder, files: Mapping[str, Sequence[FeatureFile]], say: Callable[[str], None]
+) -> list[FeatureFile]:
+    """Those of the files (by the row's name) that are to be made; `say` is told which are used as they are stored."""
+    absent = []
+    for row, wanted in files.items():
+        gone = [file for file in wanted if not _there(folder, file, say)]
+        absent += gone
+        if not gone:
+            say(f"features of {row} as they were stored")
+    return absent
+
+
+def _there(folder: RunFolder, file: FeatureFile, say: Callable[[str], None]) -> bool:
+    if not file.path.is_file() and not folder.fetch(file.path).is_file():
+        return False
+    if matches(str(file.path), file.source.key):
+        return True
+    try:
+        read_source(str(file.path))
+        say(f"{file.path}: holds other features; made again")
+    except UserError as error:
+        say(f"{error}; made again")
+    return False
