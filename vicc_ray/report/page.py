@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.results import PROTOCOLS, Evaluation, Spread, figures, row_name, summarise, title_of_protocol
 from vicc_ray.report.charts import Chart, Curve, Level, chart, count
+from vicc_ray.report.confusion import Confusion, confusions
 from vicc_ray.report.folder import Record, RunFolder, number, read_folder
 from vicc_ray.report.reproduction import reproduction
 from vicc_ray.report.thumbnails import Thumbnails
@@ -56,6 +57,7 @@ class Table:
     notes: list[str]
     class_columns: list[str]
     classes: list[tuple[str, list[Cell]]]
+    confusions: list[Confusion]
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,8 @@ def _table(evaluation: Evaluation) -> Table:
     if evaluation.refused:
         video, reason = evaluation.refused[0]
         notes.append(f"{len(evaluation.refused)} videos left out (the first: {video}: {reason})")
-    return Table(_title(evaluation), columns, made, chance, notes, *_classes(evaluation, columns[:1]))
+    drawn = confusions(evaluation.confusion)
+    return Table(_title(evaluation), columns, made, chance, notes, *_classes(evaluation, columns[:1]), drawn)
 
 
 def _title(one: Evaluation) -> str:
