@@ -173,7 +173,7 @@ def test_a_finetuning_step_reaches_head_and_backbone() -> None:
                 assert parameter.grad is not None
                 parameter -= rate * (parameter.grad + 1e-3 * parameter)
     assert trainer.step(batch, 0).loss == pytest.approx(loss.item(), rel=1e-5)
-    _assert_same(trainer.classifier.state_dict(), twin.state_dict(), 1e-4, 1e-6)
+    _assert_same(trainer.classifier.state_dict(), twin.state_dict(), 1e-4, 5e-6)
 
 
 # What stays

@@ -429,7 +429,8 @@ def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
         beside = [found.get(key) for found in measured]
         firsts = [_first_figures(other) for other in beside]
         figure = figure or next((name for name, _ in firsts if name), "")
-        told = f", {title_of_protocol(one.protocol).lower()} on {one.data}" if len(keys) > 1 else ""
+        split = "" if one.fold is None else f" split {one.fold}"
+        told = f", {title_of_protocol(one.protocol).lower()} on {one.data}{split}" if len(keys) > 1 else ""
         for feature in dict.fromkeys(name for _, shares in firsts for name in shares):
             rows.append((f"{feature}{told}", _cells([shares.get(feature) for _, shares in firsts])))
 
