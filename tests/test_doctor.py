@@ -272,8 +272,8 @@ def test_two_nodes(tmp_path: Path) -> None:
     words = ["doctor", str(tmp_path / "tiny.yaml"), "--json", "--address"]
     with local_cluster(2) as cluster:
         told = vicc(*words, cluster.address, "--set", "train.workers={min: 1, max: 4}", env=cluster.environment)
-        found = {entry["check"]: entry for entry in json.loads(told.stdout)}
         assert told.returncode == 0, told.stdout + told.stderr
+        found = {entry["check"]: entry for entry in json.loads(told.stdout)}
         assert found["nodes"]["told"].startswith("3 of 3 answered: 127.0.0.1-")
         assert {"versions", "CPUs", "memory", "clocks", "storage", "videos", "network", "demand", "room"} <= set(found)
         assert "begins now with 2 of up to 4 workers" in found["room"]["told"]
