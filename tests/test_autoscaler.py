@@ -111,6 +111,11 @@ class AutoscaledCluster(LocalCluster):
         wait(lambda: answers(self.host, self.dashboard), "the dashboard", 90)
         return self.head
 
+    def words(self) -> str:
+        """What the autoscaler and the jobs' drivers said last."""
+        logs = [path for path in self.folder.rglob("*") if path.name.startswith(("monitor.", "job-driver"))]
+        return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-1500:]}" for path in sorted(logs))
+
     def workers(self) -> list[int]:
         """Processes that are a node of the autoscaler's (its raylet)."""
         assert self.head
@@ -153,23 +158,26 @@ def test_from_no_worker_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
         try:
             times["head"] = wait(lambda: bool(cluster.start_head()), "head", 90)
             assert not cluster.workers()
+            stranger = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH")}
+            told = subprocess.run([program, "jobs"], env=stranger | {"HOME": folder}, capture_output=True, text=True)
+            assert told.returncode == 2 and "asks for its token" in told.stderr, told.stdout + told.stderr
             words = [program, "submit", str(tmp_path / "drill.yaml"), "--workers", "1:2"]
             began = time.monotonic()
             told = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
             assert told.returncode == 0, told.stdout + told.stderr
             times["submitted"] = time.monotonic() - began
-            wait(lambda: bool(cluster.workers()), "the first node", 120)
+            wait(lambda: bool(cluster.workers()), "the first node", 300)
             times["first node's processes"] = time.monotonic() - began
-            wait(lambda: steps(1) + steps(2) > 0, "first step", 240)
+            wait(lambda: steps(1) + steps(2) > 0, "first step", 300)
             times["first step"] = time.monotonic() - began
-            wait(lambda: steps(2) >= 5, "two workers", 240)
+            wait(lambda: steps(2) >= 5, "two workers", 300)
             times["steps on two workers"] = time.monotonic() - began
 
             lost = time.monotonic()
             victim = cluster.workers()[0]
             for pid in [*descendants(victim), victim]:
                 send(pid, signal.SIGKILL)
-            wait(lambda: steps(1) >= 1, "training goes on", 240)
+            wait(lambda: steps(1) >= 1, "training goes on", 300)
             times["lost node -> step on one worker"] = time.monotonic() - lost
             wait(lambda: steps(2) >= 3, "another node", 300)
             times["lost node -> step on two workers"] = time.monotonic() - lost
@@ -180,6 +188,13 @@ def test_from_no_worker_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
             assert told.returncode == 130, told.stdout + told.stderr
             wait(lambda: not cluster.workers(), "scaling down", 240)
             times[f"end -> no worker (idle time {IDLE_SECONDS} s)"] = time.monotonic() - ended
+            listed = subprocess.run([program, "jobs", "--json"], env=environment, capture_output=True, text=True)
+            kept = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+            assert not [
+                text for text in [*kept, listed.stdout, told.stdout] if cluster.settings["RAY_AUTH_TOKEN"] in text
+            ]
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{cluster.words()}") from error
         finally:
             cluster.stop()
     samples = [event for event in read_records(run / "events.jsonl") if event["kind"] == "start"]

@@ -29,7 +29,7 @@ from vicc_ray.train.run import Notice, train
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # More than all faults need, so that the run is still going on when the last one is over.
-STEPS = 1500
+STEPS = 1800
 
 
 @pytest.fixture(scope="module")

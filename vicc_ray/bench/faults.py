@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vicc_ray.bench import Bar, Outcome
 from vicc_ray.bench.drill import Drill, TooLate, make_videos
 from vicc_ray.bench.nodes import command_line, local_cluster, send
 from vicc_ray.checkpoint import MARKER, STATE_FILE
 from vicc_ray.console import console
-from vicc_ray.records import read_records
 
 NOTICE_SECONDS = 15
 BETWEEN = 25  # steps from the end of one fault to the next; more than from checkpoint to checkpoint
@@ -105,38 +105,37 @@ def _kill_node_in_checkpoint(drill: Drill) -> float:
     folder = drill.run.path / "checkpoints"
 
     def begun() -> bool:
-        there = [step for step in folder.iterdir() if step.is_dir() and not step.name.startswith(".")]
-        return any(not (step / MARKER).exists() for step in there)
+        newest = max((step.name for step in folder.iterdir() if step.name.startswith("step-")), default=None)
+        return newest is not None and not (folder / newest / MARKER).exists()
 
-    return _kill_stopped(drill, begun, lambda pid: any(str(folder) in name for name in _open_files(pid)))
+    # Worker 0 writes checkpoints and keeps tensorboard's file open.
+    return _kill_stopped(drill, begun, lambda pid: any(str(drill.run.tensorboard) in name for name in _open_files(pid)))
 
 
 def _kill_node_in_evaluation(drill: Drill) -> float:
     """A node while the recall of a step is being looked for, which is after the step's record and before its own."""
-    every = 25  # EXPERIMENT's evaluate.monitor_every
+    every, first = 25, 6  # EXPERIMENT's evaluate.monitor_every, and the step at which RGB-2 begins
 
     def begun() -> bool:
-        last = list(read_records(drill.run.metrics))[-1]
-        return last["kind"] == "train" and last["stage"] == "RGB-2" and _within(drill, last["step"]) % every == 0
+        last = _last_record(drill.run.metrics)
+        return last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % every == 0
 
     return _kill_stopped(drill, begun, lambda pid: True)
-
-
-def _within(drill: Drill, step: int) -> int:
-    """The step within RGB-2, which two stages of 3 steps come before."""
-    return step - 6
 
 
 def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int], bool]) -> float:
     """Kill the node of a chosen worker at a moment that is held still: all workers stop, and if it is still that moment
     the node goes; else they go on until it comes again."""
     deadline = time.monotonic() + 120
+    workers: list[int] = []
+    looked = -1.0
     while time.monotonic() < deadline:
         time.sleep(0.0005)
+        if time.monotonic() - looked > 5:  # looking takes longer than the moment lasts, so it is done before
+            workers, looked = drill.processes("RayTrainWorker"), time.monotonic()
         with suppress(OSError):
             if not begun():
                 continue
-            workers = drill.processes("RayTrainWorker")
             for pid in workers:
                 send(pid, signal.SIGSTOP)
             mine = [pid for pid in workers if chosen(pid)] if begun() else []
@@ -149,6 +148,15 @@ def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int
             if nodes:
                 return drill.recovery(at, workers=len(drill.cluster.nodes))
     raise TooLate("the moment to kill a node did not come within 120 s")
+
+
+def _last_record(file: Path) -> dict[str, Any]:
+    """The newest whole record of a file, read in no time; that of a step is far shorter than what is read."""
+    with file.open("rb") as opened:
+        opened.seek(max(file.stat().st_size - 4096, 0))
+        lines = opened.read().splitlines(keepends=True)
+    newest: dict[str, Any] = json.loads([line for line in lines if line.endswith(b"\n")][-1])
+    return newest
 
 
 def _open_files(pid: int) -> list[str]:
