@@ -6,12 +6,15 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import ray
+from ray.exceptions import AuthenticationError
 
+from vicc_ray.capacity import machine_grown, machine_now
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import UserError
-from vicc_ray.resources import Machine, ResourcePlan, plan_cluster, plan_local, this_machine
+from vicc_ray.resources import ResourcePlan, plan_cluster, plan_local, this_machine
 
 # Settings of Ray that every process of a session sees.
 _ENVIRONMENT = {
@@ -20,6 +23,9 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+
+# Decode actors that are asked of an autoscaler where `train.decode_actors` does not say.
+DECODERS_A_WORKER = 8
 
 # A job's rows are small: paths in, one row of facts out.
 JOB_OBJECT_STORE = 256 * 2**20
@@ -67,18 +73,26 @@ def _connected(address: str | None, cpus: int, object_store: int, verbose: bool)
         return
     level = logging.INFO if verbose else logging.WARNING
     try:
-        if address is None:
-            _start_here(cpus, object_store, verbose, level)
-        else:
-            ray.init(address=address, log_to_driver=verbose, logging_level=level)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"address {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})"
-        ) from error
-    try:
+        _start_here(cpus, object_store, verbose, level) if address is None else join(address, verbose, level)
         yield
     finally:
         ray.shutdown()
+
+
+def join(address: str, verbose: bool, level: int) -> None:
+    """Connect to a cluster that is running; UserError where none answers, it asks for a token or is of another version."""
+    try:
+        ray.init(address=address, log_to_driver=verbose, logging_level=level)
+    except AuthenticationError:
+        raise UserError(
+            f"--address {address}: the cluster asks for its token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
+            "(or RAY_AUTH_TOKEN) with the token that its nodes were started with"
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--address {address}: cannot join the Ray cluster there ({' '.join(str(error).split())[:300]}); run this on "
+            "one of its nodes, or send it to its dashboard with 'vicc submit ... --address http://HOST:8265'"
+        ) from None
 
 
 def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None:
@@ -103,6 +117,10 @@ def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None
 
 
 def _plan(train: TrainConfig, address: str | None) -> ResourcePlan:
-    there = ray.cluster_resources()
-    machine = Machine(int(there.get("CPU", 0)), int(there.get("GPU", 0)), int(there.get("object_store_memory", 0)))
-    return plan_cluster(train, machine)
+    now = machine_now()
+    grown = machine_grown(now)
+    if grown is None:
+        return plan_cluster(train, now)
+    # An autoscaler may bring thousands of CPUs: decode actors are not to take them all.
+    most = max(now.cpus, train.workers.max * (1 + DECODERS_A_WORKER))
+    return plan_cluster(train, replace(grown, cpus=min(grown.cpus, most)))

@@ -118,7 +118,7 @@ def _kill_node_in_evaluation(drill: Drill) -> float:
 
     def begun() -> bool:
         last = _last_record(drill.run.metrics)
-        return last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % every == 0
+        return bool(last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % every == 0)
 
     return _kill_stopped(drill, begun, lambda pid: True)
 
