@@ -1,0 +1,193 @@
+"""How many trials fit, and what of a run one trial is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_experiment
+
+from vicc_ray.config import Experiment, SearchConfig
+from vicc_ray.errors import UserError
+from vicc_ray.records import append_record
+from vicc_ray.resources import Machine, plan_cluster, plan_local
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.schedule import make_stages
+from vicc_ray.tune.plan import plan_trials
+from vicc_ray.tune.sharing import begin_from
+from vicc_ray.tune.trials import Follower, Look, cost, sum_up
+
+MEMORY = 8 * 2**30
+
+
+def plan(
+    cpus: int, gpus: int = 0, local: bool = False, concurrency: int | None = None, **train: Any
+) -> tuple[int, Any]:
+    found = plan_trials(
+        tiny_experiment(train=train), SearchConfig(concurrency=concurrency), Machine(cpus, gpus, MEMORY), local
+    )
+    return found.concurrency, found
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "train", "trials", "actors"),
+    [
+        (2, 0, {"workers": 1}, 1, 1),
+        (8, 0, {"workers": 1}, 4, 1),
+        (9, 0, {"workers": 2}, 2, 2),
+        (12, 0, {"workers": 2, "decode_actors": 4}, 2, 4),
+        (32, 4, {"workers": 2}, 2, 14),
+        (32, 4, {"workers": 1}, 4, 7),
+        (5, 4, {"workers": 1}, 2, 1),
+        (1, 0, {"workers": 1}, 1, 1),
+    ],
+)
+def test_trials_on_a_cluster_never_wait_for_each_other(
+    cpus: int, gpus: int, train: dict[str, Any], trials: int, actors: int
+) -> None:
+    """What all trials reserve together is there, with a CPU for each of their decode actors."""
+    count, found = plan(cpus, gpus, **train)
+    assert (count, found.train.decode_actors) == (trials, actors)
+    one = plan_cluster(found.train, Machine(cpus, gpus, MEMORY))
+    assert one.use_gpu == bool(gpus)
+    assert count * (one.workers + (one.decode_actors or 0) * one.decode_cpus) <= cpus
+    assert not gpus or count * one.workers <= gpus
+
+
+def test_on_this_machine_workers_and_decode_actors_take_turns() -> None:
+    count, found = plan(2, local=True, workers=1)
+    assert (count, found.train.decode_actors) == (2, 1)
+    assert plan_local(found.whole, Machine(2, 0, MEMORY)).cpus == 4
+    assert found.describe() == "2 trials at a time x (1 worker on CPU + 1 decode actor), 2 CPUs there"
+    count, found = plan(8, local=True, workers={"min": 2, "max": 8})
+    assert (count, found.train.workers.max) == (4, 2)  # else the first trial would take all
+
+
+def test_a_concurrency_that_does_not_fit_is_lowered_and_said() -> None:
+    count, found = plan(8, concurrency=6, workers=2)
+    assert count == 2
+    assert "search.concurrency 6 does not fit" in found.describe()
+    assert plan(8, concurrency=1, workers=1)[0] == 1
+
+
+def test_with_a_range_of_workers_demand_may_exceed_what_is_there() -> None:
+    count, found = plan(4, concurrency=6, workers={"min": 2, "max": 4})
+    assert count == 6
+    assert "2 fit now, the others wait for nodes" in found.describe()
+    assert found.train.decode_actors is None
+    assert plan_cluster(found.train, Machine(4, 0, MEMORY)).decode_cpus == 0  # none can starve another
+
+
+def test_a_trial_that_can_never_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="4 workers need as many CPUs"):
+        plan(2, local=True, workers=4)
+    with pytest.raises(UserError, match="4 workers need as many CPUs"):
+        plan(2, workers=4)
+
+
+def records(folder: Path) -> RunFolder:
+    """A made-up run: RGB-1 and Flow-1 (2 steps each) before it, two starts in RGB-2, two looks."""
+    run = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    for time, step, workers in ((100.0, 4, 1), (200.0, 6, 2)):
+        append_record(run.events, {"kind": "start", "time": time, "step": step, "workers": workers})
+    for time, step in ((110.0, 5), (120.0, 6), (230.0, 7)):
+        train = {"kind": "train", "stage": "RGB-2", "step": step, "time": time, "samples": 8 * step}
+        append_record(run.metrics, train | {"loss": 2.0 - step / 10, "ln_k": 2.08, "entropy": 1.5})
+        if step % 2 == 0:
+            append_record(run.metrics, {"kind": "monitor", "stage": "RGB-2", "step": step, "R@1": 0.1 * step})
+    return run
+
+
+def test_a_trials_looks_are_read_as_they_come(tmp_path: Path) -> None:
+    stages = make_stages(tiny_experiment(), 16)
+    run = records(tmp_path / "run")
+    follower = Follower(run, stages, [("RGB-2", "R@1")])
+    assert follower.read() == [Look(pytest.approx(0.6), 16)]
+    assert follower.read() == []
+    assert not follower.complete()
+    append_record(run.metrics, {"kind": "monitor", "stage": "RGB-1", "step": 2, "R@1": 0.9})
+    append_record(run.metrics, {"kind": "monitor", "stage": "RGB-2", "step": 8, "R@1": 0.7})
+    assert follower.read() == [Look(0.7, 32)]
+    assert follower.complete()
+
+
+def test_a_metric_of_two_stages_is_their_mean_once_both_are_known(tmp_path: Path) -> None:
+    stages = make_stages(tiny_experiment(), 16)
+    run = records(tmp_path / "run")
+    follower = Follower(run, stages, [("RGB-2", "R@1"), ("Flow-2", "R@1")])
+    assert follower.read() == []
+    append_record(run.metrics, {"kind": "monitor", "stage": "RGB-2", "step": 8, "R@1": 0.7})
+    append_record(run.metrics, {"kind": "monitor", "stage": "Flow-2", "step": 10, "R@1": 0.5})
+    assert follower.read() == [Look(pytest.approx(0.6), 32 + 16)]
+    assert follower.complete()
+
+
+def test_a_trial_is_charged_for_what_it_trained_itself(tmp_path: Path) -> None:
+    stages = make_stages(tiny_experiment(), 16)
+    run = records(tmp_path / "run")
+    follower = Follower(run, stages, [("RGB-2", "R@1")])
+    follower.read()
+    found = sum_up(run, stages, follower)
+    assert found["seconds"] == 20.0 + 30.0
+    assert found["device_seconds"] == 20.0 + 2 * 30.0
+    assert found["trained_samples"] == 3 * 8  # not those of the stages that the trial began after
+    assert found["full_samples"] == 4 * 8
+    assert found["end_entropy"] == 1.5
+    assert not found["collapsed"]
+    append_record(run.metrics, {"kind": "note", "stage": "RGB-2", "step": 7, "text": "the loss is at ln(K)"})
+    assert sum_up(run, stages, follower)["collapsed"]
+
+
+def test_cost_without_records_is_nothing() -> None:
+    assert cost([], []) == (0.0, 0.0)
+    assert cost([{"kind": "start", "time": 1.0, "workers": 4}], []) == (0.0, 0.0)
+
+
+def shared_run(folder: Path, experiment: Experiment) -> RunFolder:
+    run = RunFolder(folder)
+    for name in ("RGB-0", "RGB-1", "Flow-0", "Flow-1"):
+        run.encoder(name).parent.mkdir(parents=True, exist_ok=True)
+        run.encoder(name).write_text(name)
+    return run
+
+
+def test_a_trial_begins_where_the_shared_run_ended(tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    trial = RunFolder(tmp_path / "trials" / "0000")
+    begin_from(shared_run(tmp_path / "shared", experiment), trial, experiment, 16)
+    assert trial.encoders() == ["Flow-0", "Flow-1", "RGB-0", "RGB-1"]
+    assert trial.encoder("RGB-1").read_text() == "RGB-1"
+    found = trial.checkpoints.newest()
+    assert found
+    info, state = found
+    assert (info.step, info.stage, info.samples) == (4, "Flow-1", 32)
+    assert state == {"step": 4, "stage": "Flow-1", "trainer": {}}
+    assert not trial.config.exists()  # the run itself claims the folder
+    assert not list(trial.path.rglob(".*"))
+
+
+def test_a_trial_that_was_begun_is_left_as_it_is(tmp_path: Path) -> None:
+    experiment = tiny_experiment()
+    trial = RunFolder(tmp_path / "trials" / "0000")
+    trial.path.mkdir(parents=True)
+    trial.config.write_text(json.dumps({}))
+    begin_from(shared_run(tmp_path / "shared", experiment), trial, experiment, 16)
+    assert not trial.checkpoints.listing()
+
+
+def test_shared_encoders_reach_a_store(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    experiment = tiny_experiment()
+    shared = shared_run(RunFolder.at(f"{bucket}/sweep/shared").path, experiment)
+    shared = RunFolder.at(f"{bucket}/sweep/shared")
+    shared.push(*(shared.encoder(name) for name in shared.encoders()))
+    trial = RunFolder.at(f"{bucket}/sweep/trials/0000")
+    begin_from(shared, trial, experiment, 16)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    elsewhere = RunFolder.at(f"{bucket}/sweep/trials/0000")
+    elsewhere.pull()
+    assert elsewhere.encoders() == ["Flow-0", "Flow-1", "RGB-0", "RGB-1"]
+    assert elsewhere.checkpoints.newest()

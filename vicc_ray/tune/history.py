@@ -1,0 +1,187 @@
+"""The trials of a sweep in Optuna's study, on disk: what was asked, what came out. Nothing else decides what is run next.
+
+Optuna's own file journal takes a line that a crash cut short for a sound one and joins the next one to it; this one cuts it
+off when it is opened. There is one writer (see `SweepFolder.driven`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial
+
+from vicc_ray.config import SearchConfig
+from vicc_ray.errors import UserError
+from vicc_ray.tune.folder import SweepFolder
+from vicc_ray.tune.space import Point, distributions, grid, settings_of
+
+STUDY = "sweep"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Optuna calls parts of itself experimental that have stayed as they are since version 3."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+class Journal(BaseJournalBackend):
+    """Optuna's log as JSON lines in the sweep's folder, whole lines only, in the store too for a sweep under a URI."""
+
+    def __init__(self, folder: SweepFolder, read_only: bool = False) -> None:
+        self.folder, self.path = folder, folder.history
+        self.logs: list[dict[str, Any]] = []
+        text = self.path.read_bytes() if self.path.is_file() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), 1):
+            self.logs.append(_parse(self.path, number, line))
+        if whole != text and not read_only:
+            os.truncate(self.path, len(whole))
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """The log's entries from a number on."""
+        return self.logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write entries, all or none; UserError where the disk takes none."""
+        data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        before = self.path.stat().st_size if self.path.is_file() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if self.path.is_file():
+                os.truncate(self.path, before)
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, then the same command goes on"
+            ) from None
+        self.logs += logs
+        self.folder.push(self.path)
+
+
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        if not isinstance(entry, dict) or "op_code" not in entry:
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"{path}: line {number} is damaged, so the sweep's history cannot be trusted; remove that line if it is "
+            "known what it was, or begin another sweep with --set name=...; the trials' own folders are untouched"
+        ) from None
+    return entry
+
+
+def open_study(folder: SweepFolder, search: SearchConfig, read_only: bool = False) -> optuna.Study:
+    """The sweep's study; UserError where its history cannot be read."""
+    journal = Journal(folder, read_only)
+    if not journal.logs and read_only:
+        return new_study(InMemoryStorage(), search)
+    try:
+        return new_study(JournalStorage(journal), search)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{folder.history}: is not a history that Optuna {optuna.__version__} can replay ({type(error).__name__}: {error}); "
+            "begin another sweep with --set name=..."
+        ) from error
+
+
+def new_study(storage: BaseStorage, search: SearchConfig) -> optuna.Study:
+    """A study of the search's objectives in a storage, the one that is there already if there is one."""
+    directions = [StudyDirection.MAXIMIZE if search.mode == "max" else StudyDirection.MINIMIZE]
+    directions += [StudyDirection.MINIMIZE] if search.against != "none" else []
+    pruner, sampler = optuna.pruners.NopPruner(), RandomSampler()
+    # Asked to create what is there already, Optuna writes that into the journal, each time.
+    if STUDY in optuna.get_all_study_names(storage):
+        study = optuna.load_study(storage=storage, study_name=STUDY, pruner=pruner, sampler=sampler)
+    else:
+        study = optuna.create_study(
+            storage=storage, study_name=STUDY, directions=directions, pruner=pruner, sampler=sampler
+        )
+    if study.metric_names is None:
+        with _settled():
+            study.set_metric_names([metric_name(search), *([search.against] if search.against != "none" else [])])
+    return study
+
+
+def metric_name(search: SearchConfig) -> str:
+    """The metric in words."""
+    return search.metric if isinstance(search.metric, str) else "mean of " + ", ".join(search.metric)
+
+
+def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
+    """What proposes trial `number`, seeded by that number: a sweep that was killed goes on as one that was not.
+
+    A sampler that is seeded once a process would propose its first points again after each restart.
+    """
+    # Neighbouring seeds begin with much the same numbers, so they are mixed first.
+    seed = int.from_bytes(blake2b(f"{search.seed}/{number}".encode(), digest_size=4).digest(), "little")
+    if search.sampler == "grid":
+        with _settled():
+            return PartialFixedSampler(grid(search)[number], RandomSampler(seed=seed))
+    if search.sampler == "random" or number < search.random_starts:
+        return RandomSampler(seed=seed)
+    # Trials that are running count as bad ones, so that trials side by side are not the same.
+    return TPESampler(seed=seed, n_startup_trials=search.random_starts, constant_liar=True)
+
+
+def ask(study: optuna.Study, search: SearchConfig) -> Trial:
+    """A new trial with all of its settings."""
+    study.sampler = sampler_for(search, len(study.get_trials(deepcopy=False)))
+    return _complete(study.ask(), search)
+
+
+def again(study: optuna.Study, search: SearchConfig, frozen: FrozenTrial) -> Trial:
+    """A trial that was running when the driver ended; settings that it lacks are drawn."""
+    study.sampler = sampler_for(search, frozen.number)
+    return _complete(Trial(study, frozen._trial_id), search)
+
+
+def _complete(trial: Trial, search: SearchConfig) -> Trial:
+    space: dict[str, BaseDistribution] = distributions(search)
+    for name, distribution in space.items():
+        trial._suggest(name, distribution)
+    return trial
+
+
+def point_of(search: SearchConfig, trial: Trial | FrozenTrial) -> Point:
+    """A trial's settings."""
+    return settings_of(search, trial.params)
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were begun and not finished."""
+    return [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that came to an end, whichever."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def preview(study: optuna.Study, search: SearchConfig, count: int) -> list[tuple[int, Point]]:
+    """The next trials as they would be asked for now, (number, settings), without asking for them."""
+    copy = new_study(InMemoryStorage(), search)
+    for trial in study.get_trials():
+        copy.add_trial(trial)
+    return [(trial.number, point_of(search, trial)) for trial in (ask(copy, search) for _ in range(count))]

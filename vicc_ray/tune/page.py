@@ -1,0 +1,168 @@
+"""The page of a sweep: Optuna's own plots and a table of the trials, one self-contained HTML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from optuna import visualization
+from optuna.trial import TrialState
+
+from vicc_ray.config import SearchConfig
+from vicc_ray.records import write_text
+from vicc_ray.tune.folder import SweepFolder
+from vicc_ray.tune.history import metric_name, point_of
+from vicc_ray.tune.space import describe_point
+from vicc_ray.tune.sweep import best_trial
+
+FEWEST_FOR_IMPORTANCE = 4  # completed trials; of fewer, importances say nothing
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot's title, what it tells, and its HTML."""
+
+    title: str
+    text: str
+    html: str
+
+
+def write_page(folder: SweepFolder, search: SearchConfig, study: optuna.Study, rows: list[dict[str, Any]]) -> None:
+    """Write report.html; a plot that cannot be made of these trials is left out, with the reason."""
+    from plotly.offline import get_plotlyjs
+
+    here = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    here.filters["cell"] = _cell
+    plots, left_out = _plots(search, study)
+    html = here.get_template("page.html.j2").render(
+        title=folder.path.name,
+        plotly_js=get_plotlyjs(),
+        facts=_facts(folder, search, study, rows),
+        plots=plots,
+        left_out=left_out,
+        columns=list(rows[0]) if rows else [],
+        rows=rows,
+    )
+    write_text(folder.report, html)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _facts(
+    folder: SweepFolder, search: SearchConfig, study: optuna.Study, rows: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    from vicc_ray.tune.results import samples_spent
+
+    ends = [row["outcome"] for row in rows]
+    spent, whole = samples_spent(rows)
+    facts = [("trials", ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)) or "none")]
+    best = best_trial(study)
+    if best is not None:
+        told = describe_point(point_of(search, best))
+        facts.append(("best", f"trial {best.number}: {metric_name(search)} {best.values[0]:.4f} with {told}"))
+    facts += [
+        ("time", f"{folder.seconds() / 60:.1f} min of the driver"),
+        ("device-hours", f"{sum(row['device_hours'] or 0.0 for row in rows):.3g}"),
+    ]
+    if whole:
+        facts.append(("training", f"{spent} of {whole} samples; stopping early saved {1 - spent / whole:.0%}"))
+    facts.append(("search", f"{search.sampler}, {search.scheduler}, budget {search.budget}, seed {search.seed}"))
+    return facts
+
+
+def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[str]]:
+    name, one = metric_name(search), search.against == "none"
+    # Optuna wants to be told which of several figures a plot is of, and not to be told of a single one.
+    of: dict[str, Any] = {"target_name": name} if one else {"target": _metric, "target_name": name}
+    chosen: list[tuple[str, str, Callable[[], Any]]] = [
+        (
+            "Best so far",
+            "every trial, and the best one until then",
+            lambda: visualization.plot_optimization_history(study, **of),
+        ),
+        (
+            "Parallel coordinates",
+            "a line a trial, coloured by its value",
+            lambda: visualization.plot_parallel_coordinate(study, **of),
+        ),
+        ("Slices", "the value over each setting", lambda: visualization.plot_slice(study, **of)),
+        ("Importances", "which setting the value depends on (fANOVA)", lambda: _importances(study, name)),
+        ("Timeline", "when each trial ran", lambda: visualization.plot_timeline(study)),
+    ]
+    if one:
+        text = "each look at each trial; a dotted curve was stopped early"
+        chosen.insert(1, ("Recall curves", text, lambda: _curves(search, study)))
+    else:
+        text = f"{name} against {search.against}; no trial is better in both than one of the front"
+        chosen.insert(0, ("Front", text, lambda: visualization.plot_pareto_front(study)))
+    plots, left_out = [], []
+    for title, text, make in chosen:
+        try:
+            figure = make()
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            left_out.append(f"{title}: {error}")
+            continue
+        figure.update_layout(
+            title=None, template="plotly_white", margin={"l": 60, "r": 20, "t": 30, "b": 50}, height=420
+        )
+        html = figure.to_html(
+            full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+        )
+        plots.append(Plot(title, text, html))
+    return plots, left_out
+
+
+def _metric(trial: optuna.trial.FrozenTrial) -> float:
+    return float(trial.values[0])
+
+
+def _curves(search: SearchConfig, study: optuna.Study) -> Any:
+    """The metric of each trial over samples; Optuna's own plot leaves out why a curve ends."""
+    import plotly.graph_objects as graph
+
+    figure = graph.Figure()
+    best = best_trial(study)
+    for trial in study.get_trials(deepcopy=False):
+        looks = sorted(trial.intermediate_values.items())
+        if not looks:
+            continue
+        outcome = trial.user_attrs.get("outcome", "unfinished")
+        leads = best is not None and trial.number == best.number
+        figure.add_scatter(
+            x=[step for step, _ in looks],
+            y=[value for _, value in looks],
+            mode="lines+markers",
+            name=f"{trial.number} ({outcome})",
+            line={"width": 3 if leads else 1.2, "dash": "dot" if outcome == "pruned" else "solid"},
+            hovertext=describe_point(point_of(search, trial)),
+        )
+    if not figure.data:
+        raise ValueError("no trial was looked at yet")
+    figure.update_layout(xaxis_title="samples of the measured stage", yaxis_title=metric_name(search))
+    return figure
+
+
+def _importances(study: optuna.Study, name: str) -> Any:
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    values = [trial.values[0] for trial in done]
+    if len(done) < FEWEST_FOR_IMPORTANCE or math.isclose(min(values), max(values)):
+        raise ValueError(f"needs {FEWEST_FOR_IMPORTANCE} completed trials of different values")
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return visualization.plot_param_importances(study, evaluator=evaluator, target=_metric, target_name=name)

@@ -1,0 +1,81 @@
+"""How many trials run side by side, worked out against the machine or cluster before anything starts. Pure.
+
+Ray Tune places a trial's driver and nothing else; Ray Train's workers and Ray Data's decode actors come after it. Trials that
+hold their workers while no CPU is left for anybody's decode actors would wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vicc_ray.config import Experiment, SearchConfig, TrainConfig, WorkerRange
+from vicc_ray.resources import Machine, plan_cluster, plan_local
+
+
+@dataclass(frozen=True)
+class TrialsPlan:
+    """`concurrency` trials with the `train` settings each; `remark` says what is not as it was asked for."""
+
+    concurrency: int
+    train: TrainConfig
+    use_gpu: bool
+    available: int  # CPUs that Ray hands out
+    remark: str = ""
+
+    @property
+    def whole(self) -> TrainConfig:
+        """What all trials at once ask for, as if they were one run."""
+        workers, actors = self.train.workers.min * self.concurrency, self.train.decode_actors
+        return self.train.model_copy(
+            update={
+                "workers": WorkerRange(min=workers, max=workers),
+                "decode_actors": actors * self.concurrency if actors else None,
+            }
+        )
+
+    def describe(self) -> str:
+        """One line for the reader."""
+        low, high, actors = self.train.workers.min, self.train.workers.max, self.train.decode_actors
+        count = f"{low} to {high} workers" if low != high else f"{low} worker{'s' * (low != 1)}"
+        beside = f"{actors} decode actor{'s' * (actors != 1)}" if actors else "a decode actor a worker"
+        line = (
+            f"{self.concurrency} trial{'s' * (self.concurrency != 1)} at a time x ({count} on "
+            f"{'GPU' if self.use_gpu else 'CPU'} + {beside}), {self.available} CPUs there"
+        )
+        return f"{line}; {self.remark}" if self.remark else line
+
+
+def plan_trials(experiment: Experiment, search: SearchConfig, machine: Machine, local: bool) -> TrialsPlan:
+    """The plan on this machine (`local`) or on a cluster; UserError where not even one fits.
+
+    On this machine workers and decode actors take turns on the CPUs, so workers alone count. On a cluster each has its own.
+    With a range of workers (`train.workers: {min, max}`) a concurrency beyond what is there is kept, as nodes may come:
+    such trials share CPUs between workers and decode actors and cannot starve each other.
+    """
+    train = experiment.train
+    if local:
+        train = train.model_copy(update={"workers": WorkerRange(min=train.workers.min, max=train.workers.min)})
+    one = plan_local(train, machine) if local else plan_cluster(train, machine)
+    workers, elastic = train.workers.min, train.workers.min != train.workers.max
+    actors = train.decode_actors or (1 if local else workers)
+    each = workers if local or elastic else workers + actors
+    room = max(machine.cpus // each, 1)
+    if one.use_gpu:
+        room = max(min(room, machine.gpus // workers), 1)
+    wanted = search.concurrency or room
+    remark = ""
+    if wanted > room and elastic:
+        remark = f"{room} fit now, the others wait for nodes"
+    elif wanted > room:
+        remark = f"search.concurrency {search.concurrency} does not fit"
+        wanted = room
+    return TrialsPlan(wanted, _with_actors(train, machine, local, elastic, wanted), one.use_gpu, machine.cpus, remark)
+
+
+def _with_actors(train: TrainConfig, machine: Machine, local: bool, elastic: bool, concurrency: int) -> TrainConfig:
+    """The settings of one trial, whose decode actors are its share of what is there: Train would take all for each."""
+    if train.decode_actors or (elastic and not local):
+        return train
+    share = machine.cpus // concurrency
+    actors = share // 2 if local else share - train.workers.min
+    return train.model_copy(update={"decode_actors": max(actors, 1)})

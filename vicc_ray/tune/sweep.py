@@ -1,0 +1,319 @@
+"""The controller of a sweep: which trial comes next, what a look at one means for it, when it is over. No Ray.
+
+Ray Tune asks it through `execution`; Optuna's study, on disk, is its only memory. So a driver that is killed leaves a sweep
+that the next one goes on with: trials that were running are begun again in their own folders under their own numbers, and
+new ones are asked for until the budget is spent.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from vicc_ray.config import Experiment, SearchConfig
+from vicc_ray.console import console
+from vicc_ray.errors import UserError
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.schedule import Stage, every, make_stages
+from vicc_ray.tune.folder import SweepFolder, trial_name
+from vicc_ray.tune.history import again, ask, finished, metric_name, point_of, running
+from vicc_ray.tune.plan import TrialsPlan
+from vicc_ray.tune.space import describe_point, grid_size, metrics_of, trial_experiment
+from vicc_ray.tune.trials import Follower, Look, TrialSpec, sum_up
+
+FAILURES_IN_A_ROW = 3  # trials that fail one after the other, with no other end between them, fail for a common reason
+CLOCK_SECONDS = 10.0
+TOLD_SECONDS = 30.0
+REPEAT_SECONDS = 3.0  # from one request to stop to the next: a trial that was just starting takes the first one back
+
+
+@dataclass
+class Live:
+    """A trial that runs."""
+
+    trial: Trial
+    experiment: Experiment
+    full: int  # samples of the measured stages, when they are done
+    look: Look | None = None
+    pruned: bool = False
+
+
+class Sweep:
+    """See the head of this file.
+
+    Attributes:
+        plan: how each trial is placed; no trial begins before it is set.
+        shared: run folder that trials begin from, if there is one.
+        error: what ended the sweep before its budget was spent, if anything did.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        experiment: Experiment,
+        search: SearchConfig,
+        study: optuna.Study,
+        videos: int,
+    ) -> None:
+        self.folder, self.experiment, self.search, self.study, self.videos = folder, experiment, search, study, videos
+        study.pruner = make_pruner(search, experiment, make_stages(experiment, videos))
+        self.shared: str | None = None
+        self.plan: TrialsPlan | None = None
+        self.live: dict[int, Live] = {}
+        self.left_over = running(study)  # of earlier drivers
+        self.closing = False
+        self.error: Exception | None = None
+        self.before, self.began = folder.seconds(), time.monotonic()
+        self.kept = self.told = self.repeated = self.began
+        self.ended = self.failed_in_a_row = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that drivers of this sweep have been at work."""
+        return self.before + time.monotonic() - self.began
+
+    def device_hours(self) -> float:
+        """What the finished trials spent."""
+        return sum(float(trial.user_attrs.get("device_seconds", 0.0)) for trial in finished(self.study)) / 3600
+
+    def trials_left(self) -> int | None:
+        """Trials that are not begun yet; None where the budget is not counted in trials."""
+        begun = len(self.study.get_trials(deepcopy=False))
+        budget = self.search.budget
+        most = [grid_size(self.search)] if self.search.sampler == "grid" else []
+        most += [int(budget.value)] if budget.unit == "trials" else []
+        return max(min(most) - begun, 0) if most else None
+
+    def spent(self) -> bool:
+        """Whether no new trial may begin."""
+        budget = self.search.budget
+        if budget.unit == "hours" and self.seconds >= 3600 * budget.value:
+            return True
+        if budget.unit == "device-hours" and self.device_hours() >= budget.value:
+            return True
+        return self.trials_left() == 0
+
+    def next(self) -> TrialSpec | None:
+        """The next trial: one that an earlier driver left, else a new one; None where there is none to begin."""
+        if self.closing or not self.plan:
+            return None
+        while self.left_over:
+            frozen = self.left_over.pop(0)
+            spec = self._begin(again(self.study, self.search, frozen), self.plan)
+            if not frozen.user_attrs.get("pruned"):
+                return spec
+            self._end_given_up(spec)
+        return None if self.spent() else self._begin(ask(self.study, self.search), self.plan)
+
+    def _end_given_up(self, spec: TrialSpec) -> None:
+        """End a trial that was asked to stop when its driver died; there is nothing to run."""
+        live = self.live.pop(spec.number)
+        folder, stages = RunFolder.at(spec.folder), make_stages(live.experiment, self.videos)
+        follower = Follower(folder, stages, spec.metrics)
+        live.look = next(iter(follower.read()[-1:]), None)
+        self._tell(live, "pruned", "", sum_up(folder, stages, follower))
+
+    def _begin(self, trial: Trial, plan: TrialsPlan) -> TrialSpec:
+        point = point_of(self.search, trial)
+        experiment = trial_experiment(self.experiment, point, self.folder.trials, trial_name(trial.number))
+        experiment = experiment.model_copy(update={"train": plan.train})
+        stages = {stage.name: stage for stage in make_stages(experiment, self.videos)}
+        metrics = metrics_of(self.search)
+        full = sum(stages[name].samples for name in {name for name, _ in metrics})
+        self.live[trial.number] = Live(trial, experiment, full)
+        self.folder.note("trial", number=trial.number)
+        console.print(f"trial {trial.number}: {describe_point(point)}", markup=False)
+        folder = str(self.folder.trial(trial.number))
+        tree = experiment.model_dump(mode="json")
+        return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics, "auto")
+
+    def look(self, number: int, look: Look) -> None:
+        """Take a trial's recall at one moment; a trial that the pruner gives up is asked to stop."""
+        live = self.live.get(number)
+        if live is None:
+            return
+        live.look = look
+        trial = live.trial
+        known = self.study._storage.get_trial(trial._trial_id).intermediate_values
+        if look.samples not in known and math.isfinite(look.value) and self.search.against == "none":
+            trial.report(look.value, look.samples)
+            if look.samples < live.full and not live.pruned and trial.should_prune():
+                live.pruned = True
+                trial.set_user_attr("pruned", True)
+        if live.pruned:
+            self.folder.trial(number).request_stop()
+
+    def end(self, number: int, result: Mapping[str, Any] | None) -> None:
+        """Take a trial's end; `result` is what `run_trial` reported last, None where its driver was lost."""
+        live = self.live.pop(number, None)
+        if live is None:
+            return
+        outcome = str(result.get("outcome")) if result and "outcome" in result else "failed"
+        reason = str(result.get("reason", "")) if result else "its driver was lost"
+        if outcome == "refused":
+            self.error, self.closing = UserError(f"trial {number}: {reason}"), True
+            return
+        if outcome == "stopped" and not live.pruned:
+            return  # it goes on another time
+        self._tell(live, "pruned" if outcome == "stopped" else outcome, reason, result or {})
+        self._count(outcome, number, reason)
+
+    def _tell(self, live: Live, outcome: str, reason: str, result: Mapping[str, Any]) -> None:
+        trial, look = live.trial, live.look
+        facts = {name: value for name, value in result.items() if name in FACTS}
+        if outcome == "finished" and facts.get("collapsed"):
+            outcome = "collapsed"
+        for name, value in {"outcome": outcome, "reason": reason, **facts}.items():
+            trial.set_user_attr(name, value)
+        if outcome == "pruned":
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif outcome == "failed" or (outcome != "not finite" and look is None):
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            value = look.value if look and outcome != "not finite" else self.worst()
+            self.study.tell(trial, [value, *self._costs(facts)])
+        told = f"{metric_name(self.search)} {look.value:.3f}" if look else "no figure"
+        console.print(
+            f"trial {trial.number}: {outcome}, {told}, {facts.get('seconds', 0.0):.0f} s"
+            f"{f' ({reason})' if reason else ''}; {self._standing()}",
+            markup=False,
+        )
+
+    def worst(self) -> float:
+        """What a trial without a number is told to be worth, so that the search keeps away from its settings."""
+        if self.search.mode == "max":
+            return 0.0  # a recall
+        seen = [value for trial in finished(self.study) for value in (trial.values or [])[:1]]
+        return max(seen, default=1.0)
+
+    def _costs(self, facts: Mapping[str, Any]) -> list[float]:
+        if self.search.against == "none":
+            return []
+        seconds = float(facts.get("seconds", 0.0))
+        return [seconds if self.search.against == "seconds" else float(facts.get("device_seconds", 0.0)) / 3600]
+
+    def _count(self, outcome: str, number: int, reason: str) -> None:
+        self.ended += 1
+        self.failed_in_a_row = self.failed_in_a_row + 1 if outcome == "failed" else 0
+        if self.failed_in_a_row >= FAILURES_IN_A_ROW:
+            self.closing = True
+            self.error = UserError(
+                f"{self.failed_in_a_row} trials in a row failed, the last one, trial {number}, with: {reason}; "
+                "mend the cause, then the same command goes on"
+            )
+
+    def tick(self) -> None:
+        """What is done now and then while trials run."""
+        now = time.monotonic()
+        if not self.closing and self.folder.run.stop_requested():
+            self.close("stop was asked for")
+        if self.closing and now - self.repeated > REPEAT_SECONDS:
+            self.repeated = now
+            for number in list(self.live):
+                with suppress(OSError):
+                    self.folder.trial(number).request_stop()
+        if now - self.kept > CLOCK_SECONDS:
+            self.kept = now
+            self.folder.keep_seconds(self.seconds)
+        if now - self.told > TOLD_SECONDS:
+            self.told = now
+            console.print(self._standing(), markup=False)
+
+    def close(self, why: str) -> None:
+        """Begin no more trials and ask those that run to stop after a checkpoint."""
+        if not self.closing:
+            self.closing = True
+            self.repeated = -math.inf
+            console.print(f"{why}: no more trials; those that run end after a checkpoint", markup=False)
+
+    def _standing(self) -> str:
+        done, left = len(finished(self.study)), self.trials_left()
+        running_now = ", ".join(
+            f"{number} at {live.look.value:.3f} ({live.look.samples / live.full:.0%})" if live.look else f"{number}"
+            for number, live in sorted(self.live.items())
+        )
+        parts = [
+            f"{done} trials done"
+            + (f" of {done + len(self.live) + len(self.left_over) + left}" if left is not None else "")
+        ]
+        if (best := best_trial(self.study)) is not None:
+            parts.append(f"best so far {best.values[0]:.3f} (trial {best.number})")
+        if running_now:
+            parts.append(f"running {running_now}")
+        if (eta := self.eta()) is not None:
+            parts.append(f"about {eta / 60:.0f} min left")
+        return ", ".join(parts)
+
+    def eta(self) -> float | None:
+        """Seconds that the trials to come will take at the pace so far; None before one has ended."""
+        budget = self.search.budget
+        if budget.unit == "hours":
+            return max(3600 * budget.value - self.seconds, 0.0)
+        left = self.trials_left()
+        if left is None or not self.ended:
+            return None
+        return (time.monotonic() - self.began) / self.ended * (left + len(self.live) + len(self.left_over))
+
+
+# What is kept of a trial's last report beside its value.
+FACTS = (
+    "seconds",
+    "device_seconds",
+    "trained_samples",
+    "full_samples",
+    "collapsed",
+    "end_loss",
+    "end_ln_k",
+    "end_entropy",
+)
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The completed trial with the best metric, the cheaper of two equal ones; None before one is completed.
+
+    One that is not finite was told the worst value and is passed over.
+    """
+    done = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.user_attrs.get("outcome") != "not finite"
+    ]
+    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1
+    return max(
+        done,
+        key=lambda trial: (sign * trial.values[0], *(-cost for cost in trial.values[1:]), -trial.number),
+        default=None,
+    )
+
+
+def make_pruner(search: SearchConfig, experiment: Experiment, stages: Sequence[Stage]) -> BasePruner:
+    """What stops bad trials early. Its unit is samples of the measured stages; its memory is the study on disk.
+
+    asha: asynchronous successive halving (Li et al., 2020), as Optuna has it: at rung k, `grace * reduction**k` samples, a
+    trial goes on if it is among the best 1/reduction of those that came there so far.
+    """
+    if search.scheduler == "none":
+        return NopPruner()
+    grace = grace_samples(search, experiment, stages)
+    if search.scheduler == "median":
+        return MedianPruner(n_startup_trials=search.random_starts, n_warmup_steps=grace - 1)
+    return SuccessiveHalvingPruner(min_resource=grace, reduction_factor=search.reduction)
+
+
+def grace_samples(search: SearchConfig, experiment: Experiment, stages: Sequence[Stage]) -> int:
+    """Samples of the measured stages before which no trial is stopped: `search.grace` of the last one, or its first look."""
+    names = {name for name, _ in metrics_of(search)}
+    measured = [stage for stage in stages if stage.name in names]
+    last = measured[-1]
+    first_look = min(every(experiment.evaluate.monitor_every, last), last.steps)
+    asked = search.grace.steps(steps_per_epoch=last.steps_per_epoch, global_batch=last.global_batch, whole=last.steps)
+    earlier = sum(stage.samples for stage in measured[:-1])
+    return earlier + max(first_look, asked) * last.global_batch

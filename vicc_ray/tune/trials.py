@@ -1,0 +1,229 @@
+"""What one trial does: train its experiment in its own run folder, tell each recall as it is measured, sum up. No Ray.
+
+The trial is a run like any other, so one that was killed goes on from its checkpoint. It ends when the stages that the metric
+names are done; what would come after them cannot change its value.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vicc_ray.config import Experiment
+from vicc_ray.errors import Interrupted, UserError
+from vicc_ray.progress import Tail
+from vicc_ray.records import read_records
+from vicc_ray.run_folder import RunFolder
+from vicc_ray.train.ending import alone_in
+from vicc_ray.train.schedule import Stage, make_stages, samples_at
+from vicc_ray.tune.sharing import begin_from
+
+POLL_SECONDS = 0.5
+EARLIER_SECONDS = 60.0
+
+
+class LostRun(Exception):
+    """A run ended by a fault outside of its workers; Ray Tune begins the trial again, and it goes on."""
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a trial is told; plain data, as it travels."""
+
+    number: int
+    experiment: dict[str, Any]
+    folder: str
+    shared: str | None  # run folder that the trial begins from
+    videos: int
+    metrics: list[tuple[str, str]]  # (stage, figure)
+    address: str
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The metric at one moment: mean of the named figures, samples of the measured stages until then."""
+
+    value: float
+    samples: int
+
+
+class Follower:
+    """Reads a run's records as they are written, and makes the metric of them."""
+
+    def __init__(self, folder: RunFolder, stages: Sequence[Stage], metrics: Sequence[tuple[str, str]]) -> None:
+        self.folder = folder
+        self.metrics = [(stage, figure) for stage, figure in metrics]
+        self.stages = {stage.name: stage for stage in stages}
+        self.newest: dict[tuple[str, str], float] = {}
+        self.reached: dict[str, int] = {}  # stage -> step within it of its newest look
+        self.tail = Tail(folder.metrics)
+
+    def read(self) -> list[Look]:
+        """The looks that were added since the last call; none before every named stage has been looked at."""
+        looks = []
+        for record in self.tail.read():
+            named = [metric for metric in self.metrics if metric[0] == record.get("stage")]
+            if record.get("kind") != "monitor" or not named:
+                continue
+            stage = self.stages[named[0][0]]
+            self.reached[stage.name] = int(record["step"]) - stage.first_step
+            self.newest |= {metric: float(record[metric[1]]) for metric in named if metric[1] in record}
+            if len(self.newest) == len(self.metrics):
+                looks.append(Look(sum(self.newest.values()) / len(self.newest), self.samples()))
+        return looks
+
+    def samples(self) -> int:
+        """Samples of the measured stages until their newest looks."""
+        return sum(step * self.stages[name].global_batch for name, step in self.reached.items())
+
+    def complete(self) -> bool:
+        """Whether every named stage has been looked at at its end."""
+        return all(self.reached.get(name, 0) >= self.stages[name].steps for name, _ in self.metrics)
+
+
+def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
+    """Run a trial to its end, or to where somebody asked its folder to stop.
+
+    `report` gets {"value", "samples"} for each look and at last what `sum_up` says, with `outcome`:
+    finished, stopped (goes on another time), not finite, failed, refused (the reader has to change something).
+    LostRun where the run ended for no reason of its own.
+    """
+    experiment = Experiment.model_validate(spec.experiment)
+    folder = RunFolder.at(spec.folder)
+    folder.pull()
+    stages = make_stages(experiment, spec.videos)
+    ending: dict[str, str] = {}
+    if spec.shared:
+        begin_from(RunFolder.at(spec.shared), folder, experiment, spec.videos)
+    starts = _starts(folder)
+
+    def work() -> None:
+        ending.update(_train(experiment, folder, spec.address))
+
+    follower = Follower(folder, stages, spec.metrics)
+    for look in follower.read():  # of an earlier driver
+        report(asdict(look))
+    if follower.complete() and all(folder.encoder(stage).is_file() for stage, _ in spec.metrics):
+        report(sum_up(folder, stages, follower) | {"outcome": "finished", "reason": ""})
+        return
+    _wait_for_earlier(folder)
+    thread = threading.Thread(target=work, daemon=True, name=f"trial-{spec.number}")
+    thread.start()
+    alive = True
+    while alive:
+        thread.join(POLL_SECONDS)
+        alive = thread.is_alive()
+        if alive and folder.remote:
+            folder.fetch(folder.metrics)
+        for look in follower.read():
+            report(asdict(look))
+        if alive and follower.complete() and not folder.stop_requested():
+            folder.request_stop()
+    outcome = _outcome(ending, follower, folder, _starts(folder) > starts)
+    if outcome["outcome"] == "stopped" and not folder.stop_requested():
+        raise LostRun(f"trial {spec.number}: its run ended and nobody had asked for it")
+    report(sum_up(folder, stages, follower) | outcome)
+
+
+def _wait_for_earlier(folder: RunFolder) -> None:
+    """Let the same trial of a driver that was just killed end; where it does not, `run_training` says so."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + EARLIER_SECONDS
+    while time.monotonic() < until:
+        with suppress(UserError), alone_in(folder):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _train(experiment: Experiment, folder: RunFolder, address: str) -> dict[str, str]:
+    from vicc_ray.train.loop import run_training
+
+    try:
+        run_training(experiment, address)
+        return {"outcome": "finished"}
+    except Interrupted:
+        return {"outcome": "stopped"}
+    except UserError as error:
+        return {"outcome": "refused", "reason": str(error)}
+    except Exception as error:
+        return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
+
+
+def _outcome(ending: Mapping[str, str], follower: Follower, folder: RunFolder, started: bool) -> dict[str, str]:
+    """How a trial ended, in the sweep's words."""
+    outcome, reason = ending.get("outcome", "failed"), ending.get("reason", "")
+    if follower.complete():
+        outcome, reason = "finished", ""
+    elif outcome == "refused" and any(event["kind"] == "not finite" for event in read_records(folder.events)):
+        outcome = "not finite"
+    elif outcome == "refused" and started:
+        # What its workers came to is this trial's own end; what came before them would meet every other trial too.
+        outcome = "failed"
+    elif outcome == "finished":
+        outcome, reason = "failed", "its stages are done, but the metric was never reported"
+    return {"outcome": outcome, "reason": " ".join(reason.split())}
+
+
+def _starts(folder: RunFolder) -> int:
+    return sum(event["kind"] == "start" for event in read_records(folder.events))
+
+
+def sum_up(folder: RunFolder, stages: Sequence[Stage], follower: Follower) -> dict[str, Any]:
+    """What a trial cost so far, and how its assignments look, from its folder."""
+    folder.pull()
+    records = list(read_records(folder.metrics))
+    trained = [record for record in records if record["kind"] == "train"]
+    wanted = [follower.stages[name] for name, _ in follower.metrics]
+    first = min((record["samples"] for record in _first_of_run(trained, stages)), default=0)
+    seconds, device_seconds = cost(list(read_records(folder.events)), trained)
+    newest = [record for record in trained if record["stage"] in {stage.name for stage in wanted}][-1:]
+    told = {
+        f"end_{name}": float(newest[0][name]) for name in ("loss", "ln_k", "entropy") if newest and name in newest[0]
+    }
+    return {
+        "seconds": seconds,
+        "device_seconds": device_seconds,
+        "trained_samples": max((record["samples"] for record in trained), default=first) - first,
+        "full_samples": samples_at(stages, max(stage.end for stage in wanted)) - first,
+        "collapsed": any(_tells_collapse(record, follower) for record in records),
+        **told,
+    }
+
+
+def _first_of_run(trained: Sequence[Mapping[str, Any]], stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """What was trained when this run's own first stage began."""
+    for record in trained[:1]:
+        stage = next(stage for stage in stages if stage.name == record["stage"])
+        return [{"samples": samples_at(stages, stage.first_step)}]
+    return []
+
+
+def _tells_collapse(record: Mapping[str, Any], follower: Follower) -> bool:
+    """Whether a note of a measured stage says that nothing is being learned (see `objective.CollapseWatch`)."""
+    return record["kind"] == "note" and "ln(K)" in record["text"] and (record["stage"] in dict(follower.metrics))
+
+
+def cost(events: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """(seconds, device-seconds) of a run: each start of its workers to its last record, times its workers.
+
+    Work that was lost by a fault counts up to the last record that survived it.
+    """
+    starts = [event for event in events if event["kind"] == "start"]
+    seconds = devices = 0.0
+    for event, after in itertools.zip_longest(starts, starts[1:]):
+        until = float(after["time"]) if after else math.inf
+        times = [float(record["time"]) for record in trained if event["time"] <= record["time"] < until]
+        if times:
+            seconds += max(times) - float(event["time"])
+            devices += (max(times) - float(event["time"])) * int(event["workers"])
+    return seconds, devices
