@@ -517,7 +517,9 @@ def _refuse_pbt(value: Any) -> Any:
 class SearchConfig(Section):
     """A sweep, for `vicc tune`: which settings are tried, what they are judged by, how much may be spent."""
 
-    space: dict[str, SpaceRange] = Field({}, description="setting -> {log|uniform|int|log_int: [a, b]} or {choice: [...]}")
+    space: dict[str, SpaceRange] = Field(
+        {}, description="setting -> {log|uniform|int|log_int: [a, b]} or {choice: [...]}"
+    )
     metric: str | tuple[str, ...] = Field(
         "RGB-2/R@1", description="STAGE/FIGURE of the recall during training; several: their mean"
     )
@@ -536,7 +538,8 @@ class SearchConfig(Section):
     )
     reduction: int = Field(3, ge=2, description="asha: rungs lie this factor of samples apart")
     grace: Length = Field(
-        Duration(0, "steps"), description="length of the measured stage before a trial may be stopped; 0: the first look"
+        Duration(0, "steps"),
+        description="length of the measured stage before a trial may be stopped; 0: the first look",
     )
     share: Literal["auto", "single", "none"] = Field(
         "auto",
