@@ -274,7 +274,7 @@ def test_two_nodes(tmp_path: Path) -> None:
         told = vicc(*words, cluster.address, "--set", "train.workers={min: 1, max: 4}", env=cluster.environment)
         assert told.returncode == 0, told.stdout + told.stderr
         found = {entry["check"]: entry for entry in json.loads(told.stdout)}
-        assert found["nodes"]["told"].startswith("3 of 3 answered: 127.0.0.1-")
+        assert found["nodes"]["told"].startswith("3 of 3 answered: ")
         assert {"versions", "CPUs", "memory", "clocks", "storage", "videos", "network", "demand", "room"} <= set(found)
         assert "begins now with 2 of up to 4 workers" in found["room"]["told"]
         assert not list((tmp_path / "runs").glob("doctor-*")), "nothing is left in the folder of runs"
@@ -284,5 +284,5 @@ def test_two_nodes(tmp_path: Path) -> None:
         failed = [entry for entry in json.loads(told.stdout) if entry["state"] == "failure"]
         assert told.returncode == 1 and {entry["check"] for entry in failed} == {"videos", "room"}
         assert all(entry["remedy"] for entry in failed)
-    told = vicc(*words, "127.0.0.1:1", env=cluster.environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"})
+    told = vicc(*words, "127.0.0.1:1", env=cluster.environment)
     assert told.returncode == 2 and "cannot join the Ray cluster there" in told.stderr.strip().splitlines()[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ _ENVIRONMENT = {
 }
 
 
+CONNECT_SECONDS = 10.0
 # Decode actors that are asked of an autoscaler where `train.decode_actors` does not say.
 DECODERS_A_WORKER = 8
 
@@ -81,6 +83,7 @@ def _connected(address: str | None, cpus: int, object_store: int, verbose: bool)
 
 def join(address: str, verbose: bool, level: int) -> None:
     """Connect to a cluster that is running; UserError where none answers, it asks for a token or is of another version."""
+    _check_listens(address)
     try:
         ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except AuthenticationError:
@@ -92,6 +95,20 @@ def join(address: str, verbose: bool, level: int) -> None:
         raise UserError(
             f"--address {address}: cannot join the Ray cluster there ({' '.join(str(error).split())[:300]}); run this on "
             "one of its nodes, or send it to its dashboard with 'vicc submit ... --address http://HOST:8265'"
+        ) from None
+
+
+def _check_listens(address: str) -> None:
+    """UserError where nothing listens at HOST:PORT. Ray itself would try for a minute and may end the process."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: cannot join the Ray cluster there ({error.strerror or error}); is its head running, and is "
+            "this its port?"
         ) from None
 
 
