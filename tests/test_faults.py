@@ -29,16 +29,22 @@ from vicc_ray.train.run import Notice, train
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # More than all faults need, so that the run is still going on when the last one is over.
-STEPS = 1800
+STEPS = 1000
 
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Drill, list[Survived]]]:
     """The run, finished, after all faults."""
     with drill_for_faults(STEPS) as drill:
-        faults = list(cause_all(drill, possible_faults()))
+        faults = []
+        for done in cause_all(drill, possible_faults()):
+            print(
+                f"{done.fault.name}: {done.seconds:.0f} s, {done.steps_lost} steps lost; at step {drill.step()}",
+                flush=True,
+            )
+            faults.append(done)
         assert drill.driver
-        assert drill.driver.wait(300) == 0, (drill.folder / "driver.log").read_text()[-3000:]
+        assert drill.driver.wait(600) == 0, (drill.folder / "driver.log").read_text()[-3000:]
         yield drill, faults
 
 
@@ -93,7 +99,7 @@ def test_every_planned_sample_was_trained_once(survived: tuple[Drill, list[Survi
 
 
 # Of the undisturbed run: most faults have been by then.
-COMPARED = 700
+COMPARED = 500
 
 
 class _EnoughError(Exception):
