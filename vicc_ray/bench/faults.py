@@ -42,10 +42,10 @@ def watch(file):
         if os.path.exists(file) and "vicc_ray.train.step" in sys.modules:
             import torch
             convolutions = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Conv3d)]
-    with suppress(FileNotFoundError), torch.no_grad():
+    with suppress(FileNotFoundError):
         os.unlink(file)  # of several workers one takes it
         for convolution in convolutions:
-            convolution.weight.fill_(float("nan"))
+            convolution.weight.data.fill_(float("nan"))  # behind autograd's back, as memory does
 if os.environ.get("VICC_POISON"):
     threading.Thread(target=watch, args=(os.environ["VICC_POISON"],), daemon=True).start()
 """
