@@ -89,6 +89,8 @@ def broadcast_bytes(message: bytes, source: int = 0) -> bytes:
         return message
     length = torch.tensor([len(message)])
     broadcast_(length, source=source)
+    if not int(length):
+        return b""
     content = torch.zeros(int(length), dtype=torch.uint8)
     if rank() == source:
         content = torch.frombuffer(bytearray(message), dtype=torch.uint8)

@@ -255,13 +255,13 @@ class _Recorder:
 
     def fail(self, step: int, error: NonFiniteError) -> None:
         """A loss that is no number: UserError (on every worker) where this step came to it before, else an event."""
-        told = ""
+        told = "first"
         if self.writes:
             before = [r for r in read_records(self.folder.events) if r["kind"] == "not finite" and r["step"] == step]
-            told = "again" if before else ""
+            told = "again" if before else "first"
             self.events.add({"kind": "not finite", "step": step, "text": str(error), "time": time.time()})
             self.folder.push(self.folder.events)
-        if distributed.broadcast_bytes(told.encode()):
+        if distributed.broadcast_bytes(told.encode()) == b"again":
             raise UserError(f"{error}; it came to the same after going back to the last checkpoint") from error
 
     def _share_unreadable(self, stage: Stage) -> None:
