@@ -39,6 +39,7 @@ def _exchange() -> dict[str, Any]:
         "gathered": [part.tolist() for part in gathered],
         "statistics": (norm.running_mean.tolist(), int(norm.num_batches_tracked), distributed.traffic.messages),
         "gradient": _ddp_gradient(),
+        "bytes": [distributed.broadcast_bytes(word * (me == 1), source=1).decode() for word in (b"", b"one", b"")],
     }
 
 
@@ -68,6 +69,7 @@ def test_four_processes() -> None:
         assert result["max"] == [3.0, -torch.inf]
         assert result["broadcast"] == torch.arange(6.0).view(2, 3).T.tolist()
         assert result["gathered"] == [[[float(rank)] * 2] * rank for rank in range(4)]
+        assert result["bytes"] == ["", "one", ""], "an empty message too"
         assert result["statistics"] == ([1.5, 1.5], me, 2), "one message (and the barrier); counters are left alone"
         torch.testing.assert_close(result["gradient"]["workers"], result["gradient"]["one"])
 
