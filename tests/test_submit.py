@@ -52,7 +52,7 @@ def experiment(videos: Manifest, tmp_path: Path) -> Experiment:
     return tiny_experiment(runs=str(tmp_path / "runs"), data={"manifest": str(tmp_path / "videos.parquet")})
 
 
-def request_of(experiment: Experiment, folder: Path = Path("/tmp/wd"), **settings: Any) -> Request:
+def request_of(experiment: Experiment, folder: Path = Path("wd"), **settings: Any) -> Request:
     environment = Environment(**settings)
     return make_request(experiment, "train", [], folder, environment)
 
@@ -158,7 +158,7 @@ def test_a_run_has_one_name_wherever_it_is_submitted_from(experiment: Experiment
     assert first.base.startswith("vicc-train-tiny-")
     others = [
         request_of(tiny_experiment(runs="s3://bucket/runs", data={"manifest": "s3://bucket/m.parquet"})),
-        make_request(experiment, "tune", [], Path("/tmp/wd"), Environment()),
+        make_request(experiment, "tune", [], Path("wd"), Environment()),
     ]
     assert len({first.base, *(other.base for other in others)}) == 3
     changed = request_of(tiny_experiment(**experiment.model_dump(mode="json") | {"seed": 4}))
@@ -174,7 +174,7 @@ def test_attempts_are_counted() -> None:
 
 def test_words_of_each_verb(experiment: Experiment) -> None:
     def words(verb: Any, *extra: str) -> list[str]:
-        return shlex.split(make_request(experiment, verb, extra, Path("/tmp/wd"), Environment()).entrypoint)[3:]
+        return shlex.split(make_request(experiment, verb, extra, Path("wd"), Environment()).entrypoint)[3:]
 
     assert words("train") == ["train", "experiment.yaml"]
     assert words("tune") == ["tune", "experiment.yaml"]
@@ -216,7 +216,7 @@ def test_beside_an_image_the_manifest_lies_in_a_store(experiment: Experiment) ->
 def test_plain_command_says_the_same(experiment: Experiment) -> None:
     """What Ray's own command line makes of the printed words is the request."""
     asked = make_request(
-        experiment, "evaluate", ["--data", "a b"], Path("/tmp/wd"), Environment(variables={"A": "b c"})
+        experiment, "evaluate", ["--data", "a b"], Path("wd"), Environment(variables={"A": "b c"})
     )
     words = shlex.split(plain_command(asked, "an-id", "http://h:8265"))
     split = words.index("--")
