@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,46 @@ def test_a_run_in_an_object_store_is_the_same_from_another_machine(
     assert second.stop_requested()
     second.forget_stop()
     assert not first.stop_requested()
+
+
+def test_who_watches_takes_nothing_from_a_workers_records(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one machine: what the worker has appended since its last push must not give way to the store's older copy."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    worker, watcher = RunFolder.at(f"{bucket}/runs/mine", mirror="worker-0"), RunFolder.at(f"{bucket}/runs/mine")
+    worker.path.mkdir(parents=True)
+    append_record(worker.metrics, {"step": 1})
+    worker.push(worker.metrics)
+    append_record(worker.metrics, {"step": 2})
+    watcher.pull()
+    assert [record["step"] for record in read_records(watcher.metrics)] == [1]
+    watcher.fetch(watcher.metrics)
+    assert [record["step"] for record in read_records(worker.metrics)] == [1, 2]
+
+
+def test_a_file_is_fetched_again_where_it_changed_and_only_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mine, other = RunFolder.at(f"{bucket}/runs/mine", mirror="a"), RunFolder.at(f"{bucket}/runs/mine", mirror="b")
+    mine.path.mkdir(parents=True)
+    mine.config.write_text("seed: 1")
+    mine.push(mine.config)
+    other.pull()
+    fetched: list[Path] = []
+    fetch = RunFolder.fetch
+
+    def counted(folder: RunFolder, path: Path) -> Path:
+        fetched.append(path)
+        return fetch(folder, path)
+
+    monkeypatch.setattr(RunFolder, "fetch", counted)
+    other.pull()
+    assert fetched == []
+    time.sleep(1.1)  # the store tells whole seconds
+    mine.config.write_text("seed: 2")  # as long as before
+    mine.push(mine.config)
+    other.pull()
+    assert fetched == [other.config]
+    assert other.config.read_text() == "seed: 2"

@@ -8,7 +8,7 @@ RUNS/NAME/config.yaml          the resolved experiment          manifest.parquet
           features/*.parquet   of videos, by each encoder      report.html         what both come to
           logs/                what Ray had to say
 
-A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it: files are read and written there and
+A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it, and one for each of its workers: files are read and written there and
 pushed to the store, checkpoints go to the store directly. A run under a path is its own mirror.
 """
 
@@ -44,8 +44,11 @@ class RunFolder:
     remote: str | None = None
 
     @classmethod
-    def at(cls, where: str | Path) -> RunFolder:
-        """The run folder of a path or URI."""
+    def at(cls, where: str | Path, mirror: str = "") -> RunFolder:
+        """The run folder of a path or URI; `mirror` names one of this machine's mirrors of a URI.
+
+        A process that appends to records needs a mirror of its own: another's `fetch` puts the store's older copy there.
+        """
         name = str(where)
         local = storage.local_path(name)
         if local is not None:
@@ -53,7 +56,7 @@ class RunFolder:
         uri = storage.absolute(name)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         digest = blake2b(uri.encode(), digest_size=8).hexdigest()
-        return cls(cache / "vicc_ray" / "runs" / digest / uri.rsplit("/", 1)[1], uri)
+        return cls(cache / "vicc_ray" / "runs" / f"{digest}{mirror and '-'}{mirror}" / uri.rsplit("/", 1)[1], uri)
 
     def __str__(self) -> str:
         return self.remote or str(self.path)
@@ -69,7 +72,7 @@ class RunFolder:
             return
         for path in paths:
             if path.is_file():
-                storage.write_bytes(storage.join(self.remote, *path.relative_to(self.path).parts), path.read_bytes())
+                storage.upload(path, storage.join(self.remote, *path.relative_to(self.path).parts))
 
     def pull(self) -> None:
         """Bring the mirror up to the store: settings, records, results, encoders."""
@@ -78,17 +81,16 @@ class RunFolder:
         for entry in storage.list_files(self.remote):
             inner = entry.name.removeprefix(self.remote).lstrip("/")
             mine = self.path / inner
-            same = mine.is_file() and mine.stat().st_size == entry.bytes and mine.stat().st_mtime >= entry.modified
-            if not same and not inner.startswith(_NOT_PULLED):
+            if not inner.startswith(_NOT_PULLED) and not _is_copy(mine, entry):
                 self.fetch(mine)
+                # The store's own time, so that no clock of a machine decides what is newer.
+                os.utime(mine, (entry.modified, entry.modified))
 
     def fetch(self, path: Path) -> Path:
         """The file of the mirror, brought from the store; itself for a run under a path."""
         if self.remote is not None:
             with suppress(FileNotFoundError):
-                data = storage.read_bytes(storage.join(self.remote, *path.relative_to(self.path).parts))
-                with storage.whole_file(path) as partial:
-                    partial.write_bytes(data)
+                storage.download(storage.join(self.remote, *path.relative_to(self.path).parts), path)
         return path
 
     @property
@@ -221,6 +223,14 @@ class RunFolder:
                 f"{self}: holds a run of another experiment ({'; '.join(changed)}); "
                 "choose another folder with --set name=..., or remove this one"
             )
+
+
+def _is_copy(path: Path, entry: storage.FileEntry) -> bool:
+    """Whether a file was fetched from the store as it still is there."""
+    if not path.is_file():
+        return False
+    found = path.stat()
+    return found.st_size == entry.bytes and abs(found.st_mtime - entry.modified) < 1e-3
 
 
 def provenance(data_fingerprint: str) -> dict[str, Any]:

@@ -196,6 +196,21 @@ def whole_file(target: Path) -> Iterator[Path]:
         raise
 
 
+def upload(path: Path, name: str) -> None:
+    """Copy a local file to a URI, where it appears only when whole; never all of it in memory."""
+    system, remote = open_filesystem(name)
+    system.create_dir(posixpath.dirname(remote), recursive=True)
+    with path.open("rb") as source, system.open_output_stream(remote) as target:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
+def download(name: str, path: Path) -> None:
+    """Copy a path or URI to a local file that appears only when whole; FileNotFoundError where there is none."""
+    system, remote = open_filesystem(name)
+    with system.open_input_stream(remote) as source, whole_file(path) as partial, partial.open("wb") as target:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
 @contextmanager
 def local_copy(name: str) -> Iterator[str]:
     """The path of a local file with the bytes of `name`: the file itself, or a copy that ends with the block."""
@@ -203,12 +218,10 @@ def local_copy(name: str) -> Iterator[str]:
     if path is not None:
         yield path
         return
-    system, remote = open_filesystem(name)
     with tempfile.TemporaryDirectory(prefix="vicc-") as folder:
-        copy = os.path.join(folder, "file" + posixpath.splitext(remote)[1])
-        with system.open_input_stream(remote) as source, open(copy, "wb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
-        yield copy
+        copy = Path(folder, "file" + posixpath.splitext(urlsplit(name).path)[1])
+        download(name, copy)
+        yield str(copy)
 
 
 def _seconds(info: Any) -> float:

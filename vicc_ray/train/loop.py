@@ -171,7 +171,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     on_this_node = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_node))
-    folder = RunFolder.at(settings["folder"])
+    folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
     folder.pull()
     experiment = Experiment.model_validate(settings["experiment"])
     manifest = Manifest.read(folder.manifest)
