@@ -23,6 +23,7 @@ from vicc_ray.config import Experiment, make_experiment
 from vicc_ray.data.clips import share
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate.stored import EncoderOnDisk, open_encoder
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier, dropout_mask
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.objective import NonFiniteError
@@ -312,21 +313,21 @@ def test_remarks_name_what_was_not_taken() -> None:
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("encoders")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderOnDisk]:
+    folder = RunFolder(tmp_path_factory.mktemp("encoders"))
     names = {"Flow-2": "flow", "RGB-2": "rgb"}
     for seed, (name, stream) in enumerate(names.items()):
         encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=16, seed=seed)
         file = EncoderFile(encoder.spec, stream, encoder.state_dict())  # type: ignore[arg-type]
-        save_encoder(folder / f"{name}.safetensors", file)
-    return {name: str(folder / f"{name}.safetensors") for name in names}
+        save_encoder(folder.encoder(name), file)
+    return {name: open_encoder(folder, name) for name in names}
 
 
-def _task(protocol: ClassifierProtocol, encoders: dict[str, str], videos: Manifest) -> Classification:
+def _task(protocol: ClassifierProtocol, encoders: dict[str, EncoderOnDisk], videos: Manifest) -> Classification:
     return Classification(protocol, encoders, training_classes(_experiment(), videos))
 
 
-def test_a_plan_has_a_stage_an_encoder(videos: Manifest, encoders: dict[str, str]) -> None:
+def test_a_plan_has_a_stage_an_encoder(videos: Manifest, encoders: dict[str, EncoderOnDisk]) -> None:
     experiment = _experiment(linear={"global_batch": 5, "length": "4 epochs"})
     task = _task("linear", encoders, videos)
     assert len(task.classes) == 8 and list(task.classes) == sorted(task.classes)
@@ -345,7 +346,7 @@ def test_a_plan_has_a_stage_an_encoder(videos: Manifest, encoders: dict[str, str
     assert finetuned.steps == 500
 
 
-def test_bad_labels_get_one_line(videos: Manifest, encoders: dict[str, str]) -> None:
+def test_bad_labels_get_one_line(videos: Manifest, encoders: dict[str, EncoderOnDisk]) -> None:
     experiment, task = _experiment(), _task("linear", encoders, videos)
     rows = videos.videos
     unlabelled = Manifest([replace(row, label=None) for row in rows])
@@ -366,11 +367,15 @@ def test_bad_labels_get_one_line(videos: Manifest, encoders: dict[str, str]) -> 
         task.plan(_experiment(linear={"global_batch": 1}), videos)
     with pytest.raises(UserError, match="no encoder"):
         replace(task, encoders={}).plan(experiment, videos)
-    with pytest.raises(UserError, match="no such file"):
-        replace(task, encoders={"RGB-2": "missing.safetensors"}).plan(experiment, videos)
+    gone = replace(task, encoders={"RGB-2": replace(encoders["RGB-2"], reached="missing.safetensors")})
+    plan = gone.plan(experiment, videos)
+    with pytest.raises(UserError, match=r"missing\.safetensors: no such file"):
+        gone.open_stage(plan, RunFolder(Path("unused")), plan.stages[0], torch.device("cpu"))
 
 
-def test_unlabelled_videos_are_left_out_and_rare_classes_listed(videos: Manifest, encoders: dict[str, str]) -> None:
+def test_unlabelled_videos_are_left_out_and_rare_classes_listed(
+    videos: Manifest, encoders: dict[str, EncoderOnDisk]
+) -> None:
     rows = [replace(row) for row in videos.videos]
     first = next(i for i, row in enumerate(rows) if row.split == "train")
     rare = rows[first].label
@@ -404,7 +409,7 @@ class _Host:
 @pytest.mark.parametrize("protocol", BOTH)
 def test_the_loop_leaves_classifiers_also_after_a_stop(
     videos: Manifest,
-    encoders: dict[str, str],
+    encoders: dict[str, EncoderOnDisk],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     protocol: ClassifierProtocol,
@@ -433,7 +438,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
         assert first.meta["name"] == stage.name and first.meta["experiment"]["name"] == "tiny"
 
 
-def test_a_real_batch_brings_its_labels(videos: Manifest, encoders: dict[str, str]) -> None:
+def test_a_real_batch_brings_its_labels(videos: Manifest, encoders: dict[str, EncoderOnDisk]) -> None:
     experiment = _experiment(linear={"global_batch": 8})
     task = _task("linear", encoders, videos)
     plan = task.plan(experiment, videos)

@@ -12,12 +12,12 @@ import pytest
 from tiny import tiny_experiment
 
 from vicc_ray import evaluation
-from vicc_ray.console import console
+from vicc_ray.console import console, errors, told_aside
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.nearest import Retrieval
 from vicc_ray.evaluate.results import Evaluation, read_all
-from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations, told_aside
+from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.weights import EncoderFile, save_encoder
@@ -114,8 +114,8 @@ def test_the_reader_sees_tables_notes_and_the_spread(calls: Calls, tmp_path: Pat
 
 def test_with_json_the_way_is_told_aside(capfd: pytest.CaptureFixture[str]) -> None:
     with told_aside():
-        assert console.file is evaluation.errors.file
-    assert console.file is not evaluation.errors.file
+        assert console.file is errors.file
+    assert console.file is not errors.file
 
 
 def test_mistakes_show_before_anything_runs(calls: Calls, tmp_path: Path, videos: Manifest) -> None:

@@ -58,7 +58,7 @@ def test_no_fault_needed_a_hand_and_little_was_lost(survived: tuple[Drill, list[
     drill, faults = survived
     assert [done.fault for done in faults] == list(possible_faults())
     assert max(done.steps_lost for done in faults) <= 45
-    assert all(done.seconds < 150 for done in faults)
+    assert all(done.seconds < 240 for done in faults)  # the usual figures are those of `vicc bench faults`
     assert drill.events("preemption notice")
     assert drill.events("checkpoint failed")
     assert drill.events("damaged checkpoint")

@@ -17,16 +17,19 @@ import torch
 from tiny import tiny_experiment
 
 from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.actors import DecodeWindows, list_windows, video_key
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.data.pipeline import DecodeWindows, list_windows, video_key
 from vicc_ray.data.samples import Clips, read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate import feature_store, features, nearest
+from vicc_ray.evaluate import passes as passes_module
+from vicc_ray.evaluate.actors import EncodeWindows
 from vicc_ray.evaluate.feature_store import read_features, read_refused
-from vicc_ray.evaluate.features import EncodeWindows, Pass, passes, video_means
 from vicc_ray.evaluate.fusion import fit_weights, fused_similarities
+from vicc_ray.evaluate.means import video_means
 from vicc_ray.evaluate.nearest import Retrieval, finished_encoders, retrieve
+from vicc_ray.evaluate.passes import Pass, passes
 from vicc_ray.evaluate.results import Evaluation
 from vicc_ray.evaluate.retrieval import similarities
 from vicc_ray.evaluate.stored import Side, open_encoder
@@ -84,7 +87,7 @@ class Judge:
         keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
         encode = EncodeWindows({e.name: e.reached for e in part.encoders}, experiment, False, 1, keys)
         blocks = (encode(decode({"unit": [unit]})) for unit in range(-(-len(windows) // 5)))
-        features.write_means(part, blocks)
+        passes_module.write_means(part, blocks)
 
     def __call__(self, **changes: Any) -> Retrieval:
         return retrieve(self.folder, tiny_experiment(**changes), self.manifest, _plan, "tiny", self.lines.append)
@@ -439,7 +442,7 @@ def test_means_are_over_the_windows_of_a_video_and_refuse_it_for_one() -> None:
 def test_parts_are_written_as_they_come(
     judge: Judge, exact: tuple[Path, Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "PART", 3)
+    monkeypatch.setattr(passes_module, "PART", 3)
     assert judge().evaluation.rows == exact[1].rows
     for path in exact[0].iterdir():
         a, b = read_features(str(path)), read_features(str(judge.folder.features / path.name))

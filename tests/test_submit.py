@@ -215,9 +215,7 @@ def test_beside_an_image_the_manifest_lies_in_a_store(experiment: Experiment) ->
 
 def test_plain_command_says_the_same(experiment: Experiment) -> None:
     """What Ray's own command line makes of the printed words is the request."""
-    asked = make_request(
-        experiment, "evaluate", ["--data", "a b"], Path("wd"), Environment(variables={"A": "b c"})
-    )
+    asked = make_request(experiment, "evaluate", ["--data", "a b"], Path("wd"), Environment(variables={"A": "b c"}))
     words = shlex.split(plain_command(asked, "an-id", "http://h:8265"))
     split = words.index("--")
     assert words[:3] == ["ray", "job", "submit"] and shlex.join(words[split + 1 :]) == asked.entrypoint

@@ -1,19 +1,16 @@
-"""One classifier on disk: a single safetensors file with JSON in its metadata, never a pickle; the manner of `weights`.
+"""One classifier on disk (`weight_file`).
 
-Tensors: the state of `Classifier` (`encoder.<name>`, `head.<name>`). Metadata: `format` = "vicc-classifier", and
-`classifier` = JSON of the encoder's specification, the stream, the protocol, the classes and free-form facts.
+Tensors: the state of `Classifier` (`encoder.<name>`, `head.<name>`). Facts: the encoder's specification, the stream, the
+protocol, the classes and free-form ones.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vicc_ray.config import Stream
@@ -21,10 +18,8 @@ from vicc_ray.errors import UserError
 from vicc_ray.models.classifier import PROTOCOLS, Classifier, ClassifierProtocol, empty_classifier
 from vicc_ray.models.encoder import EncoderSpec
 from vicc_ray.run_folder import RunFolder
-from vicc_ray.weights import atomic_path, check_stream, mismatch, readable_file
-
-_FORMAT = "vicc-classifier"
-_VERSION = 1
+from vicc_ray.weight_file import mismatch, read_weights, understood, write_weights
+from vicc_ray.weights import check_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,36 +76,19 @@ def save_classifier(path: Path | str, file: ClassifierFile) -> None:
     """Writes the file whole or not at all, making its folder; UserError if the weights or the disk do not allow it."""
     file.check()
     facts = {
-        "version": _VERSION,
         "spec": asdict(file.spec),
         "stream": file.stream,
         "protocol": file.protocol,
         "classes": file.classes,
         "meta": file.meta,
     }
-    # A copy each: safetensors refuses tensors that share memory or are strided.
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in file.state_dict.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(plain, {"format": _FORMAT, "classifier": json.dumps(facts)}))
+    write_weights(path, "classifier", facts, file.state_dict)
 
 
 def load_classifier(path: Path | str) -> ClassifierFile:
     """Reads what `save_classifier` wrote; UserError in one line for a missing or damaged file or another format."""
-    path = readable_file(path)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path} is a safetensors file, but not a classifier that this program wrote")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}): damaged, truncated or another format"
-        ) from None
-    try:
-        facts = json.loads(metadata["classifier"])
-        if facts["version"] != _VERSION:
-            raise UserError(f"version {facts['version']!r} of the classifier format; this program reads {_VERSION}")
+    facts, tensors = read_weights(path, "classifier")
+    with understood(path, "classifier"):
         return ClassifierFile(
             spec=EncoderSpec(**facts["spec"]),
             stream=facts["stream"],
@@ -119,7 +97,3 @@ def load_classifier(path: Path | str) -> ClassifierFile:
             state_dict=tensors,
             meta=dict(facts["meta"]),
         )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: the classifier's description is damaged ({type(error).__name__}: {error})") from None

@@ -17,8 +17,8 @@ from vicc_ray import storage
 from vicc_ray.classifier_file import classifier_path
 from vicc_ray.config import Duration, Experiment
 from vicc_ray.console import console
+from vicc_ray.data.actors import list_windows
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.pipeline import list_windows
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.accuracy import accuracy, class_numbers, fit_mean_weights
 from vicc_ray.evaluate.classification import classify_videos
@@ -129,8 +129,7 @@ def _learn(
     fits = experiment.evaluate.fusion == "fitted" and len(encoders) == 2
     if fits:
         manifest = _with_held_out(manifest, experiment.data.train_split)
-    files = {name: encoder.reached for name, encoder in encoders.items()}
-    task = Classification(protocol, files, training_classes(experiment, manifest))
+    task = Classification(protocol, encoders, training_classes(experiment, manifest))
     target = _own_folder(folder, experiment, manifest, data, protocol, encoders)
     inner = experiment.model_copy(
         update={

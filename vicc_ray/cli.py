@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from vicc_ray.console import console, errors
+from vicc_ray.console import console, errors, told_aside
 from vicc_ray.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -222,7 +222,8 @@ def train(
     RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
     from vicc_ray.train.loop import run_training
 
-    folder = run_training(asked, address, verbose)
+    with told_aside(as_json):
+        folder = run_training(asked, address, verbose)
     if as_json:
         _print_json({"run": str(folder.path), "encoders": folder.encoders()})
     else:
@@ -271,20 +272,16 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Judge every finished stage of one or more runs, and both streams together (R+F)."""
-    from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations, told_aside
+    from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations
 
-    asked = (runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
-    if as_json:
-        with told_aside():
-            found = evaluate_runs(*asked)
-        _print_json(evaluations_json(found))
-    else:
-        print_evaluations(evaluate_runs(*asked))
+    with told_aside(as_json):
+        found = evaluate_runs(runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
+    _print_json(evaluations_json(found)) if as_json else print_evaluations(found)
 
 
 @app.command(epilog="Example: vicc report runs/quickstart runs/mine --out report.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[str], typer.Argument(help="Run folders, paths or URIs.")],
     out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run folder.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -292,10 +289,14 @@ def report(
     from vicc_ray.report import write_report
     from vicc_ray.run_folder import RunFolder
 
-    for run in runs:
-        RunFolder(run).experiment()
-    target = out or RunFolder(runs[0]).report
-    write_report(runs, target)
+    folders = [RunFolder.at(run) for run in runs]
+    for folder in folders:
+        folder.pull()
+        folder.experiment()
+    target = out or folders[0].report
+    write_report([folder.path for folder in folders], target)
+    if out is None:
+        folders[0].push(target)
     console.print(f"report: {target}", markup=False)
 
 
@@ -380,7 +381,8 @@ def tune(
     elif dry_run:
         print_dry_run(asked, address, as_json)
     else:
-        folder = run_sweep(asked, address, verbose)
+        with told_aside(as_json):
+            folder = run_sweep(asked, address, verbose)
         if as_json:
             from vicc_ray.tune.status import sweep_status
 
@@ -491,7 +493,8 @@ def doctor(
         raise typer.Exit(submit_experiment(asked, address, "doctor", extra, None, True, verify).exit_status())
     from vicc_ray.doctor.verb import examine, findings_json, healthy, print_findings
 
-    findings = examine(asked, address, verbose)
+    with told_aside(as_json):
+        findings = examine(asked, address, verbose)
     _print_json(findings_json(findings)) if as_json else print_findings(findings)
     raise typer.Exit(0 if healthy(findings) else 1)
 

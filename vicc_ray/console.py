@@ -28,6 +28,17 @@ def scratch_log(verb: str) -> Path:
 
 
 @contextmanager
+def told_aside(aside: bool = True) -> Iterator[None]:
+    """What is told on the way goes to standard error, so that standard output holds the result alone; not unless `aside`."""
+    before = console.file
+    console.file = errors.file if aside else before
+    try:
+        yield
+    finally:
+        console.file = before
+
+
+@contextmanager
 def quiet(log: Path, verbose: bool = False) -> Iterator[None]:
     """Send standard output and error of this process, native code included, to the end of a log file.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich.table import Table
 
 from vicc_ray.config import Experiment, load_experiment
-from vicc_ray.console import console, errors, quiet
+from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.nearest import open_encoders, retrieve, sides_of
@@ -137,16 +137,6 @@ def _evaluate(
 def say(line: str) -> None:
     """A line for the reader."""
     console.print(line, markup=False)
-
-
-@contextmanager
-def told_aside() -> Iterator[None]:
-    """What is told on the way goes to standard error, so that standard output holds the result alone."""
-    before, console.file = console.file, errors.file
-    try:
-        yield
-    finally:
-        console.file = before
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:

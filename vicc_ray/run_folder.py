@@ -8,8 +8,9 @@ RUNS/NAME/config.yaml          the resolved experiment          manifest.parquet
           features/*.parquet   of videos, by each encoder      report.html         what both come to
           logs/                what Ray had to say
 
-A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it, and one for each of its workers: files are read and written there and
-pushed to the store, checkpoints go to the store directly. A run under a path is its own mirror.
+A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it, and one for each of its workers:
+files are read and written there and pushed to the store, checkpoints go to the store directly. A run under a path is its
+own mirror.
 """
 
 from __future__ import annotations

@@ -1,34 +1,28 @@
-"""One encoder on disk: a single safetensors file with JSON in its metadata, never a pickle.
+"""One encoder on disk (`weight_file`).
 
-Tensors: `encoder.<name>` for the encoder's state and `prototypes.<i>` [K_i, D] for its prototype heads. Metadata:
-`format` = "vicc-encoder", and `encoder` = JSON of the specification, the stream, the flow input and free-form facts.
+Tensors: `encoder.<name>` for the encoder's state and `prototypes.<i>` [K_i, D] for its prototype heads. Facts: the
+specification, the stream, the flow input and free-form ones.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vicc_ray.config import STREAMS, Stream
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, EncoderSpec, empty_encoder
+from vicc_ray.weight_file import mismatch, read_facts, read_weights, understood, write_weights
 
 # "published": the three channels are constant 128, v, u, quantised flow normalised like RGB (method facts 5).
 FlowInput = Literal["published"]
 FLOW_INPUTS: tuple[str, ...] = get_args(FlowInput)
 
-_FORMAT = "vicc-encoder"
-_VERSION = 1
+_HINT = "published checkpoints are read by `vicc import`"
 _ENCODER = "encoder."
 _PROTOTYPES = "prototypes."
 
@@ -81,69 +75,28 @@ def check_state(spec: EncoderSpec, state: Mapping[str, Tensor]) -> None:
         raise UserError(f"the weights do not fit a {spec.backbone} encoder of width {spec.width}: {wrong}")
 
 
-def mismatch(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> str:
-    """How `state` differs from `expected` (name -> shape): counts and the first few names; "" if it does not."""
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} {list(state[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    return "; ".join(f"{len(names)} {what} ({first_few(names)})" for what, names in parts if names)
-
-
-def first_few(names: list[str], count: int = 3) -> str:
-    """The first `count` names, with ", ..." where there are more."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
 def save_encoder(path: Path | str, encoder_file: EncoderFile) -> None:
     """Writes the file whole or not at all, making its folder; UserError if the weights or the disk do not allow it."""
     check_state(encoder_file.spec, encoder_file.state_dict)
     tensors = {f"{_ENCODER}{name}": tensor for name, tensor in encoder_file.state_dict.items()}
     tensors |= {f"{_PROTOTYPES}{i}": head for i, head in enumerate(encoder_file.prototypes)}
-    # A copy each: safetensors refuses tensors that share memory or are strided.
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        # Not save_file, which makes the file readable by its owner only.
-        temporary.write_bytes(
-            safetensors.torch.save(plain, {"format": _FORMAT, "encoder": facts_as_json(encoder_file)})
-        )
+    write_weights(path, "encoder", facts_of(encoder_file), tensors)
 
 
-def facts_as_json(encoder_file: EncoderFile) -> str:
-    """All of an encoder file but its tensors, as JSON."""
-    return json.dumps(
-        {
-            "version": _VERSION,
-            "spec": asdict(encoder_file.spec),
-            "stream": encoder_file.stream,
-            "flow_input": encoder_file.flow_input,
-            "meta": encoder_file.meta,
-        }
-    )
+def facts_of(encoder_file: EncoderFile) -> dict[str, Any]:
+    """All of an encoder file but its tensors, as JSON takes it."""
+    return {
+        "spec": asdict(encoder_file.spec),
+        "stream": encoder_file.stream,
+        "flow_input": encoder_file.flow_input,
+        "meta": encoder_file.meta,
+    }
 
 
 def load_encoder(path: Path | str) -> EncoderFile:
     """Reads what `save_encoder` wrote; UserError in one line for a missing or damaged file or another format."""
-    path = readable_file(path)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path} is a safetensors file, but not an encoder that this program wrote")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}): damaged, truncated or another format; "
-            "published checkpoints are read by `vicc import`"
-        ) from None
-    try:
-        facts = json.loads(metadata["encoder"])
-        if facts["version"] != _VERSION:
-            raise UserError(f"{path} has version {facts['version']!r} of the encoder format; this program reads 1")
+    facts, tensors = read_weights(path, "encoder", _HINT)
+    with understood(path, "encoder"):
         heads = sorted((int(name.removeprefix(_PROTOTYPES)), name) for name in tensors if name.startswith(_PROTOTYPES))
         return EncoderFile(
             spec=EncoderSpec(**facts["spec"]),
@@ -153,46 +106,12 @@ def load_encoder(path: Path | str) -> EncoderFile:
             prototypes=[tensors[name] for _, name in heads],
             meta=dict(facts["meta"]),
         )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: the encoder's description is damaged ({type(error).__name__}: {error})") from None
 
 
-def readable_file(path: Path | str) -> Path:
-    """`path` as a Path if it is a file with something in it; UserError otherwise."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is a folder, not a file" if path.is_dir() else f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty")
-    return path
-
-
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to it (and flushed to disk) if the block ends well, else removed.
-
-    Folders above `path` are made. UserError where the disk refuses.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file or, after a rename, of its folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def stream_of(path: Path | str) -> Stream:
+    """What an encoder's file says that it was trained on, read without its weights; UserError as `load_encoder`."""
+    facts = read_facts(path, "encoder", _HINT)
+    with understood(path, "encoder"):
+        stream: Stream = facts["stream"]
+        check_stream(stream)
+        return stream

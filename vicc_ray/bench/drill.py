@@ -124,7 +124,7 @@ class Drill:
         self.reached = self.step()
         return time.time()
 
-    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 150) -> float:
+    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
         """Seconds until a condition holds; `TooLate` where it does not or the driver ends before."""
         started = time.monotonic()
         while not holds():
@@ -135,12 +135,12 @@ class Drill:
             time.sleep(0.1)
         return time.monotonic() - started
 
-    def wait_steps(self, count: int, what: str = "training goes on", seconds: float = 150) -> None:
+    def wait_steps(self, count: int, what: str = "training goes on", seconds: float = 240) -> None:
         """Wait for this many more steps."""
         goal = self.step() + count
         self.wait(lambda: self.step() >= goal, what, seconds)
 
-    def recovery(self, since: float, workers: int | None = None, seconds: float = 150) -> float:
+    def recovery(self, since: float, workers: int | None = None, seconds: float = 240) -> float:
         """Seconds from the moment `since` (time.time()) to the next optimiser step, of that many workers where told."""
 
         def stepped() -> float | None:

@@ -8,23 +8,20 @@ and the worker checks it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
-from itertools import cycle, groupby
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
-from vicc_ray.data.clips import evaluation_starts, random_start
-from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.reader import ClipReader
-from vicc_ray.data.samples import empty_clips, positions
-from vicc_ray.train.batches import Block, TrainingPlan, decode_share
+from vicc_ray.data.actors import DecodeShares, DecodeWindows
+from vicc_ray.data.manifest import VideoRow
+from vicc_ray.resources import ResourcePlan
+from vicc_ray.train.batches import Block, TrainingPlan
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
 SEGMENT_BLOCKS = 2048
@@ -57,71 +54,6 @@ class PaceScheduling:
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
         """Nothing to clean up."""
-
-
-class DecodeWindows:
-    """A decode actor of evaluation: some windows, perhaps of several videos, in; a row a window out.
-
-    `windows` names all of them as (video number, first frame), in order; unit u stands for `size` of them from u * size on.
-    A row whose video cannot be read carries the reason. Only the `streams` named are decoded.
-    """
-
-    def __init__(
-        self,
-        videos: Sequence[VideoRow],
-        windows: Sequence[tuple[int, int]],
-        size: int,
-        experiment: Experiment,
-        streams: Sequence[Stream] = STREAMS,
-    ) -> None:
-        self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
-        self.streams = tuple(streams)
-        self.reader = ClipReader(experiment.clip, experiment.flow, experiment.data)
-
-    def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
-        first = int(rows["unit"][0]) * self.size
-        wanted = self.windows[first : first + self.size]
-        parts = [
-            self._read(video, [start for _, start in run])
-            for video, run in groupby(wanted, key=lambda window: window[0])
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _read(self, number: int, starts: list[int]) -> Block:
-        experiment = self.experiment
-        try:
-            clips, reason = self.reader.read(self.videos[number], starts, self.streams), ""
-        except VideoError as error:
-            clips, reason = empty_clips(len(starts), self.streams, experiment.clip), str(error) or "cannot be read"
-        block: Block = {
-            "video": np.full(len(starts), number, np.int64),
-            "start": np.array(starts, np.int64),
-            "refused": np.array([reason] * len(starts), object),
-        }
-        return block | dict(clips)
-
-
-class DecodeShares:
-    """A decode actor of training: a unit (step and rank in one number) in, its block out.
-
-    Units below 0 count the monitor's videos from the end of their list, one centre window each.
-    """
-
-    def __init__(self, plan: TrainingPlan, workers: int, monitored: Sequence[VideoRow]) -> None:
-        self.plan, self.workers = plan, workers
-        windows = list_windows(monitored, plan.experiment.clip, "centre")
-        windows += windows[-1:] * (-len(windows) % workers)  # the last one fills up the last round
-        self.monitored = len(windows)
-        self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment)
-
-    def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1] -> the block of step unit // workers for worker unit % workers."""
-        unit = int(rows["unit"][0])
-        if unit < 0:
-            return self.decode_windows({"unit": [unit + self.monitored]})
-        step, rank = divmod(unit, self.workers)
-        return decode_share(self.plan, step, rank, self.workers, self.decode_windows.reader.read)
 
 
 def training_iterators(
@@ -167,25 +99,31 @@ def evaluation_windows(
     return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, actors, cpus_an_actor, buffer)
 
 
-def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> list[tuple[int, int]]:
-    """The evaluation windows of videos as (video number, first frame), in order.
+def through_models(
+    decoded: Dataset,
+    actor: type,
+    arguments: tuple[Any, ...],
+    resources: ResourcePlan,
+    on_windows: Callable[[int], None],
+) -> Iterator[Block]:
+    """What model actors, `actor(*arguments)` each, make of an evaluation's windows, in order.
 
-    `windows`: all or centre (`evaluation_starts`), or random: one at a place drawn from the seed and the video.
+    `on_windows` is called with the number of windows that have just been finished.
     """
-    chosen = []
-    for number, video in enumerate(videos):
-        places = positions(video, clip)
-        if windows == "random":
-            starts = [random_start(seed, video_key(video), places, clip.frames, clip.stride)]
-        else:
-            starts = evaluation_starts(places, clip.frames, clip.stride, windows)
-        chosen += [(number, start) for start in starts]
-    return chosen
-
-
-def video_key(video: VideoRow) -> int:
-    """A number that stands for a video's content, wherever its file lies and whatever its place in a list."""
-    return int.from_bytes(blake2b((video.content_hash or video.video).encode(), digest_size=8).digest(), "big")
+    modelled = decoded.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        batch_format="numpy",
+        num_cpus=1,
+        num_gpus=1 if resources.use_gpu else 0,
+        compute=ActorPoolStrategy(
+            min_size=resources.min_workers, max_size=resources.workers, max_tasks_in_flight_per_actor=2
+        ),
+    )
+    for block in iterate_blocks(modelled.iterator()):
+        on_windows(len(block["video"]))
+        yield block
 
 
 def _buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:

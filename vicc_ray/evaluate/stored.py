@@ -20,7 +20,7 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.feature_store import Source, file_hash, matches, read_source
 from vicc_ray.run_folder import RunFolder
-from vicc_ray.weights import load_encoder
+from vicc_ray.weights import stream_of
 
 JITTER_P = 0.3  # of the published test (method.md, section 6)
 
@@ -65,7 +65,7 @@ class EncoderOnDisk:
 def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
     """Look into a run's encoder; UserError where it is broken or holds another stream than its name says."""
     path = folder.encoder(name)
-    stream = load_encoder(path).stream
+    stream = stream_of(path)
     said = name.split("-")[0].lower()
     if said in ("rgb", "flow") and said != stream:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from vicc_ray.errors import UserError
 from vicc_ray.interop.names import BACKBONE_NAMES, MATRICES, published_names
 from vicc_ray.models.encoder import Encoder, EncoderSpec
-from vicc_ray.weights import EncoderFile, atomic_path, check_state, facts_as_json, save_encoder
+from vicc_ray.weight_file import VERSION, atomic_path
+from vicc_ray.weights import EncoderFile, check_state, facts_of, save_encoder
 
 
 def export_published(encoder_file: EncoderFile, guide: EncoderFile | None, path: Path | str) -> None:
@@ -82,7 +84,7 @@ def export_torchscript(encoder_file: EncoderFile, path: Path | str, clip_shape: 
     TorchScript deprecated in favour of torch.export, but writes and loads it still.
     """
     module, example = _traceable(encoder_file, clip_shape)
-    facts = {"vicc.json": facts_as_json(encoder_file)}
+    facts = {"vicc.json": _facts(encoder_file)}
     with warnings.catch_warnings(), torch.no_grad(), atomic_path(path) as temporary:
         warnings.simplefilter("ignore")  # the deprecation, and notes that the clip's sizes become constants
         traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
@@ -111,7 +113,7 @@ def export_onnx(encoder_file: EncoderFile, path: Path | str, clip_shape: tuple[i
             verbose=False,
         )
     assert program is not None  # torch returns None for its old exporter only
-    program.model.metadata_props["vicc"] = facts_as_json(encoder_file)
+    program.model.metadata_props["vicc"] = _facts(encoder_file)
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
 
@@ -155,3 +157,7 @@ def export(
     if guide is not None and format != "published":
         raise UserError(f"a guide goes into the published format only, not into {format}")
     FORMATS[format](encoder_file, Path(path), clip_shape, guide)
+
+
+def _facts(encoder_file: EncoderFile) -> str:
+    return json.dumps({"version": VERSION, **facts_of(encoder_file)})

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
 from vicc_ray.config import ClipConfig, Experiment, Stream
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
+from vicc_ray.pages import render
 from vicc_ray.preview.looks import (
     ClipLook,
     Look,
@@ -90,13 +90,6 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
     plan = make_plan(experiment, manifest)
     looks = [(stage, list(look_at(plan, stage, samples))) for stage in shown_stages(plan)]
     limit = _limit(sample for _, found in looks for sample in found)
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.j2")
     sections = [
         Section(
             name=stage.name,
@@ -105,17 +98,17 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
         )
         for stage, found in looks
     ]
-    html = page.render(
-        title=experiment.name,
-        facts=_facts(experiment, manifest, len(plan.videos)),
-        sections=sections,
-        wheel=_uri(Image.fromarray(colour_wheel(WHEEL)), lossless=True),
-        limit=f"{limit:g}",
-        quantum=f"{2 * experiment.flow.bound / 255:.2g}",
-        physical=experiment.augment.style == "physical",
-        columns=[number + 1 for number in shown_frames(experiment.clip.frames)],
-    )
-    write_text(out, html)
+    facts = {
+        "title": experiment.name,
+        "facts": _facts(experiment, manifest, len(plan.videos)),
+        "sections": sections,
+        "wheel": _uri(Image.fromarray(colour_wheel(WHEEL)), lossless=True),
+        "limit": f"{limit:g}",
+        "quantum": f"{2 * experiment.flow.bound / 255:.2g}",
+        "physical": experiment.augment.style == "physical",
+        "columns": [number + 1 for number in shown_frames(experiment.clip.frames)],
+    }
+    write_text(out, render(Path(__file__).parent / "page.html.j2", facts))
     return out
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.results import PROTOCOLS, Evaluation, Spread, figures, row_name, summarise, title_of_protocol
+from vicc_ray.pages import render
+from vicc_ray.records import write_text
 from vicc_ray.report.charts import Chart, Curve, Level, chart, count
 from vicc_ray.report.confusion import Confusion, confusions
 from vicc_ray.report.folder import Record, RunFolder, number, read_folder
@@ -126,28 +125,18 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     if not run_dirs:
         raise UserError("report: no run folder was given; name at least one, e.g. runs/quickstart")
     runs = [read_folder(Path(folder)) for folder in run_dirs]
-    here = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    here.filters["percent"] = lambda share: f"{100 * share:.1f}"
     queries = max(2, QUERIES // len(runs))
     thumbnails = Thumbnails(GALLERY_BYTES // (len(runs) * queries * (1 + 2 * NEIGHBOURS)))
     names = _distinct(runs)
-    html = here.get_template("template.html.j2").render(
-        title=names[0] if len(runs) == 1 else f"{len(runs)} runs",
-        sections=[_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)],
-        comparison=_compare(runs, names) if len(runs) > 1 else None,
-        spreads=_spreads([one for run in runs for one in run.evaluations]),
-        reproduction=reproduction(run_dirs),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(out)
+    facts = {
+        "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
+        "sections": [_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)],
+        "comparison": _compare(runs, names) if len(runs) > 1 else None,
+        "spreads": _spreads([one for run in runs for one in run.evaluations]),
+        "reproduction": reproduction(run_dirs),
+    }
+    page = Path(__file__).parent / "template.html.j2"
+    write_text(out, render(page, facts, {"percent": lambda share: f"{100 * share:.1f}"}))
 
 
 def _distinct(runs: Sequence[RunFolder]) -> list[str]:

@@ -18,6 +18,7 @@ from vicc_ray.classifier_file import ClassifierFile, classifier_path, save_class
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate.stored import EncoderOnDisk
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan
@@ -32,13 +33,13 @@ class Classification:
 
     Args:
         protocol: linear or finetune.
-        encoders: name (of the stage and of the classifier's file) -> the encoder's file, a path or URI that every
-            worker can read; they are taken in this order.
+        encoders: name (of the stage and of the classifier's file) -> the encoder's file, which every worker can read
+            where it is `reached`; they are taken in this order.
         classes: names in the order of the logits; `training_classes` gives those of the training videos.
     """
 
     protocol: ClassifierProtocol
-    encoders: Mapping[str, str]
+    encoders: Mapping[str, EncoderOnDisk]
     classes: tuple[str, ...]
 
     def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
@@ -57,9 +58,9 @@ class Classification:
         if not self.encoders:
             raise UserError("no encoder to learn a classifier on; 'vicc train' leaves them in the run's folder")
         stages: list[Stage] = []
-        for name, path in self.encoders.items():
+        for name, encoder in self.encoders.items():
             first_step = stages[-1].end if stages else 0
-            stages.append(self._stage(experiment, len(videos), len(stages), name, _load(path).stream, first_step))
+            stages.append(self._stage(experiment, len(videos), len(stages), name, encoder.stream, first_step))
         return TrainingPlan(experiment, tuple(stages), videos, views=1)
 
     def left_by(self, folder: RunFolder, stage: Stage) -> bool:
@@ -70,7 +71,7 @@ class Classification:
         self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device
     ) -> ClassifierTrainer:
         """A fresh head on the stage's encoder."""
-        encoder = _load(self.encoders[stage.name]).build()
+        encoder = _load(self.encoders[stage.name].reached).build()
         seed = plan.experiment.seed * 1000 + stage.index
         classifier = build_classifier(encoder, self.protocol, len(self.classes), seed)
         labels = torch.tensor([self.classes.index(str(video.label)) for video in plan.videos])

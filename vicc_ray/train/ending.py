@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from vicc_ray.config import Experiment
@@ -59,22 +59,32 @@ def alone_in(folder: RunFolder) -> Iterator[None]:
 
     The lock goes with its process, however that ends. Of a run under a URI it is the mirror that is locked.
     """
-    with (folder.path / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{folder}: {file.read().strip() or 'another process'} is training in it; "
-                "wait for its end, or choose another folder with --set name=..."
-            ) from None
-        except OSError:
-            yield  # a file system without locks
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    try:
+        handle = os.open(folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{folder.path}: cannot be written to ({error.strerror}); choose another with --set runs=..."
+        ) from None
+    try:
+        _lock(folder, handle)
         yield
+    finally:
+        os.close(handle)  # gives the lock back
+
+
+def _lock(folder: RunFolder, handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+        raise UserError(
+            f"{folder}: {holder} is training in it; wait for its end, or choose another folder with --set name=..."
+        ) from None
+    except OSError:
+        return  # a file system without locks
+    with suppress(OSError):  # a full disk: who it is stays untold
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:

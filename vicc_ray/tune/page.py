@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from optuna import visualization
 from optuna.trial import TrialState
 
 from vicc_ray.config import SearchConfig
+from vicc_ray.pages import render
 from vicc_ray.records import write_text
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import metric_name, point_of
@@ -36,25 +36,17 @@ def write_page(folder: SweepFolder, search: SearchConfig, study: optuna.Study, r
     """Write report.html; a plot that cannot be made of these trials is left out, with the reason."""
     from plotly.offline import get_plotlyjs
 
-    here = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    here.filters["cell"] = _cell
     plots, left_out = _plots(search, study)
-    html = here.get_template("page.html.j2").render(
-        title=folder.path.name,
-        plotly_js=get_plotlyjs(),
-        facts=_facts(folder, search, study, rows),
-        plots=plots,
-        left_out=left_out,
-        columns=list(rows[0]) if rows else [],
-        rows=rows,
-    )
-    write_text(folder.report, html)
+    facts = {
+        "title": folder.path.name,
+        "plotly_js": get_plotlyjs(),
+        "facts": _facts(folder, search, study, rows),
+        "plots": plots,
+        "left_out": left_out,
+        "columns": list(rows[0]) if rows else [],
+        "rows": rows,
+    }
+    write_text(folder.report, render(Path(__file__).parent / "page.html.j2", facts, {"cell": _cell}))
 
 
 def _cell(value: Any) -> str:

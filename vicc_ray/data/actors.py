@@ -1,0 +1,106 @@
+"""What a decode actor does: a unit of work in, a block of decoded clips out. No Ray.
+
+One unit stands for one block: worker `rank`'s share of a step, or some windows of an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
+from vicc_ray.data.clips import evaluation_starts, random_start
+from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.samples import empty_clips, positions
+from vicc_ray.train.batches import Block, TrainingPlan, decode_share
+
+
+class DecodeWindows:
+    """A decode actor of evaluation: some windows, perhaps of several videos, in; a row a window out.
+
+    `windows` names all of them as (video number, first frame), in order; unit u stands for `size` of them from u * size on.
+    A row whose video cannot be read carries the reason. Only the `streams` named are decoded.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[VideoRow],
+        windows: Sequence[tuple[int, int]],
+        size: int,
+        experiment: Experiment,
+        streams: Sequence[Stream] = STREAMS,
+    ) -> None:
+        self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
+        self.streams = tuple(streams)
+        self.reader = ClipReader(experiment.clip, experiment.flow, experiment.data)
+
+    def __call__(self, rows: dict[str, Any]) -> Block:
+        """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
+        first = int(rows["unit"][0]) * self.size
+        wanted = self.windows[first : first + self.size]
+        parts = [
+            self._read(video, [start for _, start in run])
+            for video, run in groupby(wanted, key=lambda window: window[0])
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _read(self, number: int, starts: list[int]) -> Block:
+        experiment = self.experiment
+        try:
+            clips, reason = self.reader.read(self.videos[number], starts, self.streams), ""
+        except VideoError as error:
+            clips, reason = empty_clips(len(starts), self.streams, experiment.clip), str(error) or "cannot be read"
+        block: Block = {
+            "video": np.full(len(starts), number, np.int64),
+            "start": np.array(starts, np.int64),
+            "refused": np.array([reason] * len(starts), object),
+        }
+        return block | dict(clips)
+
+
+class DecodeShares:
+    """A decode actor of training: a unit (step and rank in one number) in, its block out.
+
+    Units below 0 count the monitor's videos from the end of their list, one centre window each.
+    """
+
+    def __init__(self, plan: TrainingPlan, workers: int, monitored: Sequence[VideoRow]) -> None:
+        self.plan, self.workers = plan, workers
+        windows = list_windows(monitored, plan.experiment.clip, "centre")
+        windows += windows[-1:] * (-len(windows) % workers)  # the last one fills up the last round
+        self.monitored = len(windows)
+        self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment)
+
+    def __call__(self, rows: dict[str, Any]) -> Block:
+        """`unit` int64 [1] -> the block of step unit // workers for worker unit % workers."""
+        unit = int(rows["unit"][0])
+        if unit < 0:
+            return self.decode_windows({"unit": [unit + self.monitored]})
+        step, rank = divmod(unit, self.workers)
+        return decode_share(self.plan, step, rank, self.workers, self.decode_windows.reader.read)
+
+
+def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> list[tuple[int, int]]:
+    """The evaluation windows of videos as (video number, first frame), in order.
+
+    `windows`: all or centre (`evaluation_starts`), or random: one at a place drawn from the seed and the video.
+    """
+    chosen = []
+    for number, video in enumerate(videos):
+        places = positions(video, clip)
+        if windows == "random":
+            starts = [random_start(seed, video_key(video), places, clip.frames, clip.stride)]
+        else:
+            starts = evaluation_starts(places, clip.frames, clip.stride, windows)
+        chosen += [(number, start) for start in starts]
+    return chosen
+
+
+def video_key(video: VideoRow) -> int:
+    """A number that stands for a video's content, wherever its file lies and whatever its place in a list."""
+    return int.from_bytes(blake2b((video.content_hash or video.video).encode(), digest_size=8).digest(), "big")
