@@ -220,3 +220,23 @@ def test_manifests_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     Manifest([replace(ROWS[0], decoder="magic")]).write(tmp_path / "m.parquet")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="decoder 'magic'"):
         Manifest.read(tmp_path / "m.parquet")
+
+
+def test_a_manifest_lies_in_a_store_as_well(bucket: str, videos: Manifest) -> None:
+    videos.write(f"{bucket}/data/tiny.parquet")
+    read = Manifest.read(f"{bucket}/data/tiny.parquet")
+    assert read.videos == videos.videos and read.refused == videos.refused
+    with pytest.raises(UserError, match=f"manifest {bucket}/none.parquet: no such file"):
+        Manifest.read(f"{bucket}/none.parquet")
+
+
+def test_an_index_goes_to_a_store_and_is_known_there(
+    bucket: str, videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the journal of such an index lies
+    source = str(Path(videos.videos[0].video).parent)
+    first = index_videos(source, f"{bucket}/tiny.parquet")
+    again = index_videos(source, f"{bucket}/tiny.parquet")
+    assert first.videos == again.videos
+    assert f"{len(first)} of {len(first)} videos are known and unchanged" in capfd.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -115,7 +115,9 @@ def index(
             help="Folder, quoted glob, CSV or Parquet table, text list or one video; as a path or a URI (s3://bucket/videos)."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write; what it knows of unchanged files is kept.")],
+    out: Annotated[
+        str, typer.Option(help="Parquet file to write, path or URI; what it knows of unchanged files is kept.")
+    ],
     layout: Annotated[
         str, typer.Option(help="auto, ucf101, hmdb51, kinetics, folders, flat, csv, list or video.")
     ] = "auto",
@@ -137,7 +139,7 @@ def index(
 
 @app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")
 def flow(
-    manifest: Annotated[Path, typer.Argument(help="Manifest that 'vicc index' wrote.")],
+    manifest: Annotated[str, typer.Argument(help="Manifest that 'vicc index' wrote, path or URI.")],
     store: Annotated[str | None, typer.Option(help="Folder or URI of the store; made, or filled up.")] = None,
     experiment: Annotated[
         Path | None, typer.Option("--for", help="Experiment file whose flow settings, decode size and store are taken.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vicc_ray import storage
 from vicc_ray.config import ClipConfig
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.guarded import Failure, run_guarded
@@ -40,7 +41,7 @@ class IndexOptions:
 NO_OPTIONS = IndexOptions()
 
 
-def index_videos(source: str, out: Path, options: IndexOptions = NO_OPTIONS) -> Manifest:
+def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTIONS) -> Manifest:
     """Probe the videos of a source and write their manifest; UserError where none can be read.
 
     A manifest that is there already tells what is known: only new and changed files are opened. An interrupted run
@@ -75,8 +76,8 @@ def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None
     return dataset, options.fold if dataset in FOLDED and not options.split else None
 
 
-def _known(out: Path) -> dict[str, VideoRow]:
-    if not out.is_file():
+def _known(out: str | Path) -> dict[str, VideoRow]:
+    if not storage.exists(str(out)):
         return {}
     try:
         earlier = Manifest.read(out)
@@ -105,7 +106,7 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
         yield from run_on_cluster(function, paths, actors, lambda _: seconds)
 
 
-def _tell(source: str, out: Path, manifest: Manifest, found: Found) -> None:
+def _tell(source: str, out: str | Path, manifest: Manifest, found: Found) -> None:
     """What is in the manifest, what is not, and why."""
     for row in manifest.refused:
         console.print(f"refused: {row.video}: {row.refused}", markup=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from rich.table import Table
 
+from vicc_ray import storage
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, errors
 from vicc_ray.data.manifest import Manifest
@@ -38,7 +38,7 @@ def _videos(experiment: Experiment) -> int:
     if manifest is None:
         raise UserError("data.manifest: is not set, so the length of an epoch is unknown; set it or give --videos N")
     published = videos_of(manifest)
-    if published and not Path(manifest).exists():
+    if published and not storage.exists(manifest):
         errors.print(f"{manifest} is not there yet; planned for the {published} training videos of UCF101, split 1")
         return published
     return len(Manifest.read(manifest).select(experiment.data.train_split))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vicc_ray import storage
 from vicc_ray.config import Experiment, experiment_with
 from vicc_ray.data.manifest import Manifest
 
@@ -95,6 +96,6 @@ def _batch(most: int, videos: int | None) -> int:
 
 def _videos(full: Experiment) -> int | None:
     """Training videos of the manifest, where there is one; what is wrong with it is told by who reads it."""
-    if full.data.manifest is None or not Path(full.data.manifest).is_file():
+    if full.data.manifest is None or not storage.exists(full.data.manifest):
         return None
     return len(Manifest.read(full.data.manifest).select(full.data.train_split))

@@ -317,7 +317,7 @@ def _videos(scratch: Path, manifest: str | None) -> tuple[VideoRow, ...]:
     if manifest is None:
         made = make_dataset(scratch / "videos", train_per_class=6, query_per_class=0, frames=64, size=192)
         return tuple(index(scan(made)).videos)
-    videos = tuple(Manifest.read(Path(manifest)).videos)
+    videos = tuple(Manifest.read(manifest).videos)
     if len(videos) < BATCH:
         raise UserError(f"manifest {manifest}: holds {len(videos)} usable videos; the bench needs {BATCH} or more")
     return videos

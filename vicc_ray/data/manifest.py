@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vicc_ray import storage
 from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
 from vicc_ray.data.inspection import inspect
 from vicc_ray.errors import UserError
-from vicc_ray.storage import describe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +93,7 @@ def check(video: str) -> VideoRow:
 
 def _row(video: str, every: bool) -> VideoRow:
     with fetched(video) as path:
-        entry = describe(video)
+        entry = storage.describe(video)
         return VideoRow(
             video=video,
             **asdict(inspect(path, every)),
@@ -151,23 +150,15 @@ class Manifest:
         return digest.hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Write one Parquet file; it appears under its name only when whole."""
+        """Write one Parquet file, to a path or URI; it appears under its name only when whole."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) for row in [*self.videos, *self.refused]]
-        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(descriptor)
-        try:
-            schema = _schema().with_metadata({_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold})})
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-            os.chmod(partial, 0o644)
-            os.replace(partial, target)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        schema = _schema().with_metadata({_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold})})
+        written = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
+        storage.write_bytes(str(path), written.getvalue())
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
@@ -175,10 +166,14 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if not Path(path).is_file():
-            raise UserError(f"manifest {path}: no such file; make one with 'vicc index DIR --out {path}'")
         try:
-            table = pq.read_table(path)
+            data = storage.read_bytes(str(path))
+        except FileNotFoundError:
+            raise UserError(f"manifest {path}: no such file; make one with 'vicc index DIR --out {path}'") from None
+        except OSError as error:
+            raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
+        try:
+            table = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"manifest {path}: not a Parquet file; make one with 'vicc index DIR --out M.parquet'"
