@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from videos import numbered_frames, spoil, truncate, write_video
 
+from vicc_ray.console import console
 from vicc_ray.data.decode import VideoError
 from vicc_ray.data.manifest import Manifest, VideoRow, content_hash, probe
 from vicc_ray.errors import UserError
@@ -231,12 +232,13 @@ def test_a_manifest_lies_in_a_store_as_well(bucket: str, videos: Manifest) -> No
 
 
 def test_an_index_goes_to_a_store_and_is_known_there(
-    bucket: str, videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bucket: str, videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the journal of such an index lies
     source = str(Path(videos.videos[0].video).parent)
     first = index_videos(source, f"{bucket}/tiny.parquet")
-    again = index_videos(source, f"{bucket}/tiny.parquet")
+    with console.capture() as told:
+        again = index_videos(source, f"{bucket}/tiny.parquet")
     assert first.videos == again.videos
-    assert f"{len(first)} of {len(first)} videos are known and unchanged" in capfd.readouterr().out
+    assert f"{len(first)} of {len(first)} videos are known and unchanged" in told.get()
     assert list(tmp_path.iterdir()) == []
