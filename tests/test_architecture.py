@@ -21,6 +21,7 @@ LEVELS = [
     ["evaluate.nearest", "evaluate.classification", "train.loop"],
     ["evaluate.features", "session"],
     ["data.jobs", "capacity"],
+    ["placement"],
     ["train.host"],
     ["data.pipeline", "evaluate.passes", "evaluate.actors"],
     ["data.actors"],

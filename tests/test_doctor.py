@@ -44,6 +44,7 @@ from vicc_ray.doctor.facts import (
     unseen_files,
 )
 from vicc_ray.doctor.verb import healthy
+from vicc_ray.placement import Node
 from vicc_ray.resources import Machine
 
 GIB = 2**30
@@ -151,7 +152,7 @@ def test_network() -> None:
 def room(now: tuple[int, int], grown: tuple[int, int] | None, **train: Any) -> Finding:
     """The finding about room for the tiny experiment."""
     experiment = tiny_experiment(train=train)
-    capacity = Capacity(Machine(*now, 4 * GIB), Machine(*grown, 4 * GIB) if grown else None, 64 * GIB)
+    capacity = Capacity((Node(Machine(*now, 4 * GIB)),), Machine(*grown, 4 * GIB) if grown else None, 64 * GIB)
     return next(f for f in check_demand(experiment, 8, capacity) if f.check == "room")
 
 
@@ -190,7 +191,7 @@ def test_room(now: Any, grown: Any, train: dict[str, Any], state: str, told: str
 def test_memory_that_is_too_small_is_told() -> None:
     experiment = tiny_experiment(train={"workers": 4})
     wide = replace_clip(experiment.model_dump(mode="json"))
-    few = Capacity(Machine(8, 0, 200 * 2**20), None, GIB)
+    few = Capacity((Node(Machine(8, 0, 200 * 2**20)),), None, GIB)
     told = [finding.check for finding in check_demand(wide, 512, few) if finding.state == "warning"]
     assert told == ["object store", "room"]
 

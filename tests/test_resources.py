@@ -6,7 +6,7 @@ import pytest
 
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import UserError
-from vicc_ray.resources import Machine, plan_cluster, plan_local
+from vicc_ray.resources import Decoders, Machine, plan_cluster, plan_local
 
 GIB = 2**30
 
@@ -34,18 +34,18 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
 
 def test_a_cluster_gives_free_cpus_to_decoding() -> None:
     plan = plan_cluster(TrainConfig(workers=3), Machine(8, 0, GIB))
-    assert plan.decoders(3) == (5, 1)
-    assert plan_cluster(TrainConfig(workers=3, decode_actors=9), Machine(8, 0, GIB)).decoders(3) == (5, 1)
-    assert plan_cluster(TrainConfig(workers={"min": 2, "max": 4}), Machine(16, 4, GIB)).decoders(2) == (12, 1)
+    assert plan.decoders(3) == Decoders(5, 1)
+    assert plan_cluster(TrainConfig(workers=3, decode_actors=9), Machine(8, 0, GIB)).decoders(3) == Decoders(5, 1)
+    assert plan_cluster(TrainConfig(workers={"min": 2, "max": 4}), Machine(16, 4, GIB)).decoders(2) == Decoders(12, 1)
 
 
 def test_workers_that_take_every_cpu_share_them_with_decoding() -> None:
     """Otherwise workers that came as the cluster grew would leave nothing to decode with, and wait for ever."""
     plan = plan_cluster(TrainConfig(workers={"min": 1, "max": 8}), Machine(2, 0, GIB))
     assert (plan.min_workers, plan.workers) == (1, 8)
-    assert plan.decoders(2) == (2, 0)
-    assert plan.decoders(5) == (5, 0)
-    assert plan_cluster(TrainConfig(workers=4), Machine(4, 0, GIB)).decoders(4) == (4, 0)
+    assert plan.decoders(2) == Decoders(2, 0)
+    assert plan.decoders(5) == Decoders(5, 0)
+    assert plan_cluster(TrainConfig(workers=4), Machine(4, 0, GIB)).decoders(4) == Decoders(4, 0)
 
 
 def test_a_range_on_one_machine_is_as_many_as_it_has() -> None:

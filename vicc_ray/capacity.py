@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ray
 
+from vicc_ray.placement import Node
 from vicc_ray.resources import Machine
 
 # Ray says `sys.maxsize` for a kind of node without a limit.
 _UNLIMITED = 10**6
 
 
-def machine_now() -> Machine:
-    """CPUs, GPUs and object store of all nodes that are there."""
-    there = ray.cluster_resources()
-    return Machine(int(there.get("CPU", 0)), int(there.get("GPU", 0)), int(there.get("object_store_memory", 0)))
+def nodes_now() -> list[Node]:
+    """The nodes that are there, with their CPUs, GPUs and object stores."""
+
+    def machine(there: Mapping[str, float]) -> Machine:
+        return Machine(*(int(there.get(kind, 0)) for kind in ("CPU", "GPU", "object_store_memory")))
+
+    return [Node(machine(node["Resources"]), node["Labels"]) for node in ray.nodes() if node["Alive"]]
 
 
 def machine_grown(now: Machine) -> Machine | None:

@@ -346,6 +346,18 @@ def _dump_workers(value: WorkerRange) -> int | dict[str, int]:
 Workers = Annotated[WorkerRange, PlainValidator(_parse_workers), PlainSerializer(_dump_workers)]
 
 
+class PlaceConfig(Section):
+    """Which nodes do what, by the labels that the cluster gave them; none: any node.
+
+    Labels of nodes that a cluster without an autoscaler does not have are passed over, with a line that says so.
+    """
+
+    train: dict[str, str] = Field({}, description="labels of the nodes that train and encode: {vicc-role: train}")
+    decode: dict[str, str] = Field(
+        {}, description="labels of the nodes that decode and measure flow: {vicc-role: decode}"
+    )
+
+
 class TrainConfig(Section):
     """Where and how often; none of it changes what is learnt."""
 
@@ -359,6 +371,7 @@ class TrainConfig(Section):
     decode_actors: int | None = Field(
         None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free"
     )
+    place: PlaceConfig = Field(PlaceConfig(), description="labels of the nodes that train and of those that decode")
     channels_last: bool = Field(
         False, description="memory layout of the encoders; faster for some backbones and devices"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import UserError
@@ -19,12 +20,21 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Decoders:
+    """Decode actors: how many, the CPUs that Ray reserves for each, the labels of the nodes that they go to (none: any)."""
+
+    actors: int
+    cpus: float = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ResourcePlan:
     """What is asked: from `min_workers` to `workers` workers with one CPU (and GPU) each, decode actors beside them.
 
     `decode_actors` None: one a worker. `decode_cpus` is what Ray reserves for each of them: nothing where workers may take
     every CPU as they come, and decode actors share them, so that neither can starve the other.
-    `object_store` caps it, in bytes.
+    `object_store` caps it, in bytes. `train_labels` and `decode_labels` are those of the nodes that both go to; none: any.
     """
 
     min_workers: int
@@ -33,22 +43,29 @@ class ResourcePlan:
     decode_actors: int | None
     decode_cpus: float
     object_store: int
+    train_labels: Mapping[str, str] = field(default_factory=dict)
+    decode_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cpus(self) -> int:
         """CPUs that Ray must be able to hand out; Ray Data gets only what Ray Train has not reserved."""
         return self.workers + (self.decode_actors or self.workers)
 
-    def decoders(self, workers: int) -> tuple[int, float]:
-        """How many decode actors `workers` workers have, and the CPUs that each reserves."""
-        return self.decode_actors or workers, self.decode_cpus
+    def decoders(self, workers: int) -> Decoders:
+        """The decode actors of `workers` workers."""
+        return Decoders(self.decode_actors or workers, self.decode_cpus, self.decode_labels)
 
     def describe(self) -> str:
         """One line for the reader."""
         device = "GPU" if self.use_gpu else "CPU"
         count = str(self.workers) if self.min_workers == self.workers else f"{self.min_workers} to {self.workers}"
         actors = str(self.decode_actors) if self.decode_actors else "as many"
-        return f"{count} workers on {device}, {actors} decode actors, object store up to {self.object_store / 2**30:.1f} GiB"
+        store = f"object store up to {self.object_store / 2**30:.1f} GiB"
+        return f"{count} workers on {device}{_on(self.train_labels)}, {actors} decode actors{_on(self.decode_labels)}, {store}"
+
+
+def _on(labels: Mapping[str, str]) -> str:
+    return f" ({', '.join(f'{name}={value}' for name, value in labels.items())})" if labels else ""
 
 
 def this_machine() -> Machine:
@@ -77,10 +94,25 @@ def plan_local(train: TrainConfig, machine: Machine, object_store_limit: int = 8
     return ResourcePlan(high, high, use_gpu, actors, 1, store)
 
 
+def plan_placed(train: TrainConfig, machine: Machine, decoding: Machine) -> ResourcePlan:
+    """The plan on a cluster whose nodes for training, `machine`, and for decoding have labels of their own.
+
+    Decode actors stand in no worker's way, so each has a CPU: `train.decode_actors` of them, else all of those nodes'.
+    UserError as `plan_cluster`, and where there is nothing to decode on.
+    """
+    if decoding.cpus < 1:
+        raise UserError(
+            f"train.place.decode:{_on(train.place.decode)} nodes have no CPU to decode on; give them some, or clear it"
+        )
+    actors = min(train.decode_actors or decoding.cpus, decoding.cpus)
+    plan = plan_cluster(train, machine)
+    return replace(plan, decode_actors=actors, decode_cpus=1, decode_labels=train.place.decode)
+
+
 def plan_cluster(train: TrainConfig, machine: Machine) -> ResourcePlan:
     """The plan on a cluster that is already running; UserError where it can never fit.
 
-    A range of workers may exceed what is there now: nodes may come.
+    A range of workers may exceed what is there now: nodes may come. `machine` is that of the nodes that may train.
     """
     low, high = train.workers.min, train.workers.max
     use_gpu = _use_gpu(train, machine.gpus)

@@ -7,15 +7,16 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import ray
 from ray.exceptions import AuthenticationError
 
-from vicc_ray.capacity import machine_grown, machine_now
+from vicc_ray.capacity import machine_grown, nodes_now
 from vicc_ray.config import TrainConfig
+from vicc_ray.console import console
 from vicc_ray.errors import UserError
-from vicc_ray.resources import ResourcePlan, plan_cluster, plan_local, this_machine
+from vicc_ray.placement import plan_on, total
+from vicc_ray.resources import ResourcePlan, plan_local, this_machine
 
 # Settings of Ray that every process of a session sees.
 _ENVIRONMENT = {
@@ -26,9 +27,6 @@ _ENVIRONMENT = {
 
 
 CONNECT_SECONDS = 10.0
-# Decode actors that are asked of an autoscaler where `train.decode_actors` does not say.
-DECODERS_A_WORKER = 8
-
 # A job's rows are small: paths in, one row of facts out.
 JOB_OBJECT_STORE = 256 * 2**20
 
@@ -42,7 +40,7 @@ def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = 
     """
     plan = plan_local(train, this_machine()) if address is None and not ray.is_initialized() else None
     with _connected(address, plan.cpus if plan else 0, plan.object_store if plan else 0, verbose):
-        yield plan or _plan(train, address)
+        yield plan or _plan(train)
 
 
 @contextmanager
@@ -133,11 +131,9 @@ def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None
                 raise
 
 
-def _plan(train: TrainConfig, address: str | None) -> ResourcePlan:
-    now = machine_now()
-    grown = machine_grown(now)
-    if grown is None:
-        return plan_cluster(train, now)
-    # An autoscaler may bring thousands of CPUs: decode actors are not to take them all.
-    most = max(now.cpus, train.workers.max * (1 + DECODERS_A_WORKER))
-    return plan_cluster(train, replace(grown, cpus=min(grown.cpus, most)))
+def _plan(train: TrainConfig) -> ResourcePlan:
+    nodes = nodes_now()
+    plan, notes = plan_on(train, nodes, machine_grown(total(nodes)))
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    return plan

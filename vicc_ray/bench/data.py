@@ -45,6 +45,7 @@ from vicc_ray.data.pipeline import iterate_blocks, training_iterators
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.errors import UserError
+from vicc_ray.resources import Decoders
 from vicc_ray.session import ray_session
 from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.schedule import make_stages
@@ -114,7 +115,7 @@ def stream(plan: TrainingPlan, first: int, last: int, consumers: int, actors: in
         except BaseException as error:
             done.put(error)
 
-    iterators = training_iterators(plan, first, last, consumers, actors)
+    iterators = training_iterators(plan, first, last, consumers, Decoders(actors))
     threads = [threading.Thread(target=consume, args=(iterator,), daemon=True) for iterator in iterators]
     for thread in threads:
         thread.start()
@@ -165,7 +166,7 @@ def endure(plan: TrainingPlan, actors: int) -> Endurance:
     free, total = FREE_EPOCHS * epoch, stage.steps
     started = waited = step_seconds = 0.0
     with Watch() as watch:
-        (iterator,) = training_iterators(plan, first, stage.end, workers=1, actors=actors)
+        (iterator,) = training_iterators(plan, first, stage.end, workers=1, decoders=Decoders(actors))
         blocks = iterate_blocks(iterator)
         for done in range(total):
             watch.epoch = done // epoch

@@ -14,6 +14,7 @@ from vicc_ray.data.pipeline import iterate_blocks, training_iterators
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.experiments_table import shipped_experiment
+from vicc_ray.resources import Decoders
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
 from vicc_ray.train.batches import TrainingPlan, decode_share, make_plan
@@ -59,7 +60,7 @@ def _bare(plan: TrainingPlan, first: int) -> float:
 
 def _streamed(plan: TrainingPlan, first: int) -> float:
     """Seconds for the steps after the first, whose arrival says that the actor has started."""
-    (iterator,) = training_iterators(plan, first - 1, first + STEPS, workers=1, actors=1)
+    (iterator,) = training_iterators(plan, first - 1, first + STEPS, workers=1, decoders=Decoders(1))
     blocks = iterate_blocks(iterator)
     next(blocks)
     started = time.perf_counter()

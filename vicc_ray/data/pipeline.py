@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
 from vicc_ray.data.actors import DecodeShares, DecodeWindows
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.resources import ResourcePlan
+from vicc_ray.resources import Decoders, ResourcePlan
 from vicc_ray.train.batches import Block, TrainingPlan
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
@@ -61,12 +61,11 @@ def training_iterators(
     first_step: int,
     last_step: int,
     workers: int,
-    actors: int,
-    cpus_an_actor: float = 1,
+    decoders: Decoders,
     monitored: Sequence[VideoRow] = (),
     nodes: Sequence[str] = (),
 ) -> list[DataIterator]:
-    """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `actors` actors.
+    """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `decoders`.
 
     Actors that reserve no CPU go to `nodes` (Ray's node numbers) in turn, by default to all that have a CPU.
 
@@ -76,8 +75,10 @@ def training_iterators(
     rounds = -(-len(monitored) // workers)
     units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
-    buffer = _buffer_bytes(plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * actors)
-    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), actors, cpus_an_actor, buffer, nodes)
+    buffer = _buffer_bytes(
+        plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * decoders.actors
+    )
+    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), decoders, buffer, nodes)
     iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
     return iterators
 
@@ -86,17 +87,16 @@ def evaluation_windows(
     videos: Sequence[VideoRow],
     windows: Sequence[tuple[int, int]],
     experiment: Experiment,
-    actors: int,
-    cpus_an_actor: float = 1,
+    decoders: Decoders,
     streams: Sequence[Stream] = STREAMS,
 ) -> Dataset:
     """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
 
     Columns: video, start, refused and the streams named.
     """
-    buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * actors)
+    buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
     arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams))
-    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, actors, cpus_an_actor, buffer)
+    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, decoders, buffer)
 
 
 def through_models(
@@ -117,6 +117,7 @@ def through_models(
         batch_format="numpy",
         num_cpus=1,
         num_gpus=1 if resources.use_gpu else 0,
+        label_selector=dict(resources.train_labels) or None,
         compute=ActorPoolStrategy(
             min_size=resources.min_workers, max_size=resources.workers, max_tasks_in_flight_per_actor=2
         ),
@@ -151,8 +152,7 @@ def _decode(
     units: Sequence[int],
     actor: type,
     arguments: tuple[Any, ...],
-    actors: int,
-    cpus: float,
+    decoders: Decoders,
     buffer: int,
     nodes: Sequence[str] = (),
 ) -> Dataset:
@@ -160,13 +160,15 @@ def _decode(
     # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that ask for CPUs of their own, and
     # where training holds every CPU they wait for ever.
     source = ray.data.from_blocks([pa.table({"unit": [unit]}) for unit in units])
+    actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
     decoded = source.map_batches(
         actor,
         fn_constructor_args=arguments,
         batch_size=1,
         batch_format="numpy",
         num_cpus=cpus,
-        ray_remote_args_fn=None if cpus else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
+        label_selector=labels or None,
+        ray_remote_args_fn=None if cpus or labels else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
         # Actors that ask for no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
     )

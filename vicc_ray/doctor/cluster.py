@@ -14,10 +14,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vicc_ray.capacity import machine_grown, machine_now
+from vicc_ray.capacity import machine_grown, nodes_now
 from vicc_ray.doctor.checks import Transfer
 from vicc_ray.doctor.demand import Capacity
 from vicc_ray.doctor.facts import NodeFacts, Question, gather, unseen_files
+from vicc_ray.placement import total
 from vicc_ray.session import join
 
 # A node first unpacks the job's folder and imports; then it decodes three videos.
@@ -91,8 +92,8 @@ def measure_network() -> list[Transfer]:
 
 def capacity(nodes: Sequence[NodeFacts]) -> Capacity:
     """What the cluster has, and what its autoscaler may make of it."""
-    now = machine_now()
-    return Capacity(now, machine_grown(now), sum(node.memory_free for node in nodes))
+    there = nodes_now()
+    return Capacity(tuple(there), machine_grown(total(there)), sum(node.memory_free for node in nodes))
 
 
 def _names(nodes: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from vicc_ray.config import Experiment
 from vicc_ray.doctor.checks import Finding, gibibytes
 from vicc_ray.errors import UserError
-from vicc_ray.resources import Machine, ResourcePlan, plan_cluster
+from vicc_ray.placement import Node, plan_on, total
+from vicc_ray.resources import Machine, ResourcePlan
 
 # Resident memory of a worker and of a decode actor with its reading child, without activations (docs/benchmarks.md).
 WORKER_BYTES, DECODER_BYTES = int(1.5 * 2**30), int(0.6 * 2**30)
@@ -17,11 +18,16 @@ BLOCKS_A_WORKER, BLOCKS_AN_ACTOR, VIEWS, PIXEL_BYTES, LEAST_BUFFER = 4, 2, 2, 5,
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has now, and the most it may have; `grown` None: nothing scales it. `free_memory` of all nodes in bytes."""
+    """The cluster's nodes, and the most it may have; `grown` None: nothing scales it. `free_memory` of all nodes in bytes."""
 
-    now: Machine
+    nodes: tuple[Node, ...]
     grown: Machine | None
     free_memory: int
+
+    @property
+    def now(self) -> Machine:
+        """What is there."""
+        return total(self.nodes)
 
     @property
     def most(self) -> Machine:
@@ -37,6 +43,7 @@ class Demand:
     actors: int
     buffer: int
     memory: int
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line for the reader."""
@@ -52,13 +59,14 @@ class Demand:
 
 def demand_of(experiment: Experiment, largest_batch: int, capacity: Capacity) -> Demand:
     """What the experiment will ask of this cluster; UserError where it can never fit."""
-    plan = plan_cluster(experiment.train, capacity.most)
-    actors, _ = plan.decoders(plan.workers)
+    plan, notes = plan_on(experiment.train, capacity.nodes, capacity.grown)
+    actors = plan.decoders(plan.workers).actors
     return Demand(
         plan,
         actors,
         buffer_bytes(experiment, largest_batch, plan.workers, actors),
         plan.workers * WORKER_BYTES + actors * DECODER_BYTES,
+        tuple(notes),
     )
 
 
@@ -77,6 +85,9 @@ def check_demand(experiment: Experiment, largest_batch: int, capacity: Capacity)
     except UserError as error:
         return [Finding("room", "failure", str(error).split(";")[0], str(error).partition(";")[2].strip())]
     findings = [Finding("demand", "ok", demand.describe()), _room(demand.plan, capacity)]
+    findings += [
+        Finding("place", "warning", note, "give the nodes their labels, or clear train.place") for note in demand.notes
+    ]
     if demand.buffer > capacity.most.memory:
         findings.append(
             Finding(
@@ -99,7 +110,8 @@ def check_demand(experiment: Experiment, largest_batch: int, capacity: Capacity)
 
 
 def _room(plan: ResourcePlan, capacity: Capacity) -> Finding:
-    now, most = (_workers_in(machine, plan.use_gpu) for machine in (capacity.now, capacity.most))
+    training = total(capacity.nodes, plan.train_labels)
+    now, most = (_workers_in(machine, plan.use_gpu) for machine in (training, capacity.grown or training))
     kind = "GPUs" if plan.use_gpu else "CPUs"
     if now >= plan.workers:
         return Finding("room", "ok", f"fits now: {plan.workers} workers, {kind} for {now}")

@@ -45,7 +45,7 @@ def classify_videos(
     if "flow" in streams:
         check_stored(experiment.flow, experiment.clip.decode_size, videos)
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
-    decoded = evaluation_windows(videos, windows, experiment, *resources.decoders(resources.workers), streams)
+    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), streams)
     paths = {name: str(path) for name, path in files.items()}
     arguments = paths, experiment, resources.use_gpu, threads
     shown = through_models(decoded, ClassifyWindows, arguments, resources, on_progress)

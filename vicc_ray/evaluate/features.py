@@ -52,7 +52,7 @@ def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads
         check_stored(experiment.flow, experiment.clip.decode_size, videos)
     paths = {encoder.name: encoder.reached for encoder in part.encoders}
     keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
-    decoded = evaluation_windows(videos, windows, experiment, *resources.decoders(resources.workers), part.streams)
+    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.streams)
     arguments = paths, experiment, resources.use_gpu, threads, keys
     with Counter("evaluating windows", len(windows)) as counter:
         write_means(part, through_models(decoded, EncodeWindows, arguments, resources, counter.advance))

@@ -126,7 +126,7 @@ class RayHost:
         streams = None
         if distributed.rank() == 0:
             decoders = self.resources.decoders(workers)
-            streams = training_iterators(self.plan, start, end, workers, *decoders, monitored, self.nodes)
+            streams = training_iterators(self.plan, start, end, workers, decoders, monitored, self.nodes)
         return _Segment(streams)
 
 

@@ -107,6 +107,7 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
             num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
             use_gpu=resources.use_gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if resources.use_gpu else {"CPU": 1},
+            label_selector=dict(resources.train_labels) or None,
             elastic_resize_monitor_interval_s=settings.resize_after,
         ),
         # Checkpoints are ours; Ray keeps only its own notes here. How often a run may fail is decided by how

@@ -18,13 +18,14 @@ from types import FrameType
 from typing import Any
 from uuid import uuid4
 
-import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
 
 from vicc_ray import storage
+from vicc_ray.capacity import nodes_now
 from vicc_ray.errors import Interrupted
+from vicc_ray.placement import total
 from vicc_ray.resources import Machine
 from vicc_ray.tune.sweep import Sweep
 from vicc_ray.tune.trials import Look, TrialSpec, run_trial
@@ -42,8 +43,7 @@ _ENVIRONMENT = {
 
 def cluster() -> Machine:
     """What the connected cluster has."""
-    there = ray.cluster_resources()
-    return Machine(int(there.get("CPU", 0)), int(there.get("GPU", 0)), int(there.get("object_store_memory", 0)))
+    return total(nodes_now())
 
 
 def run_trials(sweep: Sweep, concurrency: int) -> None:
