@@ -20,8 +20,10 @@ $(STAMP): requirements.lock pyproject.toml
 quickstart: setup
 	$(BIN)/vicc quickstart
 
+# A file's tests stay together, as they share what is slow to make. Tests that start Ray follow, one after another.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m cluster
 
 check: setup
 	$(BIN)/ruff check .

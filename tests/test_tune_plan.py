@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import tiny_experiment
 
-from vicc_ray.config import Experiment, SearchConfig
+from vicc_ray.config import Experiment, SearchConfig, TrainConfig
 from vicc_ray.errors import UserError
 from vicc_ray.records import append_record
 from vicc_ray.resources import Machine, plan_cluster, plan_local
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import make_stages
-from vicc_ray.tune.plan import plan_trials
+from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers
 from vicc_ray.tune.sharing import begin_from
 from vicc_ray.tune.trials import Follower, Look, cost, sum_up
 
@@ -191,3 +192,13 @@ def test_shared_encoders_reach_a_store(tmp_path: Path, bucket: str, monkeypatch:
     elsewhere.pull()
     assert elsewhere.encoders() == ["Flow-0", "Flow-1", "RGB-0", "RGB-1"]
     assert elsewhere.checkpoints.newest()
+
+
+def test_no_more_trials_than_drivers_fit() -> None:
+    plan = TrialsPlan(4, TrainConfig(), False, 8)
+    assert with_drivers(plan, 4 * 600, 600) is plan
+    few = with_drivers(plan, 2 * 600 + 599, 600)
+    assert (few.concurrency, few.remark) == (2, "memory for 2 drivers only")
+    assert with_drivers(replace(plan, remark="as asked"), 600, 600).remark == "as asked; memory for 1 drivers only"
+    with pytest.raises(UserError, match="a trial's driver takes 600 MiB, the cluster has 599 MiB"):
+        with_drivers(plan, 599 * 2**20, 600 * 2**20)

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 from uuid import uuid4
 
+import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
@@ -44,6 +45,11 @@ _ENVIRONMENT = {
 def cluster() -> Machine:
     """What the connected cluster has."""
     return total(nodes_now())
+
+
+def driver_memory() -> int:
+    """Bytes that the connected cluster hands out to trials' drivers."""
+    return int(ray.cluster_resources().get("memory", 0))
 
 
 def run_trials(sweep: Sweep, concurrency: int) -> None:

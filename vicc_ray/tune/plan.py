@@ -6,9 +6,10 @@ hold their workers while no CPU is left for anybody's decode actors would wait f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vicc_ray.config import Experiment, SearchConfig, TrainConfig, WorkerRange
+from vicc_ray.errors import UserError
 from vicc_ray.resources import Machine, plan_cluster, plan_local
 
 
@@ -43,6 +44,23 @@ class TrialsPlan:
             f"{'GPU' if self.use_gpu else 'CPU'} + {beside}), {self.available} CPUs there"
         )
         return f"{line}; {self.remark}" if self.remark else line
+
+
+def with_drivers(plan: TrialsPlan, memory: int, driver: int) -> TrialsPlan:
+    """The plan with no more trials at once than drivers of `driver` bytes fit into the nodes' `memory`.
+
+    UserError where not even one does.
+    """
+    room = memory // driver
+    if room < 1:
+        raise UserError(
+            f"search.concurrency: a trial's driver takes {driver / 2**20:.0f} MiB, the cluster has {memory / 2**20:.0f} MiB of "
+            "memory to hand out; add nodes, or start them with more ('ray start --memory')"
+        )
+    if plan.concurrency <= room:
+        return plan
+    remark = f"memory for {room} drivers only"
+    return replace(plan, concurrency=room, remark=f"{plan.remark}; {remark}" if plan.remark else remark)
 
 
 def plan_trials(experiment: Experiment, search: SearchConfig, machine: Machine, local: bool) -> TrialsPlan:

@@ -22,7 +22,7 @@ from vicc_ray.train.ending import check_refused
 from vicc_ray.train.schedule import Stage
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import finished, open_study, preview
-from vicc_ray.tune.plan import TrialsPlan, plan_trials
+from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers
 from vicc_ray.tune.results import print_results, write_results
 from vicc_ray.tune.sharing import describe_shared, shared_experiment, shared_stages
 from vicc_ray.tune.space import check_space, corners, describe_point, search_of
@@ -149,12 +149,13 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
 def _run(asked: Asked, sweep: Sweep, plan: TrialsPlan | None, address: str | None, verbose: bool) -> None:
     from vicc_ray.session import ray_session
     from vicc_ray.train.loop import run_training
-    from vicc_ray.tune.execution import cluster, run_trials
+    from vicc_ray.tune.execution import DRIVER_BYTES, cluster, driver_memory, run_trials
 
     settings = plan.whole if plan else asked.experiment.train
     with quiet(asked.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose):
         if plan is None:
             plan = plan_trials(asked.experiment, asked.search, cluster(), local=False)
+        plan = with_drivers(plan, driver_memory(), DRIVER_BYTES)
         sweep.plan = plan
         console.print(plan.describe(), markup=False)
         console.print(describe_shared(asked.experiment, asked.search, asked.shared), markup=False)
