@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -103,3 +104,17 @@ def _fail_on_one() -> None:
 def test_a_failure_in_a_process_fails_the_test_with_its_traceback() -> None:
     with pytest.raises(AssertionError, match="this one breaks"):
         run_processes(_fail_on_one, 2, timeout=20)
+
+
+def _miss_one() -> None:
+    late, number = distributed.rank() == 1, torch.ones(1)
+    time.sleep(2.0 * late)
+    distributed.all_reduce_sum_(number)  # a slow start is waited for
+    distributed.set_patience(1.0)
+    time.sleep(4.0 * late)
+    distributed.all_reduce_sum_(number)
+
+
+def test_silence_is_an_error_as_soon_as_patience_says() -> None:
+    with pytest.raises(AssertionError, match="Timed out waiting 1000ms"):
+        run_processes(_miss_one, 2)

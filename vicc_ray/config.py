@@ -392,7 +392,9 @@ class TrainConfig(Section):
     object_store_share: float = Field(
         0.25, gt=0, le=0.9, description="most of the memory that Ray's object store may take"
     )
-    collective_timeout: float = Field(120, gt=0, description="seconds after which a silent worker counts as lost")
+    collective_timeout: float = Field(
+        120, gt=0, description="seconds of silence in training after which a worker counts as lost"
+    )
     start_timeout: float = Field(
         10, gt=0, description="seconds to wait for the room of a worker before the cluster is looked at again"
     )

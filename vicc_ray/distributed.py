@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -111,6 +112,14 @@ def barrier() -> None:
     if world_size() > 1:
         traffic.messages += 1
         dist.barrier()
+
+
+def set_patience(seconds: float) -> None:
+    """From now on a message that takes longer than this is an error: a worker is silent."""
+    if _initialised():
+        # Under its older name in torch before 2.15.
+        change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        change(timedelta(seconds=seconds), dist.group.WORLD)
 
 
 def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:

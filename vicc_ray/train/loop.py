@@ -36,6 +36,10 @@ from vicc_ray.train.restore import event, restore
 from vicc_ray.train.run import train
 from vicc_ray.train.task import Task
 
+# How long workers wait for each other before the first step, while worker 0 starts decode actors on machines that may be
+# busy. A worker that hangs as a whole is missed by Ray within `train.collective_timeout` all the same.
+START_SECONDS = 300.0
+
 
 def run_training(experiment: Experiment, address: str | None = None, verbose: bool = False) -> RunFolder:
     """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
@@ -102,7 +106,7 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
             "resources": resources,
             "session": session,
         },
-        torch_config=TorchConfig(timeout_s=int(settings.collective_timeout)),
+        torch_config=TorchConfig(timeout_s=int(max(START_SECONDS, settings.collective_timeout))),
         scaling_config=ScalingConfig(
             num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
             use_gpu=resources.use_gpu,

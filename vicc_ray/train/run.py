@@ -123,6 +123,9 @@ def _train_stage(
     for local in range(within, stage.steps):
         step = stage.first_step + local
         _step(plan, step, local, learner, blocks, recorder)
+        if local == within:
+            # Everybody has a stream and has been through a step: a silence now is no slow start.
+            distributed.set_patience(settings.train.collective_timeout)
         done, last = local + 1, local + 1 == stage.steps
         if done % settings.train.log_every == 0 or last or local == within:
             recorder.record(stage, step + 1, learner)
