@@ -24,8 +24,9 @@ from vicc_ray.records import read_records
 
 HEAD = "f" * 51 + "00000"
 IDLE_SECONDS = 30
+HEAD_TYPE = "ray.head.default"  # the name that the fake provider gives its head
 TYPES = {
-    "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+    HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "worker": {
         "resources": {"CPU": 1, "object_store_memory": STORE_BYTES},
         "labels": {"vicc-role": "train"},
@@ -86,7 +87,7 @@ class AutoscaledCluster(LocalCluster):
             "upscaling_speed": 1.0,
             "provider": provider,
         }
-        config |= {"idle_timeout_minutes": IDLE_SECONDS / 60, "available_node_types": TYPES, "head_node_type": "head"}
+        config |= {"idle_timeout_minutes": IDLE_SECONDS / 60, "available_node_types": TYPES, "head_node_type": HEAD_TYPE}
         config |= {name: {} for name in empty} | {f"{name}_commands": [] for name in commands}
         config |= {name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
         (self.folder / "autoscaler.json").write_text(json.dumps(config | {"file_mounts_sync_continuously": False}))
