@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 LEVELS = [
     ["cli"],
     ["bench.faults"],
-    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint", "bench.tune"],
+    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint", "bench.scaling", "bench.tune"],
     ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment"],
     ["tune", "doctor", "submit"],
     ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],

@@ -87,7 +87,11 @@ class AutoscaledCluster(LocalCluster):
             "upscaling_speed": 1.0,
             "provider": provider,
         }
-        config |= {"idle_timeout_minutes": IDLE_SECONDS / 60, "available_node_types": TYPES, "head_node_type": HEAD_TYPE}
+        config |= {
+            "idle_timeout_minutes": IDLE_SECONDS / 60,
+            "available_node_types": TYPES,
+            "head_node_type": HEAD_TYPE,
+        }
         config |= {name: {} for name in empty} | {f"{name}_commands": [] for name in commands}
         config |= {name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
         (self.folder / "autoscaler.json").write_text(json.dumps(config | {"file_mounts_sync_continuously": False}))

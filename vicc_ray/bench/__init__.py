@@ -27,6 +27,7 @@ BENCHES = {
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "recovery": "seconds from a node's death to the next optimiser step",
     "retrieval": "queries/s of exact search beside faiss",
+    "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
     "tune": "recall that the sampler of sweeps finds beside random search, on a made-up surface",
 }
 

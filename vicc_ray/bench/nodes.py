@@ -78,9 +78,9 @@ class LocalCluster:
         self.head = self._start([*options, f"--dashboard-port={_free_port()}", "--dashboard-host=127.0.0.1"])
         return self.head
 
-    def add_node(self, cpus: int = 1) -> Node:
-        """Start a node and wait until it has joined."""
-        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"])
+    def add_node(self, cpus: int = 1, core: int | None = None) -> Node:
+        """Start a node and wait until it has joined; all its processes stay on `core`, where one is named."""
+        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"], core)
         self.nodes.append(node)
         return node
 
@@ -97,7 +97,7 @@ class LocalCluster:
         self.nodes.clear()
         self.head = None
 
-    def _start(self, options: Sequence[str]) -> Node:
+    def _start(self, options: Sequence[str], core: int | None = None) -> Node:
         number = len(list(self.folder.iterdir()))
         temp = self.folder / f"n{number}"
         temp.mkdir()
@@ -108,6 +108,8 @@ class LocalCluster:
             command += [f"--temp-dir={temp}"]
         log = (temp / "start.log").open("wb")
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})  # before it has a child: they inherit it
         node = Node(process, temp)
         deadline = time.monotonic() + START_SECONDS
         while b"Ray runtime started" not in (temp / "start.log").read_bytes():
