@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vicc_ray import storage
 from vicc_ray.config import Stream
 from vicc_ray.errors import UserError
 from vicc_ray.models.classifier import PROTOCOLS, Classifier, ClassifierProtocol, empty_classifier
@@ -85,8 +86,16 @@ def save_classifier(path: Path | str, file: ClassifierFile) -> None:
     write_weights(path, "classifier", facts, file.state_dict)
 
 
-def load_classifier(path: Path | str) -> ClassifierFile:
-    """Reads what `save_classifier` wrote; UserError in one line for a missing or damaged file or another format."""
+def load_classifier(where: Path | str) -> ClassifierFile:
+    """Reads what `save_classifier` wrote, by path or URI; UserError in one line for a missing, damaged or other file."""
+    try:
+        with storage.local_copy(str(where)) as path:
+            return _read(path)
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file") from None
+
+
+def _read(path: str) -> ClassifierFile:
     facts, tensors = read_weights(path, "classifier")
     with understood(path, "classifier"):
         return ClassifierFile(

@@ -150,7 +150,7 @@ def _learn(
     windows = len(list_windows(asked, experiment.clip, experiment.evaluate.windows))
     with Counter("testing windows", windows) as counter:
         shown = classify_videos(
-            {name: own.fetch(classifier_path(own, name)) for name in encoders},
+            {name: own.reached(classifier_path(own, name)) for name in encoders},
             asked,
             experiment,
             plan_of_session,

@@ -67,13 +67,17 @@ class RunFolder:
         """The run's checkpoints."""
         return CheckpointStore(storage.join(str(self), "checkpoints"))
 
+    def reached(self, path: Path) -> str:
+        """The name by which every machine reads a file of the mirror: its path, or its URI in the store."""
+        return storage.join(str(self), *path.relative_to(self.path).parts)
+
     def push(self, *paths: Path) -> None:
         """Put files of the mirror into the store; those that are not there are passed over."""
         if self.remote is None:
             return
         for path in paths:
             if path.is_file():
-                storage.upload(path, storage.join(self.remote, *path.relative_to(self.path).parts))
+                storage.upload(path, self.reached(path))
 
     def pull(self) -> None:
         """Bring the mirror up to the store: settings, records, results, encoders."""
@@ -91,7 +95,7 @@ class RunFolder:
         """The file of the mirror, brought from the store; itself for a run under a path."""
         if self.remote is not None:
             with suppress(FileNotFoundError):
-                storage.download(storage.join(self.remote, *path.relative_to(self.path).parts), path)
+                storage.download(self.reached(path), path)
         return path
 
     @property

@@ -6,7 +6,6 @@ Every window is seen through one, five or ten crops; the softmax is averaged ove
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from vicc_ray.classifier_file import ClassifierFile, load_classifier
 from vicc_ray.config import STREAMS, Experiment
@@ -21,16 +20,16 @@ from vicc_ray.resources import ResourcePlan
 
 
 def classify_videos(
-    files: Mapping[str, Path],
+    files: Mapping[str, str],
     videos: Sequence[VideoRow],
     experiment: Experiment,
     resources: ResourcePlan,
     on_progress: Callable[[int], None] = lambda windows: None,
     threads: int = 1,
 ) -> Probabilities:
-    """What every classifier (name -> file) gives for every video; an open Ray session is needed.
+    """What every classifier gives for every video; an open Ray session is needed.
 
-    A window is decoded once for all classifiers, only in the streams that they look at. Unreadable videos are left out
+    `files`: name -> path or URI, where every node reads the classifier. A window is decoded once for all classifiers, only in the streams that they look at. Unreadable videos are left out
     and listed. `on_progress` is called with the number of windows that have just been finished. Raises UserError for no
     videos or none that can be read, classifiers of different classes, one of another stream than its name says, flow that
     is not in its store, and probabilities that are NaN.
@@ -46,8 +45,7 @@ def classify_videos(
         check_stored(experiment.flow, experiment.clip.decode_size, videos)
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), streams)
-    paths = {name: str(path) for name, path in files.items()}
-    arguments = paths, experiment, resources.use_gpu, threads
+    arguments = dict(files), experiment, resources.use_gpu, threads
     shown = through_models(decoded, ClassifyWindows, arguments, resources, on_progress)
     return mean_over_windows(shown, videos, tuple(files), classes)
 

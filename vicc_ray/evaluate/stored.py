@@ -13,7 +13,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from vicc_ray import storage
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.flow_store import FlowStore
 from vicc_ray.data.manifest import Manifest, VideoRow
@@ -72,8 +71,7 @@ def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
             f"{path}: is named {name} but holds an encoder of the {stream} stream; give it a name that begins with "
             f"{'Flow' if stream == 'flow' else 'RGB'}-, or put the right file there"
         )
-    reached = storage.join(str(folder), *path.relative_to(folder.path).parts)
-    return EncoderOnDisk(name, path, reached, stream, file_hash(str(path)))
+    return EncoderOnDisk(name, path, folder.reached(path), stream, file_hash(str(path)))
 
 
 @dataclass(frozen=True)
