@@ -7,7 +7,8 @@ one process and for many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,6 +33,18 @@ class Traffic:
 
 
 traffic = Traffic()
+
+
+@contextmanager
+def group(file: str, rank: int, workers: int, seconds: float = 300) -> Iterator[None]:
+    """A gloo group of processes of this machine, which meet in a new file; for what runs without Ray."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=workers, timeout=timedelta(seconds=seconds)
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -6,17 +6,16 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 
+from vicc_ray import distributed
 from vicc_ray.bench import Bar, Outcome
 from vicc_ray.bench.drill import Drill, make_videos
 from vicc_ray.bench.nodes import local_cluster
@@ -97,18 +96,24 @@ def _share_of_messages(folder: Path, cores: list[int]) -> dict[str, str]:
 def _profiled(rank: int, folder: str, cores: list[int]) -> None:
     os.sched_setaffinity(0, {cores[rank]})
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(cores), timeout=timedelta(seconds=300))
-    changes = [f"schedule.single.global_batch={A_WORKER * len(cores)}", "schedule.cycles=0"]
+    with distributed.group(f"{folder}/store", rank, len(cores)):
+        seconds, waiting = _step_and_messages(rank, len(cores), Path(folder))
+    if rank == 0:
+        torch.save((seconds, waiting), f"{folder}/figures.pt")
+
+
+def _step_and_messages(rank: int, workers: int, folder: Path) -> tuple[float, float]:
+    """Seconds of a step of the quickstart's RGB-1, and of the messages in it."""
+    changes = [f"schedule.single.global_batch={A_WORKER * workers}", "schedule.cycles=0"]
     experiment = load_experiment(shipped_experiment("quickstart"), changes)
     rows = [VideoRow(f"{number}.mp4", label="a", frames=64, content_hash=f"{number:032x}") for number in range(64)]
     plan = make_plan(experiment, Manifest(rows))
-    run = RunFolder(Path(folder) / "run")
+    run = RunFolder(folder / "run")
     if rank == 0:
         run.open(experiment, "bench")
-    dist.barrier()
+    distributed.barrier()
     trainer = Pretraining().open_stage(plan, run, plan.stages[0], torch.device("cpu"))
-    blocks = [decode_share(plan, step, rank, len(cores), partial(_noise, experiment.clip)) for step in range(2)]
+    blocks = [decode_share(plan, step, rank, workers, partial(_noise, experiment.clip)) for step in range(2)]
     batches = [to_batch(plan, step, block)[0] for step, block in enumerate(blocks)]
     for step in range(2):
         trainer.step(batches[step], step)
@@ -118,9 +123,7 @@ def _profiled(rank: int, folder: str, cores: list[int]) -> None:
             trainer.step(batches[step % 2], 2 + step)
     seconds = (time.perf_counter() - began) / PROFILED
     waiting = sum(event.time_range.elapsed_us() for event in seen.events() or () if event.name.startswith("gloo:"))
-    if rank == 0:
-        torch.save((seconds, waiting / 1e6 / PROFILED), f"{folder}/figures.pt")
-    dist.destroy_process_group()
+    return seconds, waiting / 1e6 / PROFILED
 
 
 def _noise(clip: ClipConfig, video: VideoRow, starts: Sequence[int], streams: Sequence[Stream]) -> Clips:

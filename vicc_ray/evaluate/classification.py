@@ -29,10 +29,10 @@ def classify_videos(
 ) -> Probabilities:
     """What every classifier gives for every video; an open Ray session is needed.
 
-    `files`: name -> path or URI, where every node reads the classifier. A window is decoded once for all classifiers, only in the streams that they look at. Unreadable videos are left out
-    and listed. `on_progress` is called with the number of windows that have just been finished. Raises UserError for no
-    videos or none that can be read, classifiers of different classes, one of another stream than its name says, flow that
-    is not in its store, and probabilities that are NaN.
+    `files`: name -> path or URI, where every node reads the classifier. A window is decoded once for all classifiers, only
+    in the streams that they look at. Unreadable videos are left out and listed. `on_progress` is called with the number of
+    windows that have just been finished. Raises UserError for no videos or none that can be read, classifiers of different
+    classes, one of another stream than its name says, flow that is not in its store, and probabilities that are NaN.
     """
     opened = {name: load_classifier(path) for name, path in files.items()}
     classes = _common_classes(opened)
