@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from videos import numbered_frames, write_video
 
+from vicc_ray import storage
+from vicc_ray.config import make_experiment
+from vicc_ray.run_folder import RunFolder
+
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 VERBS = ("quickstart", "index", "train", "evaluate", "report", "import", "export", "bench")
@@ -117,3 +121,15 @@ def test_plan_as_json(tmp_path: Path) -> None:
 
 def test_bench_list_says_what_can_be_measured() -> None:
     assert "pipeline: samples/s" in vicc("bench", "list").stdout
+
+
+def test_the_page_of_a_run_in_a_store_is_put_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = RunFolder.at(f"{bucket}/runs/mine", mirror="a worker's")
+    folder.open(make_experiment({"runs": f"{bucket}/runs", "name": "mine"}, "x"), "data")
+    told = vicc("report", f"{bucket}/runs/mine")
+    assert told.returncode == 0, told.stderr
+    page = storage.read_bytes(f"{bucket}/runs/mine/report.html").decode()
+    assert page.startswith("<!doctype html>") and "mine" in page
