@@ -69,8 +69,9 @@ DEFAULT = Parameters()
 SMALLEST = 16
 CHECK = 5  # iterations between two looks at how far the field still moves
 RULES = 1  # raised whenever this file gives other numbers for the same parameters
-# Pairs at a time. A CPU's caches hold the state of few; a GPU is idle between the launches of few.
-PAIRS = {"cpu": 2, "cuda": 128}
+# Pairs at a time. A CPU's caches hold the state of one, and then nothing at all depends on how a clip is cut into batches; a
+# GPU is idle between the launches of few.
+PAIRS = {"cpu": 1, "cuda": 256}
 
 
 def tvl1_flow(frames: NDArray[np.uint8], device: str = "cpu", parameters: Parameters = DEFAULT) -> NDArray[np.float32]:
