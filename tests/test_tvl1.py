@@ -145,6 +145,22 @@ def test_a_warp_is_the_difference_of_the_pictures_made_linear() -> None:
     assert (data[:4, :, -1] == 0).all()  # 1.5 to the right of the last column there is no picture
 
 
+def test_scales_and_what_goes_from_one_to_the_next() -> None:
+    sizes = [tuple(p.shape[2:]) for p in ours._pyramid(torch.zeros(2, 1, 128, 171), DEFAULT)]
+    assert sizes == [(128, 171), (102, 137), (82, 110), (66, 88), (53, 70)]
+    assert [p.shape[2] for p in ours._pyramid(torch.zeros(2, 1, 22, 60), DEFAULT)] == [22, 18]  # 14 would be too few
+    larger = ours._enlarged(torch.ones(2, 1, 8, 10), (12, 20))
+    assert (larger[0] == 2).all() and (larger[1] == 1.5).all()
+    point = torch.zeros(2, 1, 21, 25)
+    point[:, :, 10, 12] = 1
+    blurred = ours._blurred(point, 0.8)[1, 0]
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-6)
+    assert torch.equal(blurred, blurred.flip(0)) and torch.equal(blurred, blurred.flip(1))
+    y, x = torch.meshgrid(torch.arange(21.0) - 10, torch.arange(25.0) - 12, indexing="ij")
+    spread = [(blurred * axis.square()).sum().item() for axis in (y, x)]
+    assert spread == pytest.approx([0.64, 0.64], rel=0.03)
+
+
 @pytest.mark.parametrize("side", [3, 5])
 def test_the_median_by_exchanges_is_opencvs(side: int) -> None:
     values = torch.from_numpy(np.random.default_rng(side).normal(size=(2, 3, 21, 33)).astype(np.float32))
