@@ -278,7 +278,7 @@ class _Iteration:
             torch.sub(w_but_top, w_below, out=to_below)
             edge_x.zero_()
             edge_y.zero_()
-            # 1 + |grad w|; the root as 1 / rsqrt, which is right at 0, too: sqrt is several times slower on some CPUs.
+            # 1 + |grad w|; the root as 1 / rsqrt, which is right at 0, too, and was a quarter faster than sqrt on a CPU.
             torch.mul(steps_x, steps_x, out=norm)
             norm.addcmul_(steps_y, steps_y).rsqrt_().reciprocal_().add_(1.0)
             self.dual.add_(self.steps).div_(norm)
