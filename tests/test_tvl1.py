@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
@@ -142,6 +143,9 @@ def test_a_warp_is_the_difference_of_the_pictures_made_linear() -> None:
     assert torch.allclose(ratio[inner], -rho[inner] / 13, atol=1e-4)
     assert torch.allclose(data[0][inner] * DEFAULT.theta / DEFAULT.tau, torch.tensor(3.0), atol=1e-4)
     assert torch.allclose(data[1][inner] * DEFAULT.theta / DEFAULT.tau, torch.tensor(-2.0), atol=1e-4)
+    # Between the first two rows it is read with a row above that repeats the first, not with zeros.
+    square = (data[:2, 1, 4:-4] * DEFAULT.theta / DEFAULT.tau).square().sum(0)
+    assert (ratio[1, 4:-4] * square + rho[1, 4:-4]).abs().max() < 0.5
     assert (data[:4, :, -1] == 0).all()  # 1.5 to the right of the last column there is no picture
 
 
@@ -149,6 +153,10 @@ def test_scales_and_what_goes_from_one_to_the_next() -> None:
     sizes = [tuple(p.shape[2:]) for p in ours._pyramid(torch.zeros(2, 1, 128, 171), DEFAULT)]
     assert sizes == [(128, 171), (102, 137), (82, 110), (66, 88), (53, 70)]
     assert [p.shape[2] for p in ours._pyramid(torch.zeros(2, 1, 22, 60), DEFAULT)] == [22, 18]  # 14 would be too few
+    noise = torch.from_numpy(np.random.default_rng(2).uniform(0, 255, (2, 1, 40, 50)).astype(np.float32))
+    plain = torch.nn.functional.interpolate(ours._blurred(noise, 0.45), (32, 40), mode="bilinear", align_corners=False)
+    assert torch.allclose(ours._pyramid(noise, DEFAULT)[1], plain, atol=1e-3)
+    assert torch.allclose(ours._at_scale(noise, noise.clone(), replace(DEFAULT, warps=0)), noise, rtol=1e-6)
     larger = ours._enlarged(torch.ones(2, 1, 8, 10), (12, 20))
     assert (larger[0] == 2).all() and (larger[1] == 1.5).all()
     point = torch.zeros(2, 1, 21, 25)
@@ -159,6 +167,28 @@ def test_scales_and_what_goes_from_one_to_the_next() -> None:
     y, x = torch.meshgrid(torch.arange(21.0) - 10, torch.arange(25.0) - 12, indexing="ij")
     spread = [(blurred * axis.square()).sum().item() for axis in (y, x)]
     assert spread == pytest.approx([0.64, 0.64], rel=0.03)
+
+
+def test_a_warp_begins_with_the_median_and_ends_when_the_field_moves_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    data = torch.from_numpy(rng.normal(size=(5, 1, 30, 40)).astype(np.float32))
+    w, dual = data[:2] * 5, torch.zeros(2, 2, 1, 30, 40)
+    plain = torch.from_numpy(np.stack([cv2.medianBlur(plane.numpy(), 5) for plane in w[:, 0]]))[:, None]
+    ours._minimise(w, dual, data, replace(DEFAULT, inner_iterations=0, outer_iterations=1))
+    assert torch.equal(w, plain)
+
+    data[2:4] = -data[:2] / data[:2].square().sum(0)
+    moved, iterate = [], ours._Iteration.__call__
+
+    def watched(self: ours._Iteration, times: int) -> torch.Tensor:
+        found = iterate(self, times)
+        moved.append(found.item() ** 0.5 * DEFAULT.theta / DEFAULT.tau)
+        return found
+
+    monkeypatch.setattr(ours._Iteration, "__call__", watched)
+    ours._minimise(w, dual, data, DEFAULT)
+    assert 2 < len(moved) < 60
+    assert moved[-1] < DEFAULT.epsilon <= min(moved[:-1])
 
 
 @pytest.mark.parametrize("side", [3, 5])
