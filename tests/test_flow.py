@@ -22,7 +22,7 @@ from vicc_ray.errors import UserError
 SHIFTS = [(1.0, 0.0), (0.0, 2.0), (-3.0, 1.0), (4.0, -4.0), (2.5, -1.5)]
 
 
-@pytest.mark.parametrize("algorithm", sorted(OPENCV))
+@pytest.mark.parametrize("algorithm", [*sorted(OPENCV), "tvl1_torch"])
 @pytest.mark.parametrize(("u", "v"), SHIFTS)
 def test_shifts_are_found(algorithm: str, u: float, v: float) -> None:
     flow = flow_between(shifted_texture(3, 64, 64, u, v), algorithm)
@@ -32,7 +32,7 @@ def test_shifts_are_found(algorithm: str, u: float, v: float) -> None:
     assert error.mean() < 0.3
 
 
-@pytest.mark.parametrize("algorithm", ["dis", "farneback"])
+@pytest.mark.parametrize("algorithm", ["dis", "farneback", "tvl1_torch"])
 def test_fields_do_not_depend_on_what_came_before(algorithm: str) -> None:
     frames = shifted_texture(4, 48, 72, 1.5, -0.5, seed=4)
     together = flow_between(frames, algorithm)
@@ -51,7 +51,9 @@ def test_one_frame_has_no_flow_and_other_arrays_are_refused() -> None:
     assert flow_between(np.zeros((1, 16, 20, 3), np.uint8)).shape == (0, 16, 20, 2)
     with pytest.raises(ValueError, match="frames must be uint8"):
         flow_between(np.zeros((2, 16, 20, 3), np.float32))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="'raff' is not known; allowed: dis, farneback, tvl1, motion_vectors, raft"):
+    with pytest.raises(
+        UserError, match="'raff' is not known; allowed: dis, farneback, tvl1, tvl1_torch, motion_vectors, raft"
+    ):
         flow_between(np.zeros((2, 16, 20, 3), np.uint8), "raff")
 
 
@@ -185,7 +187,7 @@ def test_raft_on_the_gpu_is_raft_on_the_cpu(weights: dict[str, Path]) -> None:
         assert np.abs(flow_between(frames, "raft", str(file), "cuda") - flow).max() < 0.05 * np.abs(flow).max()
 
 
-def test_motion_vectors_come_from_files_and_torch_only_with_raft() -> None:
+def test_motion_vectors_come_from_files_and_torch_only_where_it_is_asked_for() -> None:
     assert set(OPENCV) < set(ALGORITHMS)
     with pytest.raises(ValueError, match="read from the video file"):
         flow_between(np.zeros((2, 16, 20, 3), np.uint8), "motion_vectors")

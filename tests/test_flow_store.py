@@ -215,10 +215,10 @@ def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
             FlowStore.open(str(tmp_path))
 
 
-@pytest.mark.parametrize("algorithm", [*sorted(OPENCV), "motion_vectors"])
+@pytest.mark.parametrize("algorithm", [*sorted(OPENCV), "tvl1_torch", "motion_vectors"])
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-sequential"])
 def test_stored_and_streamed_flow_agree(algorithm: str, decoder: str, tmp_path: Path) -> None:
-    n = 12 if algorithm == "tvl1" else 40
+    n = 12 if algorithm.startswith("tvl1") else 40
     path = write_video(tmp_path / "v.mp4", shifted_texture(n, 64, 96, 1.5, -0.5))
     row = dataclasses.replace(_row(n, video=str(path)), decoder=decoder)  # type: ignore[arg-type]
     store = FlowStore.create(str(tmp_path / "store"), fingerprint(algorithm), 20.0, SIZE)
@@ -228,7 +228,7 @@ def test_stored_and_streamed_flow_agree(algorithm: str, decoder: str, tmp_path: 
     stored = store.read(row, np.arange(n - 1))
     difference = _differences(stored, np.concatenate(chunks))
     # TV-L1's fields have edges and single pixels that stand out, vectors of blocks have edges.
-    sharp = algorithm in ("tvl1", "motion_vectors")
+    sharp = algorithm in ("tvl1", "tvl1_torch", "motion_vectors")
     assert (difference <= 1).mean() > (0.99 if sharp else 0.999)
     assert difference.max() <= (7 if sharp else 2)
     if algorithm != "motion_vectors":

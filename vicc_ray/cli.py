@@ -147,11 +147,11 @@ def flow(
     overrides: Overrides = None,
     scale: AtScale = "full",
     algorithm: Annotated[
-        str | None, typer.Option(help="dis, farneback, tvl1, motion_vectors or raft; default: dis.")
+        str | None, typer.Option(help="dis, farneback, tvl1, tvl1_torch, motion_vectors or raft; default: dis.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="Height x width of the decoded frames; default: 128x171.")] = None,
     weights: Annotated[str | None, typer.Option(help="File with RAFT's weights.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor, for raft.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor, for raft and tvl1_torch.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Actors at once; default: one a CPU (GPU).")] = None,
     address: Address = None,
     verbose: Verbose = False,

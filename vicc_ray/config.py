@@ -164,8 +164,10 @@ class ClipConfig(Section):
 class FlowConfig(Section):
     """How motion between consecutive frames is measured."""
 
-    algorithm: Literal["dis", "farneback", "tvl1", "motion_vectors", "raft"] = Field(
-        "dis", description="dis, farneback, tvl1: OpenCV's; motion_vectors: the codec's own; raft: a network"
+    algorithm: Literal["dis", "farneback", "tvl1", "tvl1_torch", "motion_vectors", "raft"] = Field(
+        "dis",
+        description="dis, farneback, tvl1: OpenCV's; tvl1_torch: the same TV-L1, faster, also on a GPU; motion_vectors: the "
+        "codec's own; raft: a network",
     )
     bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
     source: Literal["stream", "store"] = Field("stream", description="measured while streaming, or read from a store")

@@ -23,7 +23,7 @@ BENCHES = {
     "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
     "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting and memory",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
-    "flow": "error and bytes of stored flow; time to read it beside the RGB clip",
+    "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "recovery": "seconds from a node's death to the next optimiser step",
     "retrieval": "queries/s of exact search beside faiss",

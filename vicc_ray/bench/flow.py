@@ -1,4 +1,5 @@
-"""Flow: reading it from the store beside reading RGB and beside measuring it while streaming; what the store costs.
+"""Flow: reading it from the store beside reading RGB and beside measuring it while streaming; what the store costs; TV-L1
+in PyTorch beside OpenCV's.
 
 `vicc bench flow --manifest M.parquet` measures on the videos of a manifest, without one on synthetic videos.
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from vicc_ray import storage
 from vicc_ray.bench import Bar, Outcome, take_turns
+from vicc_ray.bench.tvl1 import Tvl1Pair
 from vicc_ray.data.decode import read_frames
 from vicc_ray.data.flow import BOUND, Field, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow_codes import compute_codes
@@ -92,12 +94,14 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         for row in rows:
             store.write(row, compute_codes(row, "dis", SIZE))
         clips = _clips(rows)
+        tvl1 = Tvl1Pair.of([read_frames(row.video, frames, SIZE, row.decoder) for row, frames in clips])
         contenders = {
             "RGB clip from the file": _timed(
                 clips, lambda row, frames: read_frames(row.video, frames, SIZE, row.decoder)
             ),
             "flow clip from the store": _timed(clips, store.read),
             "flow clip streamed, DIS": _timed(clips, _streamed),
+            **tvl1.contenders(),
         }
         outcome = Outcome("ms a clip", take_turns(contenders, rounds))
     ratio = outcome.ratio("flow clip from the store", "RGB clip from the file")
@@ -108,9 +112,11 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
             outcome.bars.append(
                 Bar(f"{name}: bytes / smaller JPEG", found.share_of_jpeg, SHARE_OF_JPEG, at_least=False)
             )
+    outcome.bars += tvl1.bars(outcome)
     outcome.facts = {
         "videos": f"{len(rows)}, {CLIP} frames a clip at {SIZE[0]} x {SIZE[1]}, one thread",
         **{f"stored {name} beside the float field": str(found) for name, found in quality.items()},
+        **tvl1.facts(),
     }
     return outcome
 

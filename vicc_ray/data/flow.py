@@ -1,6 +1,7 @@
 """Optical flow between consecutive frames, and its uint8 form.
 
-`dis`, `farneback`, `tvl1` (OpenCV) and `raft` (a network) look at pictures; `motion_vectors` are read from the video file.
+`dis`, `farneback`, `tvl1` (OpenCV), `tvl1_torch` (PyTorch) and `raft` (a network) look at pictures; `motion_vectors` are
+read from the video file.
 
 Shapes: n fields between n + 1 frames; H rows, W columns. A field is float32 [H, W, 2] = (u, v) in pixels of these
 frames: what is at (x, y) in the first is at (x + u, y + v) in the second; u is positive to the right, v downwards.
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vicc_ray.data import motion_vectors, raft
+from vicc_ray.data import motion_vectors, raft, tvl1
 from vicc_ray.errors import UserError
 
 Field = NDArray[np.float32]
@@ -47,9 +48,10 @@ def flow_between(
 ) -> Field:
     """Flow from each frame to the next: uint8 RGB [n + 1, H, W, 3] -> float32 [n, H, W, 2], (u, v) in pixels.
 
-    `weights` (a file, only for `raft`) and `device` ("cpu", "cuda", only for `raft`). OpenCV's run on one thread. Raises
-    `UserError` for an unknown algorithm or weights that are not RAFT's, `ValueError` for frames of another shape or type
-    and for `motion_vectors`, which come from the file: `vicc_ray.data.motion_vectors`.
+    `weights` (a file, only for `raft`) and `device` ("cpu", "cuda", only for `raft` and `tvl1_torch`). OpenCV's and
+    `tvl1_torch` on the CPU run on one thread. Raises `UserError` for an unknown algorithm, weights that are not RAFT's or
+    a device that is not there, `ValueError` for frames of another shape or type and for `motion_vectors`, which come from
+    the file: `vicc_ray.data.motion_vectors`.
     """
     _check_name(algorithm)
     if algorithm == MOTION_VECTORS:
@@ -58,6 +60,8 @@ def flow_between(
         raise ValueError(f"frames must be uint8 [n + 1, H, W, 3]; they are {frames.dtype} {list(frames.shape)}")
     if algorithm == RAFT:
         return raft.raft_flow(frames, _weights_of_raft(weights), device)
+    if algorithm == TVL1_TORCH:
+        return tvl1.tvl1_flow(frames, device)
     chosen = OPENCV[algorithm]
     cv2.setNumThreads(1)
     height, width = frames.shape[1:3]
@@ -78,6 +82,8 @@ def fingerprint(algorithm: str, weights: str | None = None) -> str:
     _check_name(algorithm)
     if algorithm == RAFT:
         decides = raft.identity(_weights_of_raft(weights))
+    elif algorithm == TVL1_TORCH:
+        decides = tvl1.identity()
     elif algorithm == MOTION_VECTORS:
         decides = motion_vectors.identity()
     else:
@@ -186,4 +192,5 @@ OPENCV: dict[str, Algorithm] = {
 }
 MOTION_VECTORS = "motion_vectors"
 RAFT = "raft"
-ALGORITHMS = (*sorted(OPENCV), MOTION_VECTORS, RAFT)
+TVL1_TORCH = "tvl1_torch"
+ALGORITHMS = (*sorted(OPENCV), TVL1_TORCH, MOTION_VECTORS, RAFT)

@@ -17,6 +17,9 @@ from vicc_ray.data.flow_store import field_count
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.motion_vectors import iterate_motion_vectors
 
+# Frames at a time: bounded memory, and on a GPU so many that it is not idle between the launches of few.
+CHUNK = {"cpu": 64, "cuda": 256}
+
 
 def compute_codes(
     row: VideoRow,
@@ -25,13 +28,15 @@ def compute_codes(
     bound: float = BOUND,
     weights: str | None = None,
     device: str = "cpu",
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """All quantised fields of a video at the decode size (H, W): uint8 [up to `chunk`, H, W, 2] at a time.
 
-    Decodes the file once, from its start; a remote one is fetched first. There are `frames` - 1 fields in all; a one-frame
-    video has one, of no motion. Raises `VideoError` where the file does not deliver, `UserError` as `flow_between` does.
+    `chunk` is `CHUNK`'s where it is not given. Decodes the file once, from its start; a remote one is fetched first. There
+    are `frames` - 1 fields in all; a one-frame video has one, of no motion. Raises `VideoError` where the file does not
+    deliver, `UserError` as `flow_between` does.
     """
+    chunk = chunk or CHUNK[device.partition(":")[0]]
     with fetched(row.video) as path:
         fields = _motion_vectors(row, path, size, chunk) if algorithm == MOTION_VECTORS else None
         for field in fields or _by_pictures(row, path, size, chunk, algorithm, weights, device):
