@@ -50,7 +50,7 @@ LEVELS = [
     ["data.decode", "resources", "console", "checkpoint", "records", "pages", "weight_file", "experiments_table"],
     ["data.clips", "config", "distributed"],
     ["storage"],
-    ["errors"],
+    ["errors", "interrupts"],
 ]
 RAY = {
     "session",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
             assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["listens", "in the background of a script"])
+def _interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What SIGINT does before."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_sigterm_asks_for_an_end_and_the_second_one_insists(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     before = signal.getsignal(signal.SIGTERM)

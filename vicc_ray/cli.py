@@ -14,6 +14,7 @@ import typer
 
 from vicc_ray.console import console, errors, told_aside
 from vicc_ray.errors import Interrupted, UserError
+from vicc_ray.interrupts import interrupt
 
 app = typer.Typer(
     name="vicc",
@@ -88,8 +89,7 @@ def _leave(line: str, status: int) -> NoReturn:
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    # A polite end is the same wherever it comes from: Ray's own handler knows SIGINT only.
-    signal.raise_signal(signal.SIGINT)
+    interrupt()
 
 
 @app.command(epilog="Example: vicc quickstart")

@@ -17,6 +17,7 @@ from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import positions
 from vicc_ray.errors import UserError
+from vicc_ray.interrupts import interrupt
 from vicc_ray.records import read_records
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan
@@ -29,16 +30,15 @@ STOP_SECONDS = 20.0
 def sigterm_stops(folder: RunFolder) -> Iterator[None]:
     """SIGTERM, a scheduler's notice, asks the workers to end after a checkpoint; after a while, or at the second, at once."""
 
-    def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)  # Ray's own way to end, which the main thread waits in
-
-    late = threading.Timer(STOP_SECONDS, interrupt)
+    late = threading.Timer(STOP_SECONDS, lambda: os.kill(os.getpid(), signal.SIGTERM))
     late.daemon = True
+    asked: list[bool] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if late.is_alive():
-            interrupt()
+        if asked:
+            interrupt()  # Ray's own way to end, which the main thread waits in
         else:
+            asked.append(True)
             folder.request_stop()
             late.start()
 
