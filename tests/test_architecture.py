@@ -22,7 +22,7 @@ LEVELS = [
     ["evaluate.nearest", "evaluate.classification", "train.loop"],
     ["evaluate.features", "session"],
     ["data.jobs", "capacity"],
-    ["placement"],
+    ["placement", "ray_private"],
     ["train.host"],
     ["data.pipeline", "evaluate.passes", "evaluate.actors"],
     ["data.actors"],
@@ -55,6 +55,7 @@ LEVELS = [
 RAY = {
     "session",
     "capacity",
+    "ray_private",
     "data.pipeline",
     "data.jobs",
     "train.loop",

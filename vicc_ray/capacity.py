@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import ray
 
+from vicc_ray import ray_private
 from vicc_ray.placement import Node
 from vicc_ray.resources import Machine
 
@@ -23,14 +24,12 @@ def nodes_now() -> list[Node]:
 
 
 def machine_grown(now: Machine) -> Machine | None:
-    """The most that the autoscaler may bring; None without one. No public interface of Ray tells it.
+    """The most that the autoscaler may bring; None without one.
 
     The object store is what is there now, or more where the autoscaler's kinds of nodes name theirs.
     """
-    from ray._private.state import state
-
-    most = state.get_max_resources_from_cluster_config()
-    if not most:
+    most = ray_private.most_resources()
+    if most is None:
         return None
     cpus, gpus = (min(int(most.get(kind, 0)), _UNLIMITED) for kind in ("CPU", "GPU"))
     memory = max(now.memory, int(most.get("object_store_memory", 0)))

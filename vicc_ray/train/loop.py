@@ -7,7 +7,6 @@ the newest whole checkpoint themselves and go on from it, whatever their number 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from vicc_ray import storage
+from vicc_ray import ray_private, storage
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.flow_store import check_stored
@@ -94,7 +93,9 @@ def run_task(
 def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
     settings = experiment.train
     _set_timeouts(experiment)
-    _release_earlier(folder)
+    ray_private.release({event["requester"] for event in read_records(folder.events) if event.get("requester")})
+    if ray_private.most_resources():
+        ray_private.keep_data_actors_here()
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
     trainer = TorchTrainer(
@@ -177,7 +178,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     plan = task.plan(experiment, manifest)
     host = RayHost(plan, folder, settings["resources"])
     try:
-        start = {"session": settings["session"], "nodes": _nodes(), "requester": _requester()}
+        start = {"session": settings["session"], "nodes": _nodes(), "requester": ray_private.requester()}
         restored = restore(folder, start, experiment.train.max_failures)
         monitor = host.open(int(restored["step"]) if restored else 0, manifest)
         step = train(task, plan, folder, host, restored, monitor)
@@ -193,28 +194,3 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _nodes() -> int:
     return sum(bool(node["Alive"]) for node in ray.nodes())
-
-
-def _requester() -> str | None:
-    """The name under which Ray Train reserves this run's resources; no public interface tells it."""
-    try:
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        return f"train-{get_train_context().train_run_context.run_id}"
-    except (ImportError, AttributeError):
-        return None
-
-
-def _release_earlier(folder: RunFolder) -> None:
-    """Give back what an earlier driver of this run had reserved, if it died without a word.
-
-    Ray keeps a dead driver's reservation for 3 minutes, in which the same command would wait for room that is there.
-    """
-    names = {event.get("requester") for event in read_records(folder.events) if event["kind"] == "start"}
-    with suppress(Exception):  # Ray's own part, which may look different in another version: waiting is right too
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-            get_or_create_autoscaling_coordinator,
-        )
-
-        coordinator = get_or_create_autoscaling_coordinator()
-        ray.get([coordinator.cancel_request.remote(requester_id=name) for name in names if name], timeout=10)

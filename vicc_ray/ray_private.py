@@ -1,0 +1,68 @@
+"""What this project needs of Ray and Ray has no public interface for. Each part may look different in another version.
+
+None of it is needed for a right result: where it fails, something takes longer or costs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+import ray
+
+_DATA = "ray.data._internal"
+_SINGLE_ACTORS = (
+    (f"{_DATA}.stats", "get_or_create_stats_actor"),
+    (f"{_DATA}.stats_summary_actor", "_get_or_create_stats_summary_actor"),
+    (f"{_DATA}.execution.node_trackers.actor_location", "get_or_create_actor_location_tracker"),
+    (f"{_DATA}.execution.autoscaling_requester", "get_or_create_autoscaling_requester_actor"),
+    (f"{_DATA}.cluster_autoscaler.default_autoscaling_coordinator", "get_or_create_autoscaling_coordinator"),
+)
+
+
+def requester() -> str | None:
+    """The name under which Ray Train reserves the resources of the run whose worker this is."""
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return f"train-{get_train_context().train_run_context.run_id}"
+    except (ImportError, AttributeError):
+        return None
+
+
+def release(requesters: Iterable[str]) -> None:
+    """Give back what runs had reserved whose drivers died without a word.
+
+    Ray keeps a dead driver's reservation for 3 minutes, in which the same command would wait for room that is there.
+    """
+    names = list(requesters)
+    if names:
+        with suppress(Exception):
+            coordinator = _maker(*_SINGLE_ACTORS[-1])()
+            ray.get([coordinator.cancel_request.remote(requester_id=name) for name in names], timeout=10)
+
+
+def keep_data_actors_here() -> None:
+    """Start Ray Data's own single actors on this process' node.
+
+    They outlive every job and stay where they are first wanted. That would be a worker's node, which an autoscaler then could
+    never take away, as it is never idle.
+    """
+    for module, name in _SINGLE_ACTORS:
+        with suppress(Exception):
+            _maker(module, name)()
+
+
+def most_resources() -> dict[str, int] | None:
+    """The most of each resource that an autoscaler may bring; None without one."""
+    from ray._private.state import state
+
+    most: dict[str, int] | None = state.get_max_resources_from_cluster_config()
+    return most or None
+
+
+def _maker(module: str, name: str) -> Callable[[], Any]:
+    maker: Callable[[], Any] = getattr(import_module(module), name)
+    return maker
