@@ -15,9 +15,7 @@ import ray
 _DATA = "ray.data._internal"
 _SINGLE_ACTORS = (
     (f"{_DATA}.stats", "get_or_create_stats_actor"),
-    (f"{_DATA}.stats_summary_actor", "_get_or_create_stats_summary_actor"),
     (f"{_DATA}.execution.node_trackers.actor_location", "get_or_create_actor_location_tracker"),
-    (f"{_DATA}.execution.autoscaling_requester", "get_or_create_autoscaling_requester_actor"),
     (f"{_DATA}.cluster_autoscaler.default_autoscaling_coordinator", "get_or_create_autoscaling_coordinator"),
 )
 
@@ -45,7 +43,7 @@ def release(requesters: Iterable[str]) -> None:
 
 
 def keep_data_actors_here() -> None:
-    """Start Ray Data's own single actors on this process' node.
+    """Start those of Ray Data's single actors on this process' node that a run's streams want.
 
     They outlive every job and stay where they are first wanted. That would be a worker's node, which an autoscaler then could
     never take away, as it is never idle.

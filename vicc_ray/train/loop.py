@@ -94,8 +94,7 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
     settings = experiment.train
     _set_timeouts(experiment)
     ray_private.release({event["requester"] for event in read_records(folder.events) if event.get("requester")})
-    if ray_private.most_resources():
-        ray_private.keep_data_actors_here()
+    ray_private.keep_data_actors_here()
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
     trainer = TorchTrainer(
