@@ -23,7 +23,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.objective import NonFiniteError, Outcome
 from vicc_ray.records import read_records
 from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, to_batch
+from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
 from vicc_ray.train.monitor import Monitor, monitor_plan
 from vicc_ray.train.pretraining import Pretraining
 from vicc_ray.train.run import Notice, train
@@ -371,3 +371,19 @@ def test_a_queue_that_does_not_fit_the_batch_is_told(videos: Manifest, tmp_path:
         notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
         assert len(notes) == 4
         assert all(text in note for note in notes)
+
+
+def test_the_monitor_does_without_what_cannot_be_read(finished: tuple[RunFolder, PlainHost], videos: Manifest) -> None:
+    folder, _ = finished
+    plan = make_plan(folder.experiment(), videos)
+    whole = _monitor(plan, videos)
+    encoder = load_encoder(folder.encoder("RGB-2")).build()
+    rows = [int(row) for row in whole.rows]
+
+    def without(kept: list[int]) -> dict[str, float]:
+        clips = {stream: tensor[[rows.index(row) for row in kept]] for stream, tensor in whole.clips.items()}
+        return Monitor(whole.plan, kept, clips, plan.experiment, torch.device("cpu"))(encoder, "rgb")
+
+    assert without(rows) == whole(encoder, "rgb")
+    assert set(without(rows[1:])) == set(whole(encoder, "rgb"))
+    assert without(rows[: whole.plan.gallery]) == without(rows[whole.plan.gallery :]) == without([]) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,6 @@ from vicc_ray.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.config import STREAMS
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pipeline import iterate_blocks, segments, training_iterators
-from vicc_ray.errors import UserError
 from vicc_ray.records import RecordWriter
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.run_folder import RunFolder, versions
@@ -89,17 +89,24 @@ class RayHost:
             return None
         rank, workers = distributed.rank(), distributed.world_size()
         mine = [next(self.stream) for _ in range(-(-len(videos) // workers))]
-        rows = range(rank, len(videos), workers)
-        for block in mine:
-            if block["refused"][0]:
-                video = videos[int(block["video"][0])].video
-                raise UserError(f"{video}: {block['refused'][0]}; it could be read when it was indexed, so index again")
         # Where the videos do not come out even, the last block only filled up the round.
+        blocks = dict(zip(range(rank, len(videos), workers), mine, strict=False))
+        lost = {videos[row].video: str(block["refused"][0]) for row, block in blocks.items() if block["refused"][0]}
+        self._tell_lost(lost)
+        rows = [row for row, block in blocks.items() if not block["refused"][0]]
         clips = {
-            stream: torch.from_numpy(np.concatenate([block[stream] for block in mine[: len(rows)]]))
+            stream: torch.from_numpy(np.concatenate([blocks[row][stream] for row in rows] or [mine[0][stream][:0]]))
             for stream in STREAMS
         }
         return Monitor(plan, rows, clips, self.plan.experiment, self.device)
+
+    def _tell_lost(self, lost: dict[str, str]) -> None:
+        """Worker 0 notes which videos the recall in training has to do without, of all workers."""
+        for part in distributed.gather_bytes(json.dumps(lost).encode()):
+            for video, reason in json.loads(part).items():
+                if distributed.rank() == 0:
+                    text = f"{video}: {reason}; left out of the recall in training"
+                    self.events.add(event("unreadable", text=text))
 
     def blocks(self, first_step: int) -> Iterator[Block]:
         """The rest of the stream, which `open` started at this step."""

@@ -56,7 +56,7 @@ class Monitor:
 
     Args:
         plan: the whole subset.
-        rows: which of its rows this worker holds.
+        rows: which of its rows this worker holds; those that nobody holds count as not there.
         clips: their centre clips, uint8 [m, T, H, W, 3] of rgb and [m, T, H, W, 2] of flow.
     """
 
@@ -68,16 +68,17 @@ class Monitor:
         experiment: Experiment,
         device: torch.device,
     ) -> None:
-        self.plan, self.rows, self.clips, self.device = plan, torch.as_tensor(list(rows)), clips, device
+        self.plan, self.rows, self.clips, self.device = plan, torch.tensor(list(rows), dtype=torch.int64), clips, device
         self.size, self.style = experiment.clip.size, experiment.augment.style
 
     @torch.inference_mode()
     def __call__(self, encoder: Encoder, stream: Stream) -> dict[str, float]:
-        """R@1 and R@5 of the encoder's features of one stream."""
+        """R@1 and R@5 of the encoder's features of one stream; nothing where either side has no video left."""
         training = encoder.training
         distributed.average_buffers_(encoder)  # all workers look at one and the same network
         encoder.eval()
-        mine = [self._features(encoder, chunk) for chunk in torch.split(self.clips[stream], CHUNK)]
+        chunks = torch.split(self.clips[stream], CHUNK) if len(self.rows) else ()
+        mine = [self._features(encoder, chunk) for chunk in chunks]
         encoder.train(training)
         features = torch.cat(mine) if mine else torch.zeros(0, encoder.feature_dim)
         everyone = torch.cat(distributed.gather_rows(features.contiguous()))
@@ -85,6 +86,8 @@ class Monitor:
         order = torch.argsort(numbers)
         everyone, labels = everyone[order], np.asarray(self.plan.labels)[numbers[order].numpy()]
         cut = int((numbers < self.plan.gallery).sum())
+        if not 0 < cut < len(numbers):
+            return {}  # one side has no video that can be read
         ks = tuple(k for k in (1, 5) if k <= cut)
         recall: dict[int, Any] = recall_at_k(everyone[:cut], labels[:cut], everyone[cut:], labels[cut:], ks=ks)
         return {f"R@{k}": float(value) for k, value in recall.items()}
