@@ -86,7 +86,9 @@ class Monitor:
         order = torch.argsort(numbers)
         everyone, labels = everyone[order], np.asarray(self.plan.labels)[numbers[order].numpy()]
         cut = int((numbers < self.plan.gallery).sum())
-        if not 0 < cut < len(numbers):
+        known = np.isin(labels, labels[:cut])  # a class may have lost its videos in the gallery
+        everyone, labels = everyone[known], labels[known]
+        if not 0 < cut < len(labels):
             return {}  # one side has no video that can be read
         ks = tuple(k for k in (1, 5) if k <= cut)
         recall: dict[int, Any] = recall_at_k(everyone[:cut], labels[:cut], everyone[cut:], labels[cut:], ks=ks)
