@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 LEVELS = [
     ["cli"],
     ["bench.faults"],
-    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint", "bench.tune"],
-    ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment"],
+    ["bench.step"],
+    ["bench.pipeline", "bench.step_published", "bench.data", "bench.recovery", "bench.checkpoint", "bench.tune"],
+    ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment", "bench.roofline"],
     ["tune", "doctor", "submit"],
     ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],
     ["classifying", "scales"],
