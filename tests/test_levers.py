@@ -109,13 +109,13 @@ def test_joint_views_are_batch_norm_over_both() -> None:
     x1, x2 = (torch.randn(4, 3, 8, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     encoder = copy.deepcopy(trainer.encoder)
     apart = [copy.deepcopy(encoder)(x) for x in (x1, x2)]
-    found = trainer.views(x1, x2)
+    found = trainer.encode(x1, x2)
     expected = encoder(torch.cat([x1, x2]))
     torch.testing.assert_close(torch.cat(found), expected)
     assert not torch.allclose(torch.cat(found), torch.cat(apart), atol=1e-3)
     for mine, theirs in zip(trainer.encoder.buffers(), encoder.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs)
-    empty = trainer.views(x1[:0], x2[:0])
+    empty = trainer.encode(x1[:0], x2[:0])
     assert [tuple(z.shape) for z in empty] == [(0, 16), (0, 16)]
 
 

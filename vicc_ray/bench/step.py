@@ -194,13 +194,13 @@ class Contender:
         watched: list[tuple[Any, str, str]] = [
             (trainer, "_views", "augment"),
             (trainer, "_guide", "encode guide"),
-            (trainer.views, "forward", "encode learning"),
+            (trainer.encode, "forward", "encode learning"),
             (trainer, "_outcome", "objective"),
             (trainer, "_backward", "backward"),
             (trainer, "_average_gradients", "collectives"),
             (trainer.optimiser, "step", "optimiser"),
         ]
-        if isinstance(trainer, PublishedTrainer):
+        if isinstance(trainer, PublishedTrainer) and trainer.loaded is not None:
             watched.append((trainer, "wait", "data wait"))
         for owner, name, phase in watched:
             setattr(owner, name, partial(clock.run, phase, getattr(owner, name)))

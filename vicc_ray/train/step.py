@@ -62,8 +62,8 @@ class StageTrainer:
         self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
         # On GPU gradients are averaged while the backward pass goes on; on CPU, or in parts, in one message after it.
         overlaps = device.type == "cuda" and self.micro_batch is None
-        self.views = _Views(self.module, self._backbone(learner), experiment.model.joint_views)
-        self.parallel = distributed.wrap_ddp(self.views, device) if overlaps else self.views
+        self.encode = _Views(self.module, self._backbone(learner), experiment.model.joint_views)
+        self.parallel = distributed.wrap_ddp(self.encode, device) if overlaps else self.encode
         self.averages = not overlaps
         self.optimiser = make_optimiser(self.module.parameters(), experiment.optim)
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
@@ -228,7 +228,7 @@ class StageTrainer:
         the loss and its gradient with respect to them, then each part is encoded again with a graph and that gradient is
         sent through it. Exact but for batch norm, whose statistics are those of a part.
         """
-        encoder, size = self.views, self.micro_batch or 1
+        encoder, size = self.encode, self.micro_batch or 1
         second = self.experiment.objective.second_view_gradient
         inputs = views if second else views[:1]
         statistics = [buffer.clone() for buffer in self.encoder.buffers()]
@@ -264,7 +264,7 @@ class StageTrainer:
 
     def _encode(self, x: Tensor) -> Tensor:
         """The learner's embeddings of one view, also where this worker has no rows."""
-        embeddings: list[Tensor] = self.views(x)
+        embeddings: list[Tensor] = self.encode(x)
         return embeddings[0]
 
     def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> Outcome:
