@@ -188,6 +188,14 @@ def test_a_planar_encoder_learns_the_same(backbone: str, frames: int) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_planar_encoder_takes_no_clips_too(backbone: str) -> None:
+    """A guide's share may be empty."""
+    encoder = planar_(_lived(backbone)).eval()
+    assert encoder(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)
+    assert fold_batch_norm(encoder)(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)
+
+
 @pytest.mark.parametrize("frames", [2, 5, 7, 8, 16])
 @pytest.mark.parametrize(("kernel", "stride"), [((7, 1, 1), (2, 1, 1)), ((3, 1, 1), (1, 1, 1)), ((1, 3, 3), (1, 2, 2))])
 def test_planar_convolutions_have_the_right_float32_gradient(frames: int, kernel: Any, stride: Any) -> None:

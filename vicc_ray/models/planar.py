@@ -61,6 +61,8 @@ class PlanarConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps [B, cin, t, h, w] -> [B, cout, t', h', w'] as nn.Conv3d."""
+        if not len(input):
+            return super().forward(input)  # torch's 2D convolutions take no empty batch of some shapes
         (kt, _, _), (st, sh, sw), (pt, ph, pw) = self.kernel, self.strides, self.pads
         if kt == 1:
             return _unfold_time(
@@ -119,11 +121,12 @@ def _pictures(x: Tensor) -> Tensor:
 
 def _unfold_time(pictures: Tensor, clips: int) -> Tensor:
     """[B T, C, H, W] -> [B, C, T, H, W]."""
-    frames = pictures.shape[0] // clips if clips else 0
-    return pictures.view(clips, frames, *pictures.shape[1:]).transpose(1, 2)
+    return pictures.view(clips, pictures.shape[0] // clips, *pictures.shape[1:]).transpose(1, 2)
 
 
 def _pool(x: Tensor, kernel: Triple, stride: Triple, padding: Triple) -> Tensor:
+    if not len(x):
+        return F.max_pool3d(x, kernel, stride, padding)
     b, t = x.shape[0], x.shape[2]
     if max(kernel[1:]) > 1 or max(stride[1:]) > 1:
         x = _unfold_time(F.max_pool2d(_pictures(x), kernel[1:], stride[1:], padding[1:]), b)
