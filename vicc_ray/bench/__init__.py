@@ -149,13 +149,14 @@ def _print(name: str, outcome: Outcome) -> None:
 
 
 def _details(details: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Contenders as columns would be too wide: a row each, a column each figure."""
-    table = Table()
-    table.add_column("contender")
-    for name in next(iter(details.values())):
-        table.add_column(name, justify="right")
-    for contender, figures in details.items():
-        table.add_row(contender, *("-" if value is None else f"{value:.3g}" for value in figures.values()))
+    """A column each contender, by its number, and a row each figure: names as columns would be too wide."""
+    table = Table(title="contenders numbered in the order above")
+    table.add_column("figure")
+    for number in range(1, len(details) + 1):
+        table.add_column(str(number), justify="right")
+    for figure in next(iter(details.values())):
+        values = (figures[figure] for figures in details.values())
+        table.add_row(figure, *("-" if value is None else f"{value:.3g}" for value in values))
     return table
 
 
