@@ -13,8 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "vicc_ray"
 LEVELS = [
     ["cli"],
     ["bench.faults"],
-    ["bench.pipeline", "bench.data", "bench.recovery", "bench.checkpoint", "bench.scaling", "bench.tune"],
-    ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment"],
+    ["bench.step"],
+    ["bench.pipeline", "bench.step_published", "bench.data", "bench.recovery", "bench.checkpoint"],
+    ["bench.scaling", "bench.tune"],
+    ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment", "bench.roofline"],
     ["bench.tvl1"],
     ["tune", "doctor", "submit"],
     ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],

@@ -72,6 +72,7 @@ RECIPE = {
     "augment.full_chain_p": 0.3,
     "model.width": 1,
     "model.embedding_dim": 128,
+    "model.joint_views": False,
     "model.batch_norm": "shuffle",
     "objective.prototypes": 300,
     "objective.temperature": 0.1,

@@ -150,7 +150,8 @@ class NoiseHost(PlainHost):
 
 def test_the_loss_curve_is_the_recorded_one(videos: Manifest, tmp_path: Path) -> None:
     """A refactor must reproduce it; record it anew only for a change that is meant to change what is learnt."""
-    plan = tiny_plan(tiny_experiment(), videos)
+    # Recorded with 3D kernels: AdamW turns the rounding of others into steps of full size where a gradient is nothing.
+    plan = tiny_plan(tiny_experiment(train={"planar": False}), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
     train(Pretraining(), plan, folder, NoiseHost(plan), None, None)
     curve = _losses(folder)

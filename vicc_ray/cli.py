@@ -336,6 +336,11 @@ def export(
 @app.command(epilog="Example: vicc bench pipeline --json pipeline.json")
 def bench(
     name: Annotated[str, typer.Argument(help="What to measure; 'vicc bench list' names all.")],
+    experiment: Annotated[str | None, typer.Argument(help="Experiment file, for 'vicc bench step'.")] = None,
+    overrides: Overrides = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="For 'vicc bench step'; default: cuda where there is one.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures and bars to this file too.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 5,
     manifest: Annotated[
@@ -346,7 +351,8 @@ def bench(
     """Measure one part side by side with its rivals and print medians, ratios and bars. Status 1 where a bar is missed."""
     from vicc_ray.bench import run_bench
 
-    if not run_bench(name, json_file, rounds, manifest):
+    asked: dict[str, Any] = {"experiment": experiment, "overrides": overrides or (), "device": device}
+    if not run_bench(name, json_file, rounds, manifest, **asked):
         raise typer.Exit(1)
 
 

@@ -216,6 +216,11 @@ class ModelConfig(Section):
         description="auto: statistics over all workers on GPU, per worker on CPU; shuffle: per worker with the second "
         "view's batch shuffled over workers, as published (needs objective.second_view_gradient: false)",
     )
+    joint_views: bool = Field(
+        False,
+        description="the learner encodes both views in one forward: batch norm takes its statistics over both views "
+        "together and its running statistics move once a step; false: over one view at a time, as published",
+    )
 
 
 class ObjectiveConfig(Section):
@@ -369,13 +374,30 @@ class TrainConfig(Section):
     resize_after: float = Field(
         60, gt=0, description="seconds between two looks at whether the cluster has room for more workers"
     )
-    use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU a worker; auto: where the cluster has them")
+    use_gpu: bool | Literal["auto"] = Field(
+        "auto", description="one GPU a worker; auto: where the cluster has them now"
+    )
     decode_actors: int | None = Field(
         None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free"
     )
     place: PlaceConfig = Field(PlaceConfig(), description="labels of the nodes that train and of those that decode")
     channels_last: bool = Field(
         False, description="memory layout of the encoders; faster for some backbones and devices"
+    )
+    planar: bool | Literal["auto"] = Field(
+        "auto",
+        description="factorised convolutions and max-pools computed as 2D ones, in channels-last memory; auto: on CPU, "
+        "where it is measured to be faster",
+    )
+    fold_guide: bool = Field(True, description="batch norm of the frozen guide is folded into its convolutions")
+    compile: bool = Field(
+        False, description="torch.compile of the backbones: minutes at each stage's start, then faster steps"
+    )
+    recompute: bool = Field(
+        False, description="activations are computed again in backward instead of kept: less memory, a slower step"
+    )
+    overlap: bool = Field(
+        True, description="on GPU, the next batch is copied and augmented while the backward pass still runs"
     )
     checkpoint_every: Cadence = Field(
         Duration(5, "minutes"), description="a checkpoint of everything, this often, written beside training"
@@ -594,6 +616,12 @@ class Experiment(Section):
             raise ValueError(
                 "model.batch_norm: shuffle works on a view without gradient; set objective.second_view_gradient: false"
             )
+        if self.model.joint_views and not self.objective.second_view_gradient:
+            raise ValueError(
+                "model.joint_views: true encodes both views with gradient; set objective.second_view_gradient: true"
+            )
+        if self.train.compile and self.train.recompute:
+            raise ValueError("train.compile and train.recompute exclude each other; set one of them")
         if self.optim.end_lr > self.optim.lr:
             raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
         for kind in ("single", "cross"):

@@ -12,12 +12,14 @@ from typing import Any
 
 from rich.table import Table
 
+from vicc_ray.config import load_experiment
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
 from vicc_ray.records import write_text
 
 # Each name is a module of this package with a function `measure(rounds, manifest) -> Outcome`; the text is shown by
-# `vicc bench list`. Without a manifest a bench makes its own videos, if it needs any.
+# `vicc bench list`. Without a manifest a bench makes its own videos, if it needs any. `step` measures an experiment:
+# its function is `measure(rounds, experiment, device)`.
 BENCHES = {
     "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
     "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
@@ -26,6 +28,7 @@ BENCHES = {
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "recovery": "seconds from a node's death to the next optimiser step",
+    "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
     "retrieval": "queries/s of exact search beside faiss",
     "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
     "tune": "recall that the sampler of sweeps finds beside random search, on a made-up surface",
@@ -55,6 +58,7 @@ class Outcome:
     figures: dict[str, list[float]]
     bars: list[Bar] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, dict[str, float | None]] = field(default_factory=dict)  # per contender, named figures with unit
 
     def median(self, contender: str) -> float:
         """The median over the rounds."""
@@ -76,21 +80,57 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
     return figures
 
 
-def run_bench(name: str, json_file: Path | None, rounds: int, manifest: str | None = None) -> bool:
-    """Run a bench by name, print it, write the JSON; whether every bar holds. UserError for an unknown name."""
+def run_bench(
+    name: str,
+    json_file: Path | None,
+    rounds: int,
+    manifest: str | None = None,
+    *,
+    experiment: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> bool:
+    """Run a bench by name, print it, write the JSON; whether every bar holds. UserError for an unknown name.
+
+    `experiment`, `overrides` and `device` are for the bench of an experiment's step.
+    """
     if name == "list":
         for known, text in BENCHES.items():
             console.print(f"{known}: {text}", markup=False)
         return True
     if name not in BENCHES:
         raise UserError(f"bench {name}: is unknown; known: {', '.join(BENCHES)}")
-    outcome: Outcome = import_module(f"vicc_ray.bench.{name}").measure(rounds, manifest)
+    outcome = _measured(name, rounds, manifest, experiment, overrides, device)
     _print(name, outcome)
     bars = [asdict(bar) | {"holds": bar.holds} for bar in outcome.bars]
     if json_file:
         result = {"bench": name, "unit": outcome.unit, "figures": outcome.figures, "facts": outcome.facts, "bars": bars}
+        if outcome.details:
+            result["details"] = outcome.details
         write_text(json_file, json.dumps(result, indent=2) + "\n")
     return all(bar.holds for bar in outcome.bars)
+
+
+def _measured(
+    name: str,
+    rounds: int,
+    manifest: str | None,
+    experiment: str | None,
+    overrides: Sequence[str],
+    device: str | None,
+) -> Outcome:
+    module = import_module(f"vicc_ray.bench.{name}")
+    if name != "step":
+        if experiment or overrides or device:
+            raise UserError(f"bench {name}: takes no experiment, --set or --device; those are for 'vicc bench step'")
+        outcome: Outcome = module.measure(rounds, manifest)
+        return outcome
+    if not experiment:
+        raise UserError("bench step: measures an experiment's step; name its file: vicc bench step EXPERIMENT.yaml")
+    if manifest:
+        raise UserError("bench step: makes its own clips and takes no --manifest")
+    measured: Outcome = module.measure(rounds, load_experiment(experiment, overrides), device)
+    return measured
 
 
 def _print(name: str, outcome: Outcome) -> None:
@@ -102,9 +142,23 @@ def _print(name: str, outcome: Outcome) -> None:
         cells = (f"{outcome.median(contender):.3g}", f"{min(figures):.3g}", f"{max(figures):.3g}")
         table.add_row(contender, *cells, f"{outcome.ratio(contender, first):.3f}")
     console.print(table)
+    if outcome.details:
+        console.print(_details(outcome.details))
     for fact, value in outcome.facts.items():
         console.print(f"{fact}: {value}", markup=False)
     _print_bars(outcome.bars)
+
+
+def _details(details: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """A column each contender, by its number, and a row each figure: names as columns would be too wide."""
+    table = Table(title="contenders numbered in the order above")
+    table.add_column("figure")
+    for number in range(1, len(details) + 1):
+        table.add_column(str(number), justify="right")
+    for figure in next(iter(details.values())):
+        values = (figures[figure] for figures in details.values())
+        table.add_row(figure, *("-" if value is None else f"{value:.3g}" for value in values))
+    return table
 
 
 def _print_bars(bars: Sequence[Bar]) -> None:

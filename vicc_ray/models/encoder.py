@@ -75,18 +75,18 @@ class Encoder(nn.Module):
             nn.Linear(self.feature_dim, self.feature_dim), nn.ReLU(), nn.Linear(self.feature_dim, self.embedding_dim)
         )
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, backbone: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Clips x float [B, C, T, H, W] -> pooled backbone output [B, feature_dim], float32 also under autocast.
 
         These, not the embeddings, are what retrieval and linear probes use. B may be 0. UserError where x has another
         layout than the encoder's, is smaller than 2 frames or 16 pixels, or is one clip so small that batch norm in
-        training mode would see a single value per channel.
+        training mode would see a single value per channel. `backbone`: another way to compute the same (compiled, say).
         """
         # Under torch.jit.trace sizes are tensors, and whoever traces has checked the clips.
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.check_clips(x)
         try:
-            maps = self.backbone(x)
+            maps = self.backbone(x) if backbone is None else backbone(x)
         except ValueError as error:
             if self.training and x.shape[0] == 1 and "more than 1 value per channel" in str(error):
                 shape = "x".join(str(size) for size in x.shape[2:])
@@ -97,9 +97,14 @@ class Encoder(nn.Module):
             raise
         return _at_least_float32(maps).mean(dim=(2, 3, 4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, backbone: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Clips x float [B, C, T, H, W] -> embeddings z [B, D] of length 1, float32 also under autocast."""
-        return self.embed(self.features(x))
+        return self.embed(self.features(x, backbone))
+
+    def parts(self) -> list[nn.Module]:
+        """What clips go through in the backbone, one after the other."""
+        parts: list[nn.Module] = self.backbone.parts()  # type: ignore[operator]
+        return parts
 
     def embed(self, features: Tensor) -> Tensor:
         """Pooled features [B, feature_dim] -> embeddings z [B, D] of length 1 (a zero vector stays zero)."""

@@ -96,6 +96,11 @@ class R2Plus1D10(nn.Module):
         out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return out
 
+    def parts(self) -> list[nn.Module]:
+        """What clips go through, one after the other."""
+        stem = nn.Sequential(self.stem, self.stem_norm, nn.ReLU(inplace=True))
+        return [stem, self.layer1, self.layer2, self.layer3, self.layer4]
+
 
 class R2Plus1D18(nn.Module):
     """torchvision's `r2plus1d_18` without its classifier, with a width multiplier and 1-3 input channels.
@@ -126,6 +131,10 @@ class R2Plus1D18(nn.Module):
         """Clips [B, C, T, H, W] -> maps [B, feature_dim, t, h, w]."""
         out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
         return out
+
+    def parts(self) -> list[nn.Module]:
+        """What clips go through, one after the other."""
+        return [self.stem, self.layer1, self.layer2, self.layer3, self.layer4]
 
 
 def _torchvision_layer(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

@@ -58,7 +58,7 @@ class ShortClipConv3d(nn.Conv3d):
         if int(input.shape[2]) > self.kernel_size[0]:
             return super().forward(input)
         padded = F.pad(input, (0, 0, 0, 0, int(self.padding[0]), int(self.padding[0])))
-        return F.conv3d(padded, self.weight, stride=self.stride)
+        return F.conv3d(padded, self.weight, self.bias, stride=self.stride)
 
 
 class SelfGating(nn.Module):
@@ -110,3 +110,7 @@ class S3D(nn.Sequential):
                 if isinstance(module, TemporalSeparableConv):
                     temporal = module[1][0]
                     module.append(SelfGating(temporal.out_channels))
+
+    def parts(self) -> list[nn.Module]:
+        """What clips go through, one after the other."""
+        return list(self.children())

@@ -7,7 +7,8 @@ Views of a cross-stream step, in the method's order: f(x1), f(x2) of the learner
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from vicc_ray import distributed
-from vicc_ray.config import Experiment, Stream
+from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, augment, draw
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
+from vicc_ray.models.folding import fold_batch_norm
+from vicc_ray.models.planar import arrange
+from vicc_ray.models.recompute import recomputing
 from vicc_ray.objective import Objective, ObjectiveSettings, Outcome, Prototypes
 from vicc_ray.train.batches import Batch
 from vicc_ray.train.optim import make_optimiser
@@ -45,27 +49,48 @@ class StageTrainer:
         self.experiment, self.stage, self.device = experiment, stage, device
         self.settings = augment_settings(experiment)
         # The layout changes the speed only; which one is faster depends on backbone, width and device.
-        self.layout = torch.channels_last_3d if experiment.train.channels_last else torch.contiguous_format
-        learner = learner.to(device).to(memory_format=self.layout).train()
+        learner, self.layout = arrange(learner.train(), experiment.train, device)
         mode = experiment.model.batch_norm
         if mode == "sync" or (mode == "auto" and device.type == "cuda"):
             learner = convert_batch_norm(learner, "sync", device)
         # One wrapped module: gradients of encoder and prototypes are averaged together.
         self.module = nn.ModuleDict({"encoder": learner, "prototypes": prototypes.to(device)})
         self.encoder, self.prototypes = learner, prototypes
-        self.guide = (
-            None if guide is None else guide.to(device).to(memory_format=self.layout).eval().requires_grad_(False)
-        )
+        self.guide = None if guide is None else self._ready(guide)
         self.micro_batch = experiment.optim.micro_batch
         # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 of 10 tries).
         self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
         # On GPU gradients are averaged while the backward pass goes on; on CPU, or in parts, in one message after it.
         overlaps = device.type == "cuda" and self.micro_batch is None
-        self.parallel = distributed.wrap_ddp(_Views(self.module), device) if overlaps else _Views(self.module)
+        self.encode = _Views(self.module, self._backbone(learner), experiment.model.joint_views)
+        self.parallel = distributed.wrap_ddp(self.encode, device) if overlaps else self.encode
         self.averages = not overlaps
         self.optimiser = make_optimiser(self.module.parameters(), experiment.optim)
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
         self.objective = _objective(experiment, stage)
+        # What prepares the inputs on a GPU does not wait for the backward pass before it, nor that for it.
+        self.beside: torch.cuda.Stream | None = None
+        if device.type == "cuda" and experiment.train.overlap:
+            self.beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def _ready(self, guide: Encoder) -> Encoder:
+        """The guide as it is fastest to look through: nothing in it learns."""
+        guide = guide.eval().requires_grad_(False)
+        if self.experiment.train.fold_guide:
+            guide = fold_batch_norm(guide)
+        guide, _ = arrange(guide, self.experiment.train, self.device)
+        if self.experiment.train.compile:
+            guide.backbone.compile(dynamic=False)
+        return guide
+
+    def _backbone(self, learner: Encoder) -> Callable[[Tensor], Tensor] | None:
+        """Another way than its own to compute the learner's backbone, where the settings ask for one."""
+        if self.experiment.train.recompute:
+            return recomputing(learner.parts())
+        if self.experiment.train.compile:
+            # Beside the module, not in it: the monitor's clips, in eval mode, are not compiled for.
+            return torch.compile(learner.backbone, dynamic=False)
+        return None
 
     def remarks(self) -> list[str]:
         """Settings that this stage could not take as they are."""
@@ -88,8 +113,7 @@ class StageTrainer:
         guided = self._guide(guide_views)
         forward = self._whole if self.micro_batch is None else self._in_parts
         outcome = forward(learner_views, guided, batch.slots, step)
-        if self.averages:
-            distributed.average_gradients_(self.module)
+        self._average_gradients()
         if step < self.stage.freeze_prototypes:
             for weight in self.prototypes.parameters():
                 weight.grad = None
@@ -130,25 +154,44 @@ class StageTrainer:
 
     def _views(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
         """Augmented network inputs, float [b, 3, T, size, size]: (x1, x2) of the learner and (m2, m1) of the guide."""
-        count = len(batch.slots)
-        pairs: dict[Stream, list[Tensor]] = {}
-        # Clip by clip: all first clips, then all second ones, so that RGB and flow of a clip share their draw.
-        for clip in (0, 1):
-            params = draw(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
-            frames = {s: t[:, clip].to(self.device, non_blocking=True) for s, t in batch.clips.items()}
-            if count:
-                rgb, flow = augment(frames.get("rgb"), frames.get("flow"), params, self.settings)
-            else:
-                rgb, flow = (self._nothing(frames.get(s)) for s in ("rgb", "flow"))
-            for stream, view in (("rgb", rgb), ("flow", flow)):
-                if view is not None:
-                    view = view.contiguous(memory_format=self.layout)
-                    pairs.setdefault("rgb" if stream == "rgb" else "flow", []).append(view)
+        with self._beside():
+            pairs = self._augmented(batch)
+        if self.beside is not None:
+            now = torch.cuda.current_stream(self.device)
+            now.wait_stream(self.beside)
+            for view in (view for pair in pairs.values() for view in pair):
+                view.record_stream(now)  # or its memory would be given away while it is read here
         x1, x2 = pairs[self.stage.stream]
         if self.stage.guide is None:
             return (x1, x2), None
         m1, m2 = pairs[self.stage.guide]
         return (x1, x2), (m2, m1)
+
+    def _augmented(self, batch: Batch) -> dict[Stream, list[Tensor]]:
+        """Both clips of each stream, float [b, 3, T, size, size]."""
+        pairs: dict[Stream, list[Tensor]] = {stream: [] for stream in batch.clips}
+        clips = {stream: self._sent(frames) for stream, frames in batch.clips.items()}
+        # Clip by clip: all first clips, then all second ones, so that RGB and flow of a clip share their draw.
+        for clip in (0, 1):
+            params = draw(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
+            frames = {stream: both[:, clip] for stream, both in clips.items()}
+            if len(batch.slots):
+                rgb, flow = augment(frames.get("rgb"), frames.get("flow"), params, self.settings)
+            else:
+                rgb, flow = (self._nothing(frames.get(s)) for s in ("rgb", "flow"))
+            for stream, view in zip(STREAMS, (rgb, flow), strict=True):
+                if view is not None:
+                    pairs[stream].append(view.contiguous(memory_format=self.layout))
+        return pairs
+
+    def _sent(self, frames: Tensor) -> Tensor:
+        """Decoded clips on the device. From pinned memory a copy neither waits nor is waited for."""
+        if self.beside is not None:
+            frames = frames.pin_memory()
+        return frames.to(self.device, non_blocking=True)
+
+    def _beside(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.beside is None else torch.cuda.stream(self.beside)
 
     def _nothing(self, frames: Tensor | None) -> Tensor | None:
         size = self.settings.size
@@ -158,9 +201,11 @@ class StageTrainer:
         """The guide's embeddings of (m2, m1): [] or two [b, D], without gradient."""
         if views is None or self.guide is None:
             return []
-        with torch.no_grad(), self._autocast():
+        with torch.inference_mode(), self._autocast():
             # In eval mode rows do not see each other, so both views go through together.
-            return list(self.guide(torch.cat(views)).chunk(2))
+            embeddings = self.guide(torch.cat(views))
+        # Copied out of inference mode, as the objective's graph holds on to them.
+        return list(embeddings.clone().chunk(2))
 
     def _whole(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> Outcome:
         """Forward and backward of the whole share at once."""
@@ -173,7 +218,7 @@ class StageTrainer:
                 (z1,) = self.parallel(x1)
             learnt = [z1, self._second_view(x2, step)]
         outcome = self._outcome([*learnt, *guided], slots, step)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        self._backward(outcome.loss)
         return outcome
 
     def _in_parts(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> Outcome:
@@ -183,7 +228,7 @@ class StageTrainer:
         the loss and its gradient with respect to them, then each part is encoded again with a graph and that gradient is
         sent through it. Exact but for batch norm, whose statistics are those of a part.
         """
-        encoder, size = _Views(self.module), self.micro_batch or 1
+        encoder, size = self.encode, self.micro_batch or 1
         second = self.experiment.objective.second_view_gradient
         inputs = views if second else views[:1]
         statistics = [buffer.clone() for buffer in self.encoder.buffers()]
@@ -219,13 +264,20 @@ class StageTrainer:
 
     def _encode(self, x: Tensor) -> Tensor:
         """The learner's embeddings of one view, also where this worker has no rows."""
-        embeddings: list[Tensor] = _Views(self.module)(x)
+        embeddings: list[Tensor] = self.encode(x)
         return embeddings[0]
 
     def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> Outcome:
         return self.objective(
             embeddings, self.prototypes, slots=slots, use_queue=step >= self.stage.queue_start, step=step
         )
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _average_gradients(self) -> None:
+        if self.averages:
+            distributed.average_gradients_(self.module)
 
     def _set_learning_rate(self, step: int) -> None:
         rate = learning_rate(self.stage, step, self.experiment.optim.lr, self.experiment.optim.end_lr)
@@ -237,17 +289,30 @@ class StageTrainer:
 
 
 class _Views(nn.Module):
-    """The encoder applied to each view on its own, so that batch norm sees one view at a time, as published."""
+    """The encoder applied to each view on its own, so that batch norm sees one view at a time, as published.
 
-    def __init__(self, module: nn.ModuleDict) -> None:
+    Args:
+        module: `encoder` is in it.
+        backbone: what computes the encoder's backbone, None for itself.
+        joint: all views in one forward, so that batch norm sees them together.
+    """
+
+    def __init__(self, module: nn.ModuleDict, backbone: Callable[[Tensor], Tensor] | None, joint: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.joint = module, joint
+        self.backbone = (backbone,)  # in a tuple, or what is compiled would be a second child with the same weights
 
     def forward(self, *views: Tensor) -> list[Tensor]:
         """Embeddings [b, D] of each of the views [b, 3, T, h, w]; a worker without samples still takes part."""
-        encoder = self.module["encoder"]
+        if self.joint and len(views) > 1:
+            return list(self._encode(torch.cat(views)).chunk(len(views)))
+        return [self._encode(x) for x in views]
+
+    def _encode(self, x: Tensor) -> Tensor:
         # Batch norm cannot learn from no rows; one of zeros is encoded and cut off again, which keeps the graph.
-        return [encoder(x) if len(x) else encoder(x.new_zeros(1, *x.shape[1:]))[:0] for x in views]
+        rows, x = len(x), x if len(x) else x.new_zeros(1, *x.shape[1:])
+        embeddings: Tensor = self.module["encoder"](x, self.backbone[0])
+        return embeddings[:rows]
 
 
 def augment_settings(experiment: Experiment) -> AugmentSettings:

@@ -1,0 +1,287 @@
+"""What makes the step fast leaves what it learns: 50 losses of each setting beside those of the plain fp32 step.
+
+Plain: contiguous layout, batch norm of the guide on its own, one view at a time, nothing compiled, nothing computed twice. The
+tolerances are relative, of every single one of the 50 losses. Rounding grows with every step, the faster the higher the
+learning rate: 0.05 here, where the loss falls by a fifth; at the published 0.6 the same rounding ends at 1-2 %.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_experiment
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vicc_ray.bench.step import Row, make_trainer, stage_of
+from vicc_ray.bench.step_published import Ways, made_batch
+from vicc_ray.config import Experiment
+from vicc_ray.errors import UserError
+from vicc_ray.models.encoder import build_encoder
+from vicc_ray.models.folding import fold_batch_norm
+from vicc_ray.models.planar import PlanarConv3d, planar_
+from vicc_ray.models.recompute import recomputing
+from vicc_ray.train.step import StageTrainer
+
+STEPS = 50
+ROUNDING = 5e-3
+BF16 = 2e-2
+PLAIN: dict[str, Any] = {"channels_last": False, "planar": False, "fold_guide": False, "overlap": False}
+BACKBONES = ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"]
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+def experiment_of(backbone: str = "r2plus1d_10", train: dict[str, Any] | None = None, **sections: Any) -> Experiment:
+    """The tiny experiment, plain but for what is given, with the published optimiser."""
+    width = 0.0625 if backbone == "r2plus1d_10" else 0.03
+    return tiny_experiment(
+        model={"backbone": backbone, "width": width, **sections.pop("model", {})},
+        optim={"name": "lars", "lr": 0.05, "end_lr": 0.0005, **sections.pop("optim", {})},
+        schedule={"cycles": 1, "cross": {"length": f"{STEPS} steps", "global_batch": 8, "queue_start": "5 steps"}},
+        clip={"frames": 4, "decode_size": [24, 24], "size": 24},
+        train=PLAIN | (train or {}),
+        **sections,
+    )
+
+
+def trainer_of(experiment: Experiment, device: str = "cpu", ways: Ways | None = None) -> StageTrainer:
+    return make_trainer(Row("", experiment, ways), stage_of(experiment), torch.device(device))
+
+
+def losses(experiment: Experiment, device: str = "cpu", ways: Ways | None = None) -> torch.Tensor:
+    """The loss of every step, over two batches in turn."""
+    trainer = trainer_of(experiment, device, ways)
+    batches = [
+        made_batch(experiment.model_copy(update={"seed": seed}), trainer.stage, full_share=0.4) for seed in (0, 1)
+    ]
+    curve = [float(trainer.step(batches[step % 2], step).loss.detach()) for step in range(STEPS)]
+    return torch.tensor(curve)
+
+
+@cache
+def plain_losses(device: str = "cpu", joint: bool = False) -> torch.Tensor:
+    return losses(experiment_of(model={"joint_views": joint}), device)
+
+
+def assert_same_curve(found: torch.Tensor, expected: torch.Tensor, tolerance: float = ROUNDING) -> None:
+    assert expected[-5:].mean() < 0.98 * expected[:5].mean()  # something is learnt
+    assert float(((found - expected).abs() / expected).max()) < tolerance
+
+
+@pytest.mark.parametrize(
+    "train", [{"channels_last": True}, {"planar": True}, {"fold_guide": True}, {"recompute": True}], ids=str
+)
+def test_the_loss_curve_stays(train: dict[str, Any]) -> None:
+    assert_same_curve(losses(experiment_of(train=train)), plain_losses())
+
+
+def test_the_defaults_together_stay_on_the_curve() -> None:
+    experiment = experiment_of()
+    together = experiment.model_copy(update={"train": type(experiment.train)()})
+    assert_same_curve(losses(together), plain_losses())
+
+
+def test_the_published_ways_are_on_the_curve() -> None:
+    """The bench's other side does the same step: assignments by exp(), LARS in a loop, the guide view by view."""
+    assert_same_curve(losses(experiment_of(), ways=Ways(guide=True, objective=True, lars=True)), plain_losses())
+
+
+def test_compiled_backbones_stay_on_the_curve_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated as by the real compiler, without the minutes that it takes to write code."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    assert_same_curve(losses(experiment_of(train={"compile": True})), plain_losses())
+    assert counters["stats"]["unique_graphs"] == 2  # the learner and the guide
+    assert not counters["graph_break"]
+    torch._dynamo.reset()
+
+
+def test_joint_views_are_batch_norm_over_both() -> None:
+    """The same as a batch of twice the size, so z is that of the encoder on both views, one after the other."""
+    trainer = trainer_of(experiment_of(model={"joint_views": True}))
+    x1, x2 = (torch.randn(4, 3, 8, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    encoder = copy.deepcopy(trainer.encoder)
+    apart = [copy.deepcopy(encoder)(x) for x in (x1, x2)]
+    found = trainer.encode(x1, x2)
+    expected = encoder(torch.cat([x1, x2]))
+    torch.testing.assert_close(torch.cat(found), expected)
+    assert not torch.allclose(torch.cat(found), torch.cat(apart), atol=1e-3)
+    for mine, theirs in zip(trainer.encoder.buffers(), encoder.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    empty = trainer.encode(x1[:0], x2[:0])
+    assert [tuple(z.shape) for z in empty] == [(0, 16), (0, 16)]
+
+
+def test_joint_views_learn_as_well() -> None:
+    """Another batch norm, so not the same curve: it ends within 3 % of the plain one."""
+    joint, plain = plain_losses(joint=True), plain_losses()
+    assert abs(float(joint[-5:].mean() / plain[-5:].mean()) - 1) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"model": {"joint_views": True}, "objective": {"second_view_gradient": False}}, ["model.joint_views"]),
+        ({"train": {"compile": True, "recompute": True}}, ["train.compile", "train.recompute"]),
+    ],
+)
+def test_what_excludes_each_other_is_refused(sections: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        tiny_experiment(**sections)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def _lived(backbone: str) -> Any:
+    """An encoder whose batch norms are far from where they start."""
+    encoder = build_encoder(backbone, width=0.0625, embedding_dim=16, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm):
+            for tensor, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.3, 0.3),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return encoder
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("frames", [6, 16])
+def test_a_folded_encoder_gives_the_same_embeddings(backbone: str, frames: int) -> None:
+    encoder = _lived(backbone).train()
+    x = torch.randn(3, 3, frames, 32, 32, generator=torch.Generator().manual_seed(3))
+    folded = fold_batch_norm(encoder)
+    assert encoder.training and not folded.training
+    assert not any(isinstance(module, _BatchNorm) for module in folded.modules())
+    encoder.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), encoder(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(folded.features(x), encoder.features(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("frames", [2, 6, 16])
+def test_a_planar_encoder_learns_the_same(backbone: str, frames: int) -> None:
+    """Embeddings, gradients by name and running statistics, those of pools with equal values (after ReLU) among them."""
+    # In double precision: batch norm over few values blows rounding up.
+    plain, other = _lived(backbone).double().train(), planar_(_lived(backbone).double().train())
+    assert list(other.state_dict()) == list(plain.state_dict())
+    x = torch.randn(3, 3, frames, 48, 48, generator=torch.Generator().manual_seed(3)).double()
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(4)).double()
+    z = plain(x)
+    (z * weight).sum().backward()
+    found = other(x.contiguous(memory_format=torch.channels_last_3d))
+    (found * weight).sum().backward()
+    torch.testing.assert_close(found, z)
+    for (name, mine), theirs in zip(other.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for mine, theirs in zip(other.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_planar_encoder_takes_no_clips_too(backbone: str) -> None:
+    """A guide's share may be empty."""
+    encoder = planar_(_lived(backbone)).eval()
+    assert encoder(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)
+    assert fold_batch_norm(encoder)(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)
+
+
+@pytest.mark.parametrize("frames", [2, 5, 7, 8, 16])
+@pytest.mark.parametrize(("kernel", "stride"), [((7, 1, 1), (2, 1, 1)), ((3, 1, 1), (1, 1, 1)), ((1, 3, 3), (1, 2, 2))])
+def test_planar_convolutions_have_the_right_float32_gradient(frames: int, kernel: Any, stride: Any) -> None:
+    """Beside double precision, at channel counts where libraries choose their fastest code."""
+    generator = torch.Generator().manual_seed(0)
+    plain = nn.Conv3d(32, 32, kernel, stride, tuple(k // 2 for k in kernel)).double()
+    other = planar_(nn.Sequential(copy.deepcopy(plain).float()))
+    x = torch.randn(2, 32, frames, 8, 8, generator=generator)
+    x64 = x.double().requires_grad_()
+    x32 = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    y64, y32 = plain(x64), other(x32)
+    upstream = torch.randn(y64.shape, generator=generator)
+    y64.backward(upstream.double())
+    y32.backward(upstream)
+    close: Any = {"rtol": 1e-3, "atol": 1e-3, "check_dtype": False}
+    torch.testing.assert_close(y32, y64, **close)
+    torch.testing.assert_close(x32.grad, x64.grad, **close)
+    for mine, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, **close)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), ((1, 3, 3), (1, 2, 2), (0, 1, 1))])
+def test_planar_pools_send_the_gradient_to_the_same_place(kernel: Any, stride: Any, padding: Any) -> None:
+    """Whole numbers 0 to 2: nearly every window has several largest values."""
+    generator = torch.Generator().manual_seed(0)
+    pool = nn.MaxPool3d(kernel, stride, padding)
+    other = planar_(nn.Sequential(copy.deepcopy(pool)))
+    x = torch.randint(0, 3, (2, 5, 7, 8, 6), generator=generator).float().requires_grad_()
+    y = x.detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    expected, found = pool(x), other(y)
+    assert torch.equal(found, expected)
+    upstream = torch.randn(expected.shape, generator=generator)
+    expected.backward(upstream)
+    found.backward(upstream)
+    torch.testing.assert_close(y.grad, x.grad)
+
+
+def test_only_what_can_be_planar_is() -> None:
+    """Full kernels, dilated ones and groups stay as they are."""
+    kept = nn.Sequential(
+        nn.Conv3d(2, 2, 3), nn.Conv3d(2, 2, (3, 1, 1), dilation=(2, 1, 1)), nn.Conv3d(2, 2, (1, 3, 3), groups=2)
+    )
+    before = list(kept)
+    assert list(planar_(kept)) == before
+    encoder = planar_(build_encoder("s3d", width=0.0625, embedding_dim=16, seed=1))
+    kinds = {type(module) for module in encoder.modules()}
+    assert PlanarConv3d in kinds and not kinds & {nn.Conv3d, nn.MaxPool3d}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_recomputing_gives_the_same_gradient_and_statistics(backbone: str) -> None:
+    plain, other = _lived(backbone).train(), _lived(backbone).train()
+    x = torch.randn(3, 3, 8, 32, 32, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(4))
+    (plain(x) * weight).sum().backward()
+    (other(x, recomputing(other.parts())) * weight).sum().backward()
+    for (name, mine), theirs in zip(other.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for mine, theirs in zip(other.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_recomputing_keeps_less() -> None:
+    """What autograd holds on to, in numbers."""
+    encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=16, seed=1).train()
+    x = torch.randn(2, 3, 8, 32, 32)
+
+    def held(run: Any) -> int:
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            run(x)
+        return sum(kept)
+
+    assert held(lambda x: encoder(x, recomputing(encoder.parts()))) < 0.5 * held(encoder)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param({"train": {"overlap": True}}, marks=gpu, id="overlap"),
+        pytest.param({"train": {"channels_last": True, "fold_guide": True}}, marks=gpu, id="layout"),
+        pytest.param({"train": {"planar": True}}, marks=gpu, id="planar"),
+        pytest.param({"train": {"compile": True}}, marks=gpu, id="compile"),
+        pytest.param({"optim": {"precision": "bf16"}}, marks=gpu, id="bf16"),
+    ],
+)
+def test_the_loss_curve_stays_on_a_gpu(sections: dict[str, Any]) -> None:
+    tolerance = BF16 if "optim" in sections else 5e-3  # convolutions of a GPU round to TF32
+    assert_same_curve(losses(experiment_of(**sections), "cuda"), plain_losses("cuda"), tolerance)
