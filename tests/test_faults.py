@@ -134,7 +134,8 @@ def test_the_loss_is_that_of_an_undisturbed_run(survived: tuple[Drill, list[Surv
     ours = [record["loss"] for record in drill.records()][:COMPARED]
     theirs = [record["loss"] for record in read_records(folder.metrics) if record["kind"] == "train"]
     assert len(ours) == len(theirs)
-    # Batch norm of one worker and of two differ, so the curves do step by step; smoothed they must not.
-    noise = statistics.stdev(theirs[-300:])
+    # Batch norm of one worker and of three differ, so the curves do step by step; smoothed they must not, beyond what the
+    # loss itself moves by in the meantime, which is much in the first steps and little later.
     for start in range(0, COMPARED, 100):
-        assert abs(np.mean(ours[start : start + 100]) - np.mean(theirs[start : start + 100])) < max(noise, 0.05)
+        window = slice(start, start + 100)
+        assert abs(np.mean(ours[window]) - np.mean(theirs[window])) < max(statistics.stdev(theirs[window]), 0.05)
