@@ -44,7 +44,7 @@ from vicc_ray.doctor.facts import (
     unseen_files,
 )
 from vicc_ray.doctor.verb import healthy
-from vicc_ray.placement import Node
+from vicc_ray.placement import UNKNOWN, Node
 from vicc_ray.resources import Machine
 
 GIB = 2**30
@@ -175,8 +175,16 @@ def room(now: tuple[int, int], grown: tuple[int, int] | None, **train: Any) -> F
             (64, 8),
             {"workers": 4, "use_gpu": True},
             "ok",
-            "fits after scaling up, and waits for it: GPUs for 0 workers",
+            "fits after scaling up, and waits for it: GPUs for 0 workers now, for 8 at most",
         ),
+        (
+            (0, 0),
+            (UNKNOWN, UNKNOWN),
+            {"workers": 4, "use_gpu": True},
+            "ok",
+            "GPUs for 0 workers now, and how many may come is not known",
+        ),
+        ((0, 0), (UNKNOWN, UNKNOWN), {"workers": 4}, "failure", "auto cannot tell"),
         ((2, 0), None, {"workers": 4}, "failure", "4 workers need as many CPUs"),
         ((8, 0), None, {"workers": 2, "use_gpu": True}, "failure", "2 workers need as many GPUs, there are 0"),
         ((0, 0), (2, 0), {"workers": {"min": 4, "max": 8}}, "failure", "the cluster has 0 and at most 2"),

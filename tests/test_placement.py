@@ -6,7 +6,7 @@ import pytest
 
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import UserError
-from vicc_ray.placement import DECODERS_A_WORKER, Node, plan_on, total
+from vicc_ray.placement import DECODERS_A_WORKER, UNKNOWN, Node, plan_on, total
 from vicc_ray.resources import Decoders, Machine
 
 GIB = 2**30
@@ -55,6 +55,19 @@ def test_labels_of_nodes_to_come_are_kept() -> None:
     assert notes == []
     assert (plan.min_workers, plan.workers, plan.train_labels) == (1, 4, TRAIN)
     assert plan.decoders(4) == Decoders(4 * DECODERS_A_WORKER, 1, DECODE)
+
+
+def test_an_autoscaler_that_does_not_say_what_it_brings() -> None:
+    """Fixed workers are waited for; only the reader knows about GPUs that are not there yet."""
+    unknown = Machine(UNKNOWN, UNKNOWN, GIB)
+    with pytest.raises(UserError, match=r"train.use_gpu: auto cannot tell.*set train.use_gpu to true or false"):
+        plan_on(placed(workers=4), [HEAD], unknown)
+    gpu, _ = plan_on(placed(workers=4, use_gpu=True), [HEAD], unknown)
+    assert (gpu.min_workers, gpu.workers, gpu.use_gpu) == (4, 4, True)
+    cpu, _ = plan_on(placed(workers=4, use_gpu=False), [HEAD], unknown)
+    assert (cpu.min_workers, cpu.workers, cpu.use_gpu) == (4, 4, False)
+    seen, _ = plan_on(placed(workers=4), MIXED, unknown)
+    assert seen.use_gpu
 
 
 def test_one_label_alone_leaves_the_rest_anywhere() -> None:

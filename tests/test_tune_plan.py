@@ -16,7 +16,7 @@ from vicc_ray.records import append_record
 from vicc_ray.resources import Machine, plan_cluster, plan_local
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import make_stages
-from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers
+from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers, with_room_for_one
 from vicc_ray.tune.sharing import begin_from
 from vicc_ray.tune.trials import Follower, Look, cost, sum_up
 
@@ -79,6 +79,24 @@ def test_with_a_range_of_workers_demand_may_exceed_what_is_there() -> None:
     assert "2 fit now, the others wait for nodes" in found.describe()
     assert found.train.decode_actors is None
     assert plan_cluster(found.train, Machine(4, 0, MEMORY)).decode_cpus == 0  # none can starve another
+
+
+@pytest.mark.parametrize(
+    ("now", "grown", "train", "expected"),
+    [
+        ((1, 0), None, {"workers": 4}, (1, 0)),
+        ((0, 0), (10**6, 10**6), {"workers": 2, "use_gpu": True}, (4, 2)),
+        ((0, 0), (10**6, 10**6), {"workers": {"min": 2, "max": 8}, "use_gpu": False, "decode_actors": 3}, (5, 0)),
+        ((64, 8), (10**6, 10**6), {"workers": 2}, (64, 8)),
+        ((0, 0), (3, 1), {"workers": 2}, (3, 1)),
+    ],
+)
+def test_with_an_autoscaler_there_is_room_for_one_trial(
+    now: tuple[int, int], grown: tuple[int, int] | None, train: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    most = Machine(*grown, MEMORY) if grown else None
+    found = with_room_for_one(Machine(*now, MEMORY), most, TrainConfig.model_validate(train))
+    assert found == Machine(*expected, MEMORY)
 
 
 def test_a_trial_that_can_never_fit_is_refused() -> None:

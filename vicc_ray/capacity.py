@@ -7,11 +7,8 @@ from collections.abc import Mapping
 import ray
 
 from vicc_ray import ray_private
-from vicc_ray.placement import Node
+from vicc_ray.placement import UNKNOWN, Node
 from vicc_ray.resources import Machine
-
-# Ray says `sys.maxsize` for a kind of node without a limit.
-_UNLIMITED = 10**6
 
 
 def nodes_now() -> list[Node]:
@@ -24,13 +21,14 @@ def nodes_now() -> list[Node]:
 
 
 def machine_grown(now: Machine) -> Machine | None:
-    """The most that the autoscaler may bring; None without one.
+    """The most that the autoscaler may bring, `UNKNOWN` of what has no known limit; None without one.
 
     The object store is what is there now, or more where the autoscaler's kinds of nodes name theirs.
     """
     most = ray_private.most_resources()
     if most is None:
-        return None
-    cpus, gpus = (min(int(most.get(kind, 0)), _UNLIMITED) for kind in ("CPU", "GPU"))
+        return Machine(UNKNOWN, UNKNOWN, now.memory) if ray_private.has_autoscaler() else None
+    # Ray says `sys.maxsize` for a kind of node without a limit.
+    cpus, gpus = (min(int(most.get(kind, 0)), UNKNOWN) for kind in ("CPU", "GPU"))
     memory = max(now.memory, int(most.get("object_store_memory", 0)))
     return Machine(max(cpus, now.cpus), max(gpus, now.gpus), memory)

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vicc_ray.config import PlaceConfig, TrainConfig
+from vicc_ray.errors import UserError
 from vicc_ray.resources import Machine, ResourcePlan, plan_cluster, plan_placed
 
 # Decode actors that are asked of an autoscaler where `train.decode_actors` does not say.
 DECODERS_A_WORKER = 8
+# How many CPUs or GPUs an autoscaler may bring that does not say, as those of 'ray up' and KubeRay do not.
+UNKNOWN = 10**6
 NONE: Mapping[str, str] = {}
 
 
@@ -28,8 +31,13 @@ class Node:
 def plan_on(train: TrainConfig, nodes: Sequence[Node], grown: Machine | None) -> tuple[ResourcePlan, list[str]]:
     """The plan, and lines for the reader; `grown` is the most that an autoscaler may bring, None where there is none.
 
-    UserError where it can never fit.
+    UserError where it can never fit, and where only the reader can know whether GPUs will come.
     """
+    if grown is not None and grown.gpus >= UNKNOWN and train.use_gpu == "auto" and not total(nodes).gpus:
+        raise UserError(
+            "train.use_gpu: auto cannot tell: the cluster has no GPU now, and how many its autoscaler brings is not known; "
+            "set train.use_gpu to true or false"
+        )
     place, notes = _place(train.place, nodes, grown is not None)
     apart = _apart(place)
     machine, decoding = total(nodes, place.train), total(nodes, place.decode)

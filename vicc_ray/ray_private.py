@@ -54,11 +54,38 @@ def keep_data_actors_here() -> None:
 
 
 def most_resources() -> dict[str, int] | None:
-    """The most of each resource that an autoscaler may bring; None without one."""
+    """The most of each resource that an autoscaler may bring; None without one, or where it does not say."""
     from ray._private.state import state
 
     most: dict[str, int] | None = state.get_max_resources_from_cluster_config()
     return most or None
+
+
+def has_autoscaler() -> bool:
+    """Whether nodes may be brought to this cluster: an autoscaler reports on it, and its nodes are of groups.
+
+    Every cluster has something that reports, to be looked at only; groups are given by what starts nodes: 'ray up', KubeRay.
+    """
+    grouped = any(ray._raylet.RAY_NODE_GROUP_KEY in node["Labels"] for node in ray.nodes() if node["Alive"])
+    return grouped and (_reports_as_before() or _reports())
+
+
+def _reports_as_before() -> bool:
+    """Whether Ray's first autoscaler does."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(DEBUG_AUTOSCALING_STATUS) is not None
+
+
+def _reports() -> bool:
+    """Whether the one that followed it does."""
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    client = ray._raylet.GcsClient(ray.get_runtime_context().gcs_address)
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    return bool(reply.autoscaling_state.autoscaler_state_version > 0)
 
 
 def _maker(module: str, name: str) -> Callable[[], Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vicc_ray.config import Experiment
 from vicc_ray.doctor.checks import Finding, gibibytes
 from vicc_ray.errors import UserError
-from vicc_ray.placement import Node, plan_on, total
+from vicc_ray.placement import UNKNOWN, Node, plan_on, total
 from vicc_ray.resources import Machine, ResourcePlan
 
 # Resident memory of a worker and of a decode actor with its reading child, without activations (docs/benchmarks.md).
@@ -122,7 +122,7 @@ def _room(plan: ResourcePlan, capacity: Capacity) -> Finding:
         return Finding(
             "room",
             "ok",
-            f"fits after scaling up, and waits for it: {kind} for {now} workers now, for {most} at most",
+            f"fits after scaling up, and waits for it: {kind} for {now} workers now, {_at_most(most)}",
         )
     return Finding(
         "room",
@@ -131,6 +131,10 @@ def _room(plan: ResourcePlan, capacity: Capacity) -> Finding:
         + (f" and at most {most}" if most > now else ""),
         f"lower train.workers (to {max(most, 1)}), or add nodes",
     )
+
+
+def _at_most(workers: int) -> str:
+    return "and how many may come is not known" if workers >= UNKNOWN else f"for {workers} at most"
 
 
 def _workers_in(machine: Machine, use_gpu: bool) -> int:

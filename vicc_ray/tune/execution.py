@@ -24,10 +24,12 @@ from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, 
 from ray.tune.search import Searcher
 
 from vicc_ray import storage
-from vicc_ray.capacity import nodes_now
+from vicc_ray.capacity import machine_grown, nodes_now
+from vicc_ray.config import TrainConfig
 from vicc_ray.errors import Interrupted
 from vicc_ray.placement import total
 from vicc_ray.resources import Machine
+from vicc_ray.tune.plan import with_room_for_one
 from vicc_ray.tune.sweep import Sweep
 from vicc_ray.tune.trials import Look, TrialSpec, run_trial
 
@@ -42,9 +44,10 @@ _ENVIRONMENT = {
 }
 
 
-def cluster() -> Machine:
-    """What the connected cluster has."""
-    return total(nodes_now())
+def cluster(train: TrainConfig) -> Machine:
+    """What the connected cluster has, or will have for a trial."""
+    now = total(nodes_now())
+    return with_room_for_one(now, machine_grown(now), train)
 
 
 def driver_memory() -> int:

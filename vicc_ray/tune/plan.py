@@ -63,6 +63,16 @@ def with_drivers(plan: TrialsPlan, memory: int, driver: int) -> TrialsPlan:
     return replace(plan, concurrency=room, remark=f"{plan.remark}; {remark}" if plan.remark else remark)
 
 
+def with_room_for_one(now: Machine, grown: Machine | None, train: TrainConfig) -> Machine:
+    """What trials are planned on: what is there, and with an autoscaler as much of what it may bring as one trial needs."""
+    if grown is None:
+        return now
+    workers = train.workers.min
+    cpus = workers + (train.decode_actors or workers)
+    gpus = 0 if train.use_gpu is False else workers
+    return replace(now, cpus=max(now.cpus, min(grown.cpus, cpus)), gpus=max(now.gpus, min(grown.gpus, gpus)))
+
+
 def plan_trials(experiment: Experiment, search: SearchConfig, machine: Machine, local: bool) -> TrialsPlan:
     """The plan on this machine (`local`) or on a cluster; UserError where not even one fits.
 

@@ -154,7 +154,7 @@ def _run(asked: Asked, sweep: Sweep, plan: TrialsPlan | None, address: str | Non
     settings = plan.whole if plan else asked.experiment.train
     with quiet(asked.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose):
         if plan is None:
-            plan = plan_trials(asked.experiment, asked.search, cluster(), local=False)
+            plan = plan_trials(asked.experiment, asked.search, cluster(settings), local=False)
         plan = with_drivers(plan, driver_memory(), DRIVER_BYTES)
         sweep.plan = plan
         console.print(plan.describe(), markup=False)
