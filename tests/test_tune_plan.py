@@ -66,6 +66,15 @@ def test_on_this_machine_workers_and_decode_actors_take_turns() -> None:
     assert (count, found.train.workers.max) == (4, 2)  # else the first trial would take all
 
 
+def test_workers_of_trials_share_the_threads() -> None:
+    """Two trials of a worker each on two CPUs: with two threads each they took more than twice as long."""
+    assert plan(2, local=True, workers=1)[1].train.threads == 1
+    assert plan(8, local=True, workers=1, threads=4, concurrency=1)[1].train.threads == 4
+    assert plan(8, local=True, workers=1, concurrency=2)[1].train.threads == 4
+    assert plan(32, workers=2)[1].train.threads == 2
+    assert plan(1, workers={"min": 1, "max": 4}, concurrency=3)[1].train.threads == 1
+
+
 def test_a_concurrency_that_does_not_fit_is_lowered_and_said() -> None:
     count, found = plan(8, concurrency=6, workers=2)
     assert count == 2

@@ -380,6 +380,9 @@ class TrainConfig(Section):
     decode_actors: int | None = Field(
         None, ge=1, description="Ray Data actors that decode; none: as many as CPUs are free"
     )
+    threads: int | None = Field(
+        None, ge=1, description="most CPU threads of a worker; none: its share of its node's CPUs"
+    )
     place: PlaceConfig = Field(PlaceConfig(), description="labels of the nodes that train and of those that decode")
     channels_last: bool = Field(
         False, description="memory layout of the encoders; faster for some backbones and devices"

@@ -58,7 +58,7 @@ class Outcome:
     figures: dict[str, list[float]]
     bars: list[Bar] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, dict[str, float | None]] = field(default_factory=dict)  # per contender, named figures with unit
+    details: dict[str, dict[str, float]] = field(default_factory=dict)  # per contender, named figures with unit
 
     def median(self, contender: str) -> float:
         """The median over the rounds."""
@@ -149,7 +149,7 @@ def _print(name: str, outcome: Outcome) -> None:
     _print_bars(outcome.bars)
 
 
-def _details(details: Mapping[str, Mapping[str, float | None]]) -> Table:
+def _details(details: Mapping[str, Mapping[str, float]]) -> Table:
     """A column each contender, by its number, and a row each figure: names as columns would be too wide."""
     table = Table(title="contenders numbered in the order above")
     table.add_column("figure")
@@ -157,7 +157,7 @@ def _details(details: Mapping[str, Mapping[str, float | None]]) -> Table:
         table.add_column(str(number), justify="right")
     for figure in next(iter(details.values())):
         values = (figures[figure] for figures in details.values())
-        table.add_row(figure, *("-" if value is None else f"{value:.3g}" for value in values))
+        table.add_row(figure, *(f"{value:.3g}" for value in values))
     return table
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 _MATRIX = {"cpu": 1536, "cuda": 8192}  # side of the square matrices
@@ -25,11 +31,18 @@ def now(device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product; float32 on a GPU as convolutions take it (TF32 or not)."""
+    """Operations a second of a large square matrix product; float32 on a GPU as convolutions take it (TF32 or not).
+
+    The faster one of the library for matrices and the library for convolutions, given the same product as a kernel of one
+    pixel: on some CPUs the former leaves half of what the device can do (docs/benchmarks.md).
+    """
     side = _MATRIX[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    with _convolutions_float32():
-        return 2 * side**3 / _seconds(lambda: torch.mm(a, b), device)
+    pixels = a.view(side // 32, 4, 8, side).permute(0, 3, 1, 2)  # the rows of `a`, in channels-last memory
+    kernel = b.view(side, side, 1, 1)
+    with _convolutions_float32(), torch.inference_mode():
+        seconds = min(_seconds(lambda: torch.mm(a, b), device), _seconds(lambda: F.conv2d(pixels, kernel), device))
+    return 2 * side**3 / seconds
 
 
 def copy_rate(device: torch.device) -> float:
@@ -46,8 +59,8 @@ def operations(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `work` takes beyond what was taken before; of the process on a CPU, None where nobody counts them."""
+def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+    """Most bytes of tensors that `work` holds at once beyond those that were there before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -56,18 +69,22 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark of this process begins again
-        before = _status("VmRSS")
+    # Not the process' own size: what an earlier step has given back to the process is not asked of the system again.
+    with profiled(profile_memory=True) as seen:
         work()
-        return _status("VmHWM") - before
-    except (OSError, StopIteration):
-        return None
+    with tempfile.TemporaryDirectory(prefix="vicc-bench-") as folder:
+        trace = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max(int(event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]")
 
 
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
+@contextmanager
+def profiled(**what: Any) -> Iterator[profile]:
+    """torch's profiler on the CPU, without its own lines on standard error."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU], **what) as seen:
+        yield seen
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

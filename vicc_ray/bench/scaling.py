@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.multiprocessing.spawn import spawn
-from torch.profiler import ProfilerActivity, profile
 
 from vicc_ray import distributed
 from vicc_ray.bench import Bar, Outcome
 from vicc_ray.bench.drill import Drill, make_videos
 from vicc_ray.bench.nodes import local_cluster
+from vicc_ray.bench.roofline import profiled
 from vicc_ray.config import ClipConfig, Stream, load_experiment
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest, VideoRow
@@ -118,11 +118,12 @@ def _step_and_messages(rank: int, workers: int, folder: Path) -> tuple[float, fl
     for step in range(2):
         trainer.step(batches[step], step)
     began = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profiled() as seen:
         for step in range(PROFILED):
             trainer.step(batches[step % 2], 2 + step)
     seconds = (time.perf_counter() - began) / PROFILED
-    waiting = sum(event.time_range.elapsed_us() for event in seen.events() or () if event.name.startswith("gloo:"))
+    events = seen.events() or ()  # type: ignore[no-untyped-call]
+    waiting = sum(event.time_range.elapsed_us() for event in events if event.name.startswith("gloo:"))
     return seconds, waiting / 1e6 / PROFILED
 
 

@@ -113,11 +113,10 @@ def measure(rounds: int, experiment: Experiment, device: str | None = None) -> O
     peaks = {dtype: matmul_rate(where, dtype) for dtype in {one.dtype for one in contenders.values()}}
     for name, one in contenders.items():
         rate = outcome.median(name) * counted / stage.global_batch
-        memory = peak_memory(one.step, where)
         outcome.details[name] = {
             "TFLOP/s": rate / 1e12,
             "of peak": rate / peaks[one.dtype],
-            "MiB": None if memory is None else memory / 2**20,
+            "MiB": peak_memory(one.step, where) / 2**20,
             **{f"{phase}, ms": 1000 * seconds for phase, seconds in one.phases().items()},
         }
     last = next(reversed(contenders))

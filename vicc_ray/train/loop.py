@@ -167,11 +167,10 @@ def _set_timeouts(experiment: Experiment) -> None:
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
-    on_this_node = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_node))
     folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
     folder.pull()
     experiment = Experiment.model_validate(settings["experiment"])
+    torch.set_num_threads(_threads(experiment))
     manifest = Manifest.read(folder.manifest)
     task: Task = settings["task"]
     plan = task.plan(experiment, manifest)
@@ -189,6 +188,13 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     finally:
         host.close()
+
+
+def _threads(experiment: Experiment) -> int:
+    """This worker's share of the CPUs of its node, of which other runs (trials) may want some too."""
+    on_this_node: int = ray.train.get_context().get_local_world_size()
+    share = max(1, len(os.sched_getaffinity(0)) // on_this_node)
+    return min(share, experiment.train.threads or share)
 
 
 def _nodes() -> int:

@@ -97,7 +97,14 @@ def plan_trials(experiment: Experiment, search: SearchConfig, machine: Machine, 
     elif wanted > room:
         remark = f"search.concurrency {search.concurrency} does not fit"
         wanted = room
-    return TrialsPlan(wanted, _with_actors(train, machine, local, elastic, wanted), one.use_gpu, machine.cpus, remark)
+    settings = _with_threads(_with_actors(train, machine, local, elastic, wanted), machine, wanted)
+    return TrialsPlan(wanted, settings, one.use_gpu, machine.cpus, remark)
+
+
+def _with_threads(train: TrainConfig, machine: Machine, concurrency: int) -> TrainConfig:
+    """Workers of trials that take turns on a node's CPUs: with a node's worth of threads each, they would mostly wait."""
+    share = max(machine.cpus // (concurrency * train.workers.min), 1)
+    return train.model_copy(update={"threads": min(share, train.threads or share)})
 
 
 def _with_actors(train: TrainConfig, machine: Machine, local: bool, elastic: bool, concurrency: int) -> TrainConfig:

@@ -160,7 +160,8 @@ def _run(asked: Asked, sweep: Sweep, plan: TrialsPlan | None, address: str | Non
         console.print(plan.describe(), markup=False)
         console.print(describe_shared(asked.experiment, asked.search, asked.shared), markup=False)
         if asked.shared:
-            shared = shared_experiment(asked.experiment, str(asked.folder)).model_copy(update={"train": plan.train})
+            alone = plan.train.model_copy(update={"threads": asked.experiment.train.threads})
+            shared = shared_experiment(asked.experiment, str(asked.folder)).model_copy(update={"train": alone})
             sweep.shared = str(run_training(shared, "auto", verbose))
         run_trials(sweep, plan.concurrency)
 
