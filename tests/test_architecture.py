@@ -128,10 +128,14 @@ def test_collectives_live_in_one_file(module: str) -> None:
     assert users == {module}
 
 
-def test_decode_actors_load_no_torch() -> None:
-    """What a decode actor imports stays small: batches, samples and what they need."""
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("vicc_ray.train.batches", "torch"), ("vicc_ray.train.loop", "torchvision"), ("vicc_ray.data.pipeline", "torch")],
+)
+def test_processes_load_only_what_they_need(module: str, heavy: str) -> None:
+    """Of the seconds of a core in which each process of a run starts, nearly all are imports."""
     import subprocess
     import sys
 
-    code = "import sys, vicc_ray.train.batches; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -24,6 +24,8 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# The same for a cluster that is this machine alone.
+_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody gives notice here; it takes seconds of a core to start
 
 
 CONNECT_SECONDS = 10.0
@@ -72,11 +74,15 @@ def _connected(address: str | None, cpus: int, object_store: int, verbose: bool)
         yield
         return
     level = logging.INFO if verbose else logging.WARNING
+    added = [] if address else [name for name in _HERE if name not in os.environ]
+    os.environ.update({name: _HERE[name] for name in added})
     try:
         _start_here(cpus, object_store, verbose, level) if address is None else join(address, verbose, level)
         yield
     finally:
         ray.shutdown()
+        for name in added:
+            del os.environ[name]
 
 
 def join(address: str, verbose: bool, level: int) -> None:

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,14 +21,21 @@ from torch.nn import functional as F
 
 from vicc_ray.errors import UserError
 from vicc_ray.models.r2plus1d import R2Plus1D10, R2Plus1D18
-from vicc_ray.models.s3d import S3D
 
 logger = logging.getLogger(__name__)
 
+
+def _s3d(in_channels: int, width: float, gating: bool = False) -> nn.Module:
+    # torchvision's blocks take longer to import than torch, in every process of a run, so only who wants them pays.
+    from vicc_ray.models.s3d import S3D
+
+    return S3D(in_channels, width, gating)
+
+
 # name -> (in_channels, width) -> a module with `feature_dim` = d that maps clips [B, C, T, H, W] to [B, d, t, h, w].
 BACKBONES: dict[str, Callable[[int, float], nn.Module]] = {
-    "s3d": lambda in_channels, width: S3D(in_channels, width),
-    "s3dg": lambda in_channels, width: S3D(in_channels, width, gating=True),
+    "s3d": _s3d,
+    "s3dg": partial(_s3d, gating=True),
     "r2plus1d_10": R2Plus1D10,
     "r2plus1d_18": R2Plus1D18,
 }

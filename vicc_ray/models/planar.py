@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vicc_ray.config import TrainConfig
-from vicc_ray.models.s3d import LastPool
+from vicc_ray.models.layers import LastPool
 
 Triple = tuple[int, int, int]
 Module = TypeVar("Module", bound=nn.Module)
@@ -71,7 +71,7 @@ class PlanarConv3d(nn.Conv3d):
         b, c, t, h, w = input.shape
         x = input.reshape(b, c, t, h * w)
         if st > 1 and t <= kt:
-            # Clips no longer than a strided kernel are padded by hand: see `models.s3d.ShortClipConv3d`.
+            # Clips no longer than a strided kernel are padded by hand: see `models.layers.ShortClipConv3d`.
             x, pt = F.pad(x, (0, 0, pt, pt)).contiguous(memory_format=torch.channels_last), 0
         out = F.conv2d(x, self.weight.squeeze(4), self.bias, (st, 1), (pt, 0))
         return out.view(b, out.shape[1], out.shape[2], h, w)
@@ -90,7 +90,7 @@ class PlanarMaxPool3d(nn.Module):
 
 
 class PlanarLastPool(nn.Module):
-    """As `models.s3d.LastPool`."""
+    """As `models.layers.LastPool`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, D, t, h, w] -> [B, D, max(1, t // 2), max(1, h // 2), max(1, w // 2)]."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
-from vicc_ray.models.s3d import scale_channels
+from vicc_ray.models.layers import scale_channels
 
 _LAYER_WIDTHS = (64, 128, 256, 512)
 
@@ -139,6 +138,9 @@ class R2Plus1D18(nn.Module):
 
 def _torchvision_layer(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Two of torchvision's basic blocks; a strided layer's first one has a 1x1x1 convolution as its shortcut."""
+    # Only where it is used: see `models.encoder`.
+    from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
+
     shortcut = None
     if stride != 1:
         shortcut = nn.Sequential(

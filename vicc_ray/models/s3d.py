@@ -11,9 +11,10 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.video.s3d import SepInceptionBlock3D, TemporalSeparableConv
 from torchvision.ops.misc import Conv3dNormActivation
+
+from vicc_ray.models.layers import LastPool, ShortClipConv3d, scale_channels
 
 # Inception cells: name -> (branch 0; branch 1 middle, out; branch 2 middle, out; branch 3) channels at width 1.
 _CELLS: dict[str, tuple[int, int, int, int, int, int]] = {
@@ -27,38 +28,6 @@ _CELLS: dict[str, tuple[int, int, int, int, int, int]] = {
     "mixed_5b": (256, 160, 320, 32, 128, 128),
     "mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-
-
-def scale_channels(channels: int, width: float) -> int:
-    """`channels` times the width multiplier, rounded to the nearest whole number and never below 1."""
-    return max(1, int(channels * width + 0.5))
-
-
-class LastPool(nn.Module):
-    """Max pooling by 2 in time, height and width that leaves an axis of length 1 as it is.
-
-    Identical to the published 2x2x2 pooling wherever that is defined; clips of 2-4 frames (one step in time at this
-    depth) pass instead of failing.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, D, t, h, w] -> [B, D, max(1, t // 2), max(1, h // 2), max(1, w // 2)]."""
-        return F.max_pool3d(x, [min(2, int(size)) for size in x.shape[2:]])
-
-
-class ShortClipConv3d(nn.Conv3d):
-    """A temporal [k,1,1] convolution that pads by hand where the clip is no longer than the kernel.
-
-    The same numbers, but not the same kernel: with 5-7 frames, 16 or more channels and stride 2, torch 2.15's CPU
-    backward (oneDNN, AVX-512) of the implicitly padded stem convolution gives wrong gradients or corrupts the heap.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps [B, cin, t, h, w] -> [B, cout, ceil(t / stride), h, w]."""
-        if int(input.shape[2]) > self.kernel_size[0]:
-            return super().forward(input)
-        padded = F.pad(input, (0, 0, 0, 0, int(self.padding[0]), int(self.padding[0])))
-        return F.conv3d(padded, self.weight, self.bias, stride=self.stride)
 
 
 class SelfGating(nn.Module):
