@@ -214,7 +214,7 @@ def test_from_no_worker_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
             raise AssertionError(f"{error}\n{cluster.words()}") from error
         finally:
             cluster.stop()
-    samples = [event for event in read_records(run / "events.jsonl") if event["kind"] == "start"]
-    assert len(samples) >= 3
+    starts = [event for event in read_records(run / "events.jsonl") if event["kind"] == "start"]
+    assert len(starts) >= 2  # at first, and after the lost node
     with capsys.disabled():
         print("\nautoscaler:", ", ".join(f"{what} {seconds:.0f} s" for what, seconds in times.items()))
