@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from vicc_ray.bench.drill import EXPERIMENT, make_videos
-from vicc_ray.bench.nodes import STORE_BYTES, LocalCluster, Node, command_line, descendants, send
+from vicc_ray.bench.nodes import STORE_BYTES, LocalCluster, Node, command_line, descendants, free_port, send
 from vicc_ray.records import read_records
 
 HEAD = "f" * 51 + "00000"
@@ -58,9 +59,7 @@ class AutoscaledCluster(LocalCluster):
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         super().__init__(folder, token)
         self.host = address_here()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            self.dashboard = probe.getsockname()[1]
+        self.dashboard = free_port()
 
     @property
     def jobs(self) -> str:
@@ -138,83 +137,102 @@ def wait(holds: Callable[[], bool], what: str, seconds: float) -> float:
     return time.monotonic() - began
 
 
+class Story:
+    """A run on the cluster in `folder`, as a user sees it, and how long what happens to it takes."""
+
+    def __init__(self, folder: Path, cluster: AutoscaledCluster) -> None:
+        self.folder, self.cluster = folder, cluster
+        self.run = folder / "runs" / "drill"
+        self.environment = cluster.environment | {"XDG_CACHE_HOME": str(folder / "cache")}
+        self.times: dict[str, float] = {}
+        make_videos(folder)
+        tree = EXPERIMENT | {"runs": str(folder / "runs"), "data": {"manifest": str(folder / "videos.parquet")}}
+        tree["train"] = EXPERIMENT["train"] | {"start_timeout": 15}
+        (folder / "drill.yaml").write_text(yaml.safe_dump(tree))
+
+    def vicc(self, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        program = str(Path(sys.executable).parent / "vicc")
+        used = environment or self.environment
+        return subprocess.run([program, *words], env=used, capture_output=True, text=True, timeout=240)
+
+    def records(self) -> list[dict[str, Any]]:
+        return (
+            [r for r in read_records(self.run / "metrics.jsonl") if r["kind"] == "train"] if self.run.exists() else []
+        )
+
+    def starts(self) -> list[float]:
+        return [event["time"] for event in read_records(self.run / "events.jsonl") if event["kind"] == "start"]
+
+    def steps(self, workers: int) -> int:
+        """The newest steps in a row that so many workers took."""
+        alike = itertools.takewhile(lambda record: record["workers"] == workers, reversed(self.records()))
+        return len(list(alike))
+
+    def went_on_after(self, moment: float) -> bool:
+        later = [start for start in self.starts() if start > moment]
+        return bool(later) and any(record["time"] > later[0] for record in self.records())
+
+    def is_refused(self) -> None:
+        """A stranger without the token; a run of which nobody can tell whether it is to have GPUs."""
+        stranger = {name: value for name, value in self.environment.items() if not name.startswith("RAY_AUTH")}
+        told = self.vicc("jobs", environment=stranger | {"HOME": str(self.cluster.folder)})
+        assert told.returncode == 2 and "asks for its token" in told.stderr, told.stdout + told.stderr
+        told = self.vicc("submit", str(self.folder / "drill.yaml"), "--workers", "2", "--follow")
+        assert told.returncode == 2 and "train.use_gpu: auto cannot tell" in told.stdout, told.stdout + told.stderr
+        assert not self.cluster.workers()
+
+    def scales_up(self) -> None:
+        began = time.monotonic()
+        told = self.vicc("submit", str(self.folder / "drill.yaml"), "--workers", "1:2", "--set", "train.use_gpu=false")
+        assert told.returncode == 0, told.stdout + told.stderr
+        self.times["submitted"] = time.monotonic() - began
+        wait(lambda: bool(self.cluster.workers()), "the first node", 300)
+        self.times["first node's processes"] = time.monotonic() - began
+        wait(lambda: bool(self.records()), "first step", 300)
+        self.times["first step"] = time.monotonic() - began
+        wait(lambda: self.steps(2) >= 5, "two workers", 300)
+        self.times["steps on two workers"] = time.monotonic() - began
+
+    def loses_a_node(self) -> None:
+        lost, died = time.monotonic(), time.time()
+        victim = self.cluster.workers()[0]
+        for pid in [*descendants(victim), victim]:
+            send(pid, signal.SIGKILL)
+        # With one worker, or with two at once where the autoscaler is quicker than the workers.
+        wait(lambda: self.went_on_after(died), "training goes on", 300)
+        self.times["lost node -> next step"] = time.monotonic() - lost
+        wait(lambda: self.steps(2) >= 3, "another node", 300)
+        self.times["lost node -> step on two workers"] = time.monotonic() - lost
+
+    def ends(self) -> None:
+        """Asked to; no node is left, and the token is nowhere to be read."""
+        told = self.vicc("jobs", "drill", "--stop", "--follow")
+        ended = time.monotonic()
+        assert told.returncode == 130, told.stdout + told.stderr
+        wait(lambda: not self.cluster.workers(), "scaling down", 240)
+        self.times[f"end -> no worker (idle time {IDLE_SECONDS} s)"] = time.monotonic() - ended
+        kept = [path.read_text(errors="replace") for path in self.folder.rglob("*") if path.is_file()]
+        texts = [*kept, self.vicc("jobs", "--json").stdout, told.stdout]
+        assert not [text for text in texts if self.cluster.settings["RAY_AUTH_TOKEN"] in text]
+
+
 @pytest.mark.cluster
 def test_from_no_worker_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scales up for the request, trains, loses a node, goes on, gets another, and is empty again after the end."""
-    make_videos(tmp_path)
-    tree = EXPERIMENT | {"runs": str(tmp_path / "runs"), "data": {"manifest": str(tmp_path / "videos.parquet")}}
-    tree["train"] = EXPERIMENT["train"] | {"start_timeout": 15}
-    (tmp_path / "drill.yaml").write_text(yaml.safe_dump(tree))
-    run = tmp_path / "runs" / "drill"
-
-    def steps(workers: int) -> int:
-        records = [r for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"] if run.exists() else []
-        alike = 0
-        for record in reversed(records):
-            if record["workers"] != workers:
-                break
-            alike += 1
-        return alike
-
-    def went_on_after(moment: float) -> bool:
-        starts = [e["time"] for e in read_records(run / "events.jsonl") if e["kind"] == "start" and e["time"] > moment]
-        return bool(starts) and any(
-            record["time"] > starts[0] for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"
-        )
-
-    program = str(Path(sys.executable).parent / "vicc")
-    times: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="va", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = AutoscaledCluster(Path(folder))
-        environment = cluster.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        story = Story(tmp_path, cluster)
         try:
-            times["head"] = wait(lambda: bool(cluster.start_head()), "head", 90)
+            cluster.start_head()
             assert not cluster.workers()
-            stranger = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH")}
-            told = subprocess.run([program, "jobs"], env=stranger | {"HOME": folder}, capture_output=True, text=True)
-            assert told.returncode == 2 and "asks for its token" in told.stderr, told.stdout + told.stderr
-            words = [program, "submit", str(tmp_path / "drill.yaml"), "--workers", "2", "--follow"]
-            told = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-            assert told.returncode == 2 and "train.use_gpu: auto cannot tell" in told.stdout, told.stdout + told.stderr
-            assert not cluster.workers()
-            words = [*words[:3], "--workers", "1:2", "--set", "train.use_gpu=false"]
-            began = time.monotonic()
-            told = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-            assert told.returncode == 0, told.stdout + told.stderr
-            times["submitted"] = time.monotonic() - began
-            wait(lambda: bool(cluster.workers()), "the first node", 300)
-            times["first node's processes"] = time.monotonic() - began
-            wait(lambda: steps(1) + steps(2) > 0, "first step", 300)
-            times["first step"] = time.monotonic() - began
-            wait(lambda: steps(2) >= 5, "two workers", 300)
-            times["steps on two workers"] = time.monotonic() - began
-
-            lost, died = time.monotonic(), time.time()
-            victim = cluster.workers()[0]
-            for pid in [*descendants(victim), victim]:
-                send(pid, signal.SIGKILL)
-            # With one worker, or with two at once where the autoscaler is quicker than the workers.
-            wait(lambda: went_on_after(died), "training goes on", 300)
-            times["lost node -> next step"] = time.monotonic() - lost
-            wait(lambda: steps(2) >= 3, "another node", 300)
-            times["lost node -> step on two workers"] = time.monotonic() - lost
-
-            words = [program, "jobs", "drill", "--stop", "--follow"]
-            told = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
-            ended = time.monotonic()
-            assert told.returncode == 130, told.stdout + told.stderr
-            wait(lambda: not cluster.workers(), "scaling down", 240)
-            times[f"end -> no worker (idle time {IDLE_SECONDS} s)"] = time.monotonic() - ended
-            listed = subprocess.run([program, "jobs", "--json"], env=environment, capture_output=True, text=True)
-            kept = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
-            assert not [
-                text for text in [*kept, listed.stdout, told.stdout] if cluster.settings["RAY_AUTH_TOKEN"] in text
-            ]
+            story.is_refused()
+            story.scales_up()
+            story.loses_a_node()
+            story.ends()
         except AssertionError as error:
             raise AssertionError(f"{error}\n{cluster.words()}") from error
         finally:
             cluster.stop()
-    starts = [event for event in read_records(run / "events.jsonl") if event["kind"] == "start"]
-    assert len(starts) >= 2  # at first, and after the lost node
+    assert len(story.starts()) >= 2  # at first, and after the lost node
     with capsys.disabled():
-        print("\nautoscaler:", ", ".join(f"{what} {seconds:.0f} s" for what, seconds in times.items()))
+        print("\nautoscaler:", ", ".join(f"{what} {seconds:.0f} s" for what, seconds in story.times.items()))

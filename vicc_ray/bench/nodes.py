@@ -57,7 +57,7 @@ class LocalCluster:
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder, self.settings = folder, dict(settings or {})
-        self.port = _free_port()
+        self.port = free_port()
         self.nodes: list[Node] = []
         self.head: Node | None = None
 
@@ -75,7 +75,7 @@ class LocalCluster:
     def start_head(self) -> Node:
         """Start the head and wait until it answers."""
         options = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=true"]
-        self.head = self._start([*options, f"--dashboard-port={_free_port()}", "--dashboard-host=127.0.0.1"])
+        self.head = self._start([*options, f"--dashboard-port={free_port()}", "--dashboard-host=127.0.0.1"])
         return self.head
 
     def add_node(self, cpus: int = 1, core: int | None = None) -> Node:
@@ -186,7 +186,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
