@@ -14,7 +14,7 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.evaluate.crops import COUNTS, crop_views
 from vicc_ray.evaluate.stored import JITTER_P
-from vicc_ray.models.planar import arrange
+from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.weights import load_encoder
 
 _JITTER = 5  # keeps the jitter of a test apart from other uses of a seed
@@ -42,10 +42,8 @@ class EncodeWindows:
             with storage.local_copy(where) as path:
                 files[name] = load_encoder(path)
         self.streams = {name: file.stream for name, file in files.items()}
-        self.layout = torch.contiguous_format
-        self.encoders = {}
-        for name, file in files.items():
-            self.encoders[name], self.layout = arrange(file.build(), experiment.train, self.device)
+        self.layout = layout_of(experiment.train, self.device)
+        self.encoders = {name: arrange(file.build(), experiment.train, self.device) for name, file in files.items()}
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """uint8 windows [w, T, H, W, C] a stream -> video, refused and features float32 [w, d] an encoder."""
@@ -82,10 +80,8 @@ class ClassifyWindows:
         self.experiment = experiment
         files = {name: load_classifier(path) for name, path in classifiers.items()}
         self.streams = {name: file.stream for name, file in files.items()}
-        self.layout = torch.contiguous_format
-        self.classifiers = {}
-        for name, file in files.items():
-            self.classifiers[name], self.layout = arrange(file.build(), experiment.train, self.device)
+        self.layout = layout_of(experiment.train, self.device)
+        self.classifiers = {name: arrange(file.build(), experiment.train, self.device) for name, file in files.items()}
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """uint8 windows [w, T, H, W, C] a stream -> video, refused and probabilities float32 [w, classes] a classifier."""

@@ -23,13 +23,21 @@ Triple = tuple[int, int, int]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def arrange(module: Module, settings: TrainConfig, device: torch.device) -> tuple[Module, torch.memory_format]:
-    """An encoder or classifier on its device and as the settings want it computed, with the layout to give its clips in."""
-    planar = device.type == "cpu" if settings.planar == "auto" else settings.planar
-    layout = torch.channels_last_3d if planar or settings.channels_last else torch.contiguous_format
-    if planar:
+def arrange(module: Module, settings: TrainConfig, device: torch.device) -> Module:
+    """An encoder or classifier on its device and as the settings want it computed; its clips are given in `layout_of`."""
+    if _is_planar(settings, device):
         planar_(module)
-    return module.to(device).to(memory_format=layout), layout
+    return module.to(device).to(memory_format=layout_of(settings, device))
+
+
+def layout_of(settings: TrainConfig, device: torch.device) -> torch.memory_format:
+    """The memory layout of clips and maps."""
+    channels_last = _is_planar(settings, device) or settings.channels_last
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
+def _is_planar(settings: TrainConfig, device: torch.device) -> bool:
+    return device.type == "cpu" if settings.planar == "auto" else settings.planar
 
 
 def planar_(module: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ from vicc_ray.config import ClassifierConfig, Experiment
 from vicc_ray.data.augment import augment, draw
 from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_mask
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
-from vicc_ray.models.planar import arrange
+from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.train.batches import Batch
 from vicc_ray.train.schedule import Stage
@@ -77,7 +77,8 @@ class ClassifierTrainer:
         self.settings = settings_of(experiment, protocol)
         self.drops = drop_steps(self.settings, stage)
         self.augmentation = augment_settings(experiment)
-        self.classifier, self.layout = arrange(classifier.train(), experiment.train, device)
+        self.layout = layout_of(experiment.train, device)
+        self.classifier = arrange(classifier.train(), experiment.train, device)
         self.frozen = self.settings.backbone_lr == 0
         mode = experiment.model.batch_norm
         self.synced = not self.frozen and device.type == "cuda" and mode in ("auto", "sync")

@@ -20,7 +20,7 @@ from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, augment, draw
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
-from vicc_ray.models.planar import arrange
+from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.models.recompute import recomputing
 from vicc_ray.objective import Objective, ObjectiveSettings, Outcome, Prototypes
 from vicc_ray.train.batches import Batch
@@ -49,7 +49,8 @@ class StageTrainer:
         self.experiment, self.stage, self.device = experiment, stage, device
         self.settings = augment_settings(experiment)
         # The layout changes the speed only; which one is faster depends on backbone, width and device.
-        learner, self.layout = arrange(learner.train(), experiment.train, device)
+        self.layout = layout_of(experiment.train, device)
+        learner = arrange(learner.train(), experiment.train, device)
         mode = experiment.model.batch_norm
         if mode == "sync" or (mode == "auto" and device.type == "cuda"):
             learner = convert_batch_norm(learner, "sync", device)
@@ -78,7 +79,7 @@ class StageTrainer:
         guide = guide.eval().requires_grad_(False)
         if self.experiment.train.fold_guide:
             guide = fold_batch_norm(guide)
-        guide, _ = arrange(guide, self.experiment.train, self.device)
+        guide = arrange(guide, self.experiment.train, self.device)
         if self.experiment.train.compile:
             guide.backbone.compile(dynamic=False)
         return guide
