@@ -125,6 +125,19 @@ def test_stages_learn_from_the_right_weights(finished: tuple[RunFolder, PlainHos
     assert 0 < distance("Flow-1", "Flow-2") < distance("RGB-2", "Flow-2")
 
 
+def test_a_stage_learns_the_same_without_those_that_it_does_not_build_on(
+    videos: Manifest, finished: tuple[RunFolder, PlainHost], tmp_path: Path
+) -> None:
+    """So that a trial of a sweep that is judged by Flow-1 may begin after RGB-1 and end before RGB-2."""
+    experiment = tiny_experiment()
+    plan = Pretraining("Flow-1").plan(experiment, videos)
+    folder = _open(plan, tmp_path / "run", videos)
+    after_rgb: State = {"step": 2, "stage": "RGB-1", "trainer": {}}
+    assert train(Pretraining("Flow-1"), plan, folder, PlainHost(plan), after_rgb, _monitor(plan, videos)) == 4
+    assert folder.encoders() == ["Flow-0", "Flow-1"]
+    assert _losses(folder) == {step: _losses(finished[0])[step] for step in (3, 4)}
+
+
 class NoiseHost(PlainHost):
     """Blocks of keyed noise instead of videos: the curve then depends on no decoder."""
 

@@ -17,7 +17,7 @@ from vicc_ray.resources import Machine, plan_cluster, plan_local
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import make_stages
 from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers, with_room_for_one
-from vicc_ray.tune.sharing import begin_from
+from vicc_ray.tune.sharing import begin_at, first_stage
 from vicc_ray.tune.trials import Follower, Look, cost, sum_up
 
 MEMORY = 8 * 2**30
@@ -182,10 +182,48 @@ def shared_run(folder: Path, experiment: Experiment) -> RunFolder:
     return run
 
 
+def begin(trial: RunFolder, experiment: Experiment, shared: RunFolder | None, *measured: str) -> None:
+    stages = make_stages(experiment, 16)
+    begin_at(first_stage(stages, measured or ("RGB-2",), shared is not None), trial, experiment, stages, shared)
+
+
+@pytest.mark.parametrize(
+    ("measured", "shared", "first"),
+    [
+        (["Flow-1"], False, "Flow-1"),
+        (["RGB-1"], False, "RGB-1"),
+        (["RGB-1", "Flow-1"], False, "RGB-1"),
+        (["RGB-2"], False, "RGB-1"),  # which RGB-2 starts from, and Flow-1 guides it
+        (["Flow-2"], False, "RGB-1"),  # which RGB-2 starts from, and that guides Flow-2
+        (["RGB-2"], True, "RGB-2"),
+        (["Flow-2"], True, "RGB-2"),
+    ],
+)
+def test_a_trial_begins_with_what_its_metric_builds_on(measured: list[str], shared: bool, first: str) -> None:
+    assert first_stage(make_stages(tiny_experiment(), 16), measured, shared).name == first
+
+
+def test_a_trial_that_is_judged_by_flow_alone_begins_after_rgb(tmp_path: Path) -> None:
+    trial = RunFolder(tmp_path / "trials" / "0000")
+    begin(trial, tiny_experiment(), None, "Flow-1")
+    assert not trial.encoders()
+    found = trial.checkpoints.newest()
+    assert found
+    info, state = found
+    assert (info.step, info.stage, info.samples) == (2, "RGB-1", 16)
+    assert state == {"step": 2, "stage": "RGB-1", "trainer": {}}
+
+
+def test_a_trial_that_trains_all_stages_begins_with_nothing(tmp_path: Path) -> None:
+    trial = RunFolder(tmp_path / "trials" / "0000")
+    begin(trial, tiny_experiment(), None, "RGB-2")
+    assert not trial.path.exists()
+
+
 def test_a_trial_begins_where_the_shared_run_ended(tmp_path: Path) -> None:
     experiment = tiny_experiment()
     trial = RunFolder(tmp_path / "trials" / "0000")
-    begin_from(shared_run(tmp_path / "shared", experiment), trial, experiment, 16)
+    begin(trial, experiment, shared_run(tmp_path / "shared", experiment))
     assert trial.encoders() == ["Flow-0", "Flow-1", "RGB-0", "RGB-1"]
     assert trial.encoder("RGB-1").read_text() == "RGB-1"
     found = trial.checkpoints.newest()
@@ -202,7 +240,7 @@ def test_a_trial_that_was_begun_is_left_as_it_is(tmp_path: Path) -> None:
     trial = RunFolder(tmp_path / "trials" / "0000")
     trial.path.mkdir(parents=True)
     trial.config.write_text(json.dumps({}))
-    begin_from(shared_run(tmp_path / "shared", experiment), trial, experiment, 16)
+    begin(trial, experiment, shared_run(tmp_path / "shared", experiment))
     assert not trial.checkpoints.listing()
 
 
@@ -213,7 +251,7 @@ def test_shared_encoders_reach_a_store(tmp_path: Path, bucket: str, monkeypatch:
     shared = RunFolder.at(f"{bucket}/sweep/shared")
     shared.push(*(shared.encoder(name) for name in shared.encoders()))
     trial = RunFolder.at(f"{bucket}/sweep/trials/0000")
-    begin_from(shared, trial, experiment, 16)
+    begin(trial, experiment, shared)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     elsewhere = RunFolder.at(f"{bucket}/sweep/trials/0000")
     elsewhere.pull()

@@ -40,16 +40,19 @@ from vicc_ray.train.task import Task
 START_SECONDS = 300.0
 
 
-def run_training(experiment: Experiment, address: str | None = None, verbose: bool = False) -> RunFolder:
+def run_training(
+    experiment: Experiment, address: str | None = None, verbose: bool = False, last: str | None = None
+) -> RunFolder:
     """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
 
-    UserError for what the reader has to change, Interrupted after Ctrl-C.
+    `last`: the stage after which the run ends; None: the schedule's last one. UserError for what the reader has to change,
+    Interrupted after Ctrl-C.
     """
     folder = RunFolder.at(experiment.run_folder)
     folder.pull()
     manifest = folder.read_manifest(experiment)
     check_refused(experiment, manifest)
-    return run_task(Pretraining(), experiment, manifest, folder, address, verbose)
+    return run_task(Pretraining(last), experiment, manifest, folder, address, verbose)
 
 
 def run_task(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,11 +20,19 @@ from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The published alternation: `Task` of `train.schedule`'s stages."""
+    """The published alternation: `Task` of `train.schedule`'s stages.
+
+    Attributes:
+        last: the stage after which the run ends; None: the schedule's last one.
+    """
+
+    last: str | None = None
 
     def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
-        """All stages over the manifest's training videos."""
-        return make_plan(experiment, manifest)
+        """The stages, to the last one, over the manifest's training videos."""
+        plan = make_plan(experiment, manifest)
+        names = [stage.name for stage in plan.stages]
+        return replace(plan, stages=plan.stages[: names.index(self.last) + 1]) if self.last else plan
 
     def left_by(self, folder: RunFolder, stage: Stage) -> bool:
         """Whether the stage's encoder is there."""

@@ -17,9 +17,10 @@ from vicc_ray.console import console
 from vicc_ray.records import write_text
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.storage import whole_file
+from vicc_ray.train.schedule import make_stages
 from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import metric_name, point_of
-from vicc_ray.tune.sharing import begin_from
+from vicc_ray.tune.sharing import begin_at, first_stage, measured
 from vicc_ray.tune.space import describe_point, trial_experiment
 from vicc_ray.tune.sweep import best_trial
 
@@ -96,7 +97,9 @@ def _write_best(
         f"  vicc train {storage.join(str(folder), folder.best_config.name)}",
     ]
     if shares:
-        begin_from(folder.shared, RunFolder.at(chosen.run_folder), chosen, videos)
+        stages = make_stages(chosen, videos)
+        first = first_stage(stages, measured(search), shares)
+        begin_at(first, RunFolder.at(chosen.run_folder), chosen, stages, folder.shared)
         head += [
             f"Its run folder, {name}, begins with the single-stream stages that all trials shared, as the trial did.",
             "Under another name (--set name=...) all stages are trained, with the settings below.",

@@ -1,20 +1,23 @@
-"""What all trials have in common and is made once: the single-stream stages where no searched setting acts on them.
+"""What no trial trains: the single-stream stages that all of them share, and stages that the metric does not build on.
 
 The shared run is the sweep's experiment without its cross-stream stages, in a run folder of its own. A trial's folder begins
-with that run's encoders and a checkpoint that says that those stages are done, so training goes on with the next one.
+with that run's encoders and a checkpoint that says that those stages are done, so training goes on with the next one. In the
+same way a trial that is judged by Flow-1 alone begins after RGB-1. What a stage learns follows from its place in the schedule
+and the encoders that it starts from, so it is what it would be in a run of all stages.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from vicc_ray import storage
 from vicc_ray.config import Experiment, SearchConfig
 from vicc_ray.errors import UserError
 from vicc_ray.run_folder import RunFolder, versions
-from vicc_ray.train.schedule import Stage, make_stages, samples_at
+from vicc_ray.train.schedule import Stage, samples_at
 from vicc_ray.tune.space import metrics_of
 
 # Settings that act on cross-stream stages only.
@@ -27,7 +30,7 @@ def shared_stages(experiment: Experiment, search: SearchConfig, stages: list[Sta
     """The stages that are made once for all trials; UserError where `share: single` is impossible."""
     if search.share == "none":
         return []
-    named = {stage for stage, _ in metrics_of(search)}
+    named = measured(search)
     single = [stage for stage in stages if stage.guide is None]
     if search.share == "single":
         for path in search.space:
@@ -50,13 +53,17 @@ def _below(path: str, groups: tuple[str, ...]) -> bool:
     return any(path == group or path.startswith(f"{group}.") for group in groups)
 
 
-def describe_shared(experiment: Experiment, search: SearchConfig, shared: list[Stage]) -> str:
-    """One line: what is made once and reused by every trial."""
+def describe_shared(
+    experiment: Experiment, search: SearchConfig, stages: Sequence[Stage], shared: Sequence[Stage]
+) -> str:
+    """One line: what is made once and reused by every trial, and what none has to train."""
     reused = ["the manifest"]
     if experiment.flow.source == "store":
         reused.append(f"the flow store {experiment.flow.store}")
     if not shared:
-        return f"reused by every trial: {', '.join(reused)}; each trial trains all of its stages"
+        skipped = " and ".join(stage.name for stage in stages[: first_stage(stages, measured(search), False).index])
+        own = f"none trains {skipped}, which the metric does not build on" if skipped else "each trains every stage"
+        return f"reused by every trial: {', '.join(reused)}; {own}"
     reused.append(" and ".join(stage.name for stage in shared))
     apart = [path for path in search.space if not _below(path, _CROSS)]
     only = f" (searched on the cross-stream stages only: {', '.join(apart)})" if apart else ""
@@ -69,21 +76,39 @@ def shared_experiment(experiment: Experiment, folder: str) -> Experiment:
     return experiment.model_copy(update={"search": None, "schedule": schedule, "runs": folder, "name": "shared"})
 
 
-def begin_from(shared: RunFolder, trial: RunFolder, experiment: Experiment, videos: int) -> None:
-    """Let a trial's folder begin where the shared run ended; nothing where the trial was begun before."""
-    if storage.exists(storage.join(str(trial), trial.config.name)):
+def measured(search: SearchConfig) -> set[str]:
+    """The stages that the metric names."""
+    return {stage for stage, _ in metrics_of(search)}
+
+
+def first_stage(stages: Sequence[Stage], measured: Collection[str], shared: bool) -> Stage:
+    """The stage that a trial begins with: after the shared ones, else the first that a measured one builds on, or is."""
+    if shared:
+        return next(stage for stage in stages if stage.guide is not None)
+    needed: set[str | None] = set(measured)
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed |= {stage.starts_from, stage.guided_by}
+    return next(stage for stage in stages if stage.name in needed)
+
+
+def begin_at(
+    first: Stage, trial: RunFolder, experiment: Experiment, stages: Sequence[Stage], shared: RunFolder | None
+) -> None:
+    """Let a trial's folder begin with stage `first`, with the encoders of the shared run; nothing where it was begun before."""
+    if first.index == 0 or storage.exists(storage.join(str(trial), trial.config.name)):
         return
-    shared.pull()
-    for name in shared.encoders():
-        _place(shared, trial, name)
-    stages = make_stages(experiment, videos)
-    last = [stage for stage in stages if stage.guide is None][-1]
+    if shared is not None:
+        shared.pull()
+        for name in shared.encoders():
+            _place(shared, trial, name)
+    before = stages[first.index - 1].name
     trial.checkpoints.write(
-        {"step": last.end, "stage": last.name, "trainer": {}},
+        {"step": first.first_step, "stage": before, "trainer": {}},
         {
-            "step": last.end,
-            "stage": last.name,
-            "samples": samples_at(stages, last.end),
+            "step": first.first_step,
+            "stage": before,
+            "samples": samples_at(stages, first.first_step),
             "workers": experiment.train.workers.min,
             "versions": versions(),
         },

@@ -26,6 +26,7 @@ from vicc_ray.train.schedule import Stage, every, make_stages
 from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import again, ask, finished, metric_name, point_of, running
 from vicc_ray.tune.plan import TrialsPlan
+from vicc_ray.tune.sharing import measured
 from vicc_ray.tune.space import describe_point, grid_size, metrics_of, trial_experiment
 from vicc_ray.tune.trials import Follower, Look, TrialSpec, sum_up
 
@@ -126,14 +127,13 @@ class Sweep:
         experiment = trial_experiment(self.experiment, point, self.folder.trials, trial_name(trial.number))
         experiment = experiment.model_copy(update={"train": plan.train})
         stages = {stage.name: stage for stage in make_stages(experiment, self.videos)}
-        metrics = metrics_of(self.search)
-        full = sum(stages[name].samples for name in {name for name, _ in metrics})
+        full = sum(stages[name].samples for name in measured(self.search))
         self.live[trial.number] = Live(trial, experiment, full)
         self.folder.note("trial", number=trial.number)
         console.print(f"trial {trial.number}: {describe_point(point)}", markup=False)
         folder = str(self.folder.trial(trial.number))
         tree = experiment.model_dump(mode="json")
-        return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics, "auto")
+        return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics_of(self.search), "auto")
 
     def look(self, number: int, look: Look) -> None:
         """Take a trial's recall at one moment; a trial that the pruner gives up is asked to stop."""
@@ -240,10 +240,8 @@ class Sweep:
             f"{number} at {live.look.value:.3f} ({live.look.samples / live.full:.0%})" if live.look else f"{number}"
             for number, live in sorted(self.live.items())
         )
-        parts = [
-            f"{done} trials done"
-            + (f" of {done + len(self.live) + len(self.left_over) + left}" if left is not None else "")
-        ]
+        begun = len(self.study.get_trials(deepcopy=False))
+        parts = [f"{done} trials done" + (f" of {begun + left}" if left is not None else "")]
         if (best := best_trial(self.study)) is not None:
             parts.append(f"best so far {best.values[0]:.3f} (trial {best.number})")
         if running_now:
@@ -253,8 +251,10 @@ class Sweep:
         return ", ".join(parts)
 
     def eta(self) -> float | None:
-        """Seconds that the trials to come will take at the pace so far; None before one has ended."""
+        """Seconds that the trials to come will take at the pace so far; None before one has ended, or where none is to come."""
         budget = self.search.budget
+        if self.closing:
+            return None
         if budget.unit == "hours":
             return max(3600 * budget.value - self.seconds, 0.0)
         left = self.trials_left()
@@ -310,10 +310,10 @@ def make_pruner(search: SearchConfig, experiment: Experiment, stages: Sequence[S
 
 def grace_samples(search: SearchConfig, experiment: Experiment, stages: Sequence[Stage]) -> int:
     """Samples of the measured stages before which no trial is stopped: `search.grace` of the last one, or its first look."""
-    names = {name for name, _ in metrics_of(search)}
-    measured = [stage for stage in stages if stage.name in names]
-    last = measured[-1]
+    named = measured(search)
+    judged = [stage for stage in stages if stage.name in named]
+    last = judged[-1]
     first_look = min(every(experiment.evaluate.monitor_every, last), last.steps)
     asked = search.grace.steps(steps_per_epoch=last.steps_per_epoch, global_batch=last.global_batch, whole=last.steps)
-    earlier = sum(stage.samples for stage in measured[:-1])
+    earlier = sum(stage.samples for stage in judged[:-1])
     return earlier + max(first_look, asked) * last.global_batch

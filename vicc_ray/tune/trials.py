@@ -22,7 +22,7 @@ from vicc_ray.records import read_records
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.ending import alone_in
 from vicc_ray.train.schedule import Stage, make_stages, samples_at
-from vicc_ray.tune.sharing import begin_from
+from vicc_ray.tune.sharing import begin_at, first_stage
 
 POLL_SECONDS = 0.5
 EARLIER_SECONDS = 60.0
@@ -103,12 +103,14 @@ def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None
     folder.pull()
     stages = make_stages(experiment, spec.videos)
     ending: dict[str, str] = {}
-    if spec.shared:
-        begin_from(RunFolder.at(spec.shared), folder, experiment, spec.videos)
+    measured = {stage for stage, _ in spec.metrics}
+    first = first_stage(stages, measured, spec.shared is not None)
+    last = [stage.name for stage in stages if stage.name in measured][-1]
+    begin_at(first, folder, experiment, stages, RunFolder.at(spec.shared) if spec.shared else None)
     starts = _starts(folder)
 
     def work() -> None:
-        ending.update(_train(experiment, folder, spec.address))
+        ending.update(_train(experiment, last, spec.address))
 
     follower = Follower(folder, stages, spec.metrics)
     for look in follower.read():  # of an earlier driver
@@ -127,8 +129,6 @@ def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None
             folder.fetch(folder.metrics)
         for look in follower.read():
             report(asdict(look))
-        if alive and follower.complete() and not folder.stop_requested():
-            folder.request_stop()
     outcome = _outcome(ending, follower, folder, _starts(folder) > starts)
     if outcome["outcome"] == "stopped" and not folder.stop_requested():
         raise LostRun(f"trial {spec.number}: its run ended and nobody had asked for it")
@@ -145,11 +145,11 @@ def _wait_for_earlier(folder: RunFolder) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _train(experiment: Experiment, folder: RunFolder, address: str) -> dict[str, str]:
+def _train(experiment: Experiment, last: str, address: str) -> dict[str, str]:
     from vicc_ray.train.loop import run_training
 
     try:
-        run_training(experiment, address)
+        run_training(experiment, address, last=last)
         return {"outcome": "finished"}
     except Interrupted:
         return {"outcome": "stopped"}

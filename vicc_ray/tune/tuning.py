@@ -158,7 +158,7 @@ def _run(asked: Asked, sweep: Sweep, plan: TrialsPlan | None, address: str | Non
         plan = with_drivers(plan, driver_memory(), DRIVER_BYTES)
         sweep.plan = plan
         console.print(plan.describe(), markup=False)
-        console.print(describe_shared(asked.experiment, asked.search, asked.shared), markup=False)
+        console.print(describe_shared(asked.experiment, asked.search, asked.stages, asked.shared), markup=False)
         if asked.shared:
             alone = plan.train.model_copy(update={"threads": asked.experiment.train.threads})
             shared = shared_experiment(asked.experiment, str(asked.folder)).model_copy(update={"train": alone})
@@ -191,7 +191,7 @@ def print_dry_run(experiment: Experiment, address: str | None, as_json: bool) ->
         return
     if plan:
         console.print(plan.describe(), markup=False)
-    console.print(describe_shared(asked.experiment, asked.search, asked.shared), markup=False)
+    console.print(describe_shared(asked.experiment, asked.search, asked.stages, asked.shared), markup=False)
     console.print(f"budget: {asked.search.budget}; the next trials, before anything is learnt from them:", markup=False)
     for number, point in trials:
         console.print(f"trial {number}: {describe_point(point)}", markup=False)
