@@ -90,6 +90,26 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
     assert "stopping early saved 8%" in html
 
 
+def test_trials_that_were_stopped_early_are_in_the_plots(tmp_path: Path) -> None:
+    """One trial came to its end, four were stopped: with Optuna's plots alone, importances would be left out."""
+    asked = experiment(tmp_path, SPACE, scheduler="none")
+    sweep = opened(asked)
+    sweep.folder.open(asked, "videos")
+    for number, value in enumerate(VALUES[:5]):
+        spec = sweep.next()
+        assert spec
+        sweep.look(number, Look(value, 32))
+        sweep.live[number].pruned = number > 0
+        sweep.end(number, facts(32, outcome="stopped") if number else facts())
+    write(asked, sweep)
+    html = sweep.folder.report.read_text()
+    assert "<h2>Importances</h2>" in html
+    assert "Not shown" not in html
+    assert html.count("of a trial that was stopped early its last look counts") == 3
+    assert "stopped early, last look" in html
+    assert [trial.state for trial in sweep.study.get_trials()].count(TrialState.PRUNED) == 4  # the study stays as it is
+
+
 def test_a_page_of_a_sweep_that_just_began_says_what_is_missing(tmp_path: Path) -> None:
     asked = experiment(tmp_path, SPACE)
     sweep = opened(asked)

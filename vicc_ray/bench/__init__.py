@@ -26,6 +26,7 @@ BENCHES = {
     "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting and memory",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
+    "pruning": "training that stopping trials early saves, and the recall that it loses, on recorded curves",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "recovery": "seconds from a node's death to the next optimiser step",
     "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",

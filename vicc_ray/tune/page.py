@@ -10,16 +10,18 @@ from typing import Any
 
 import optuna
 from optuna import visualization
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from vicc_ray.config import SearchConfig
 from vicc_ray.pages import render
 from vicc_ray.records import write_text
 from vicc_ray.tune.folder import SweepFolder
-from vicc_ray.tune.history import metric_name, point_of
+from vicc_ray.tune.history import metric_name, new_study, point_of
 from vicc_ray.tune.space import describe_point
 from vicc_ray.tune.sweep import best_trial
 
+_DONE = (TrialState.COMPLETE,)
 FEWEST_FOR_IMPORTANCE = 4  # completed trials; of fewer, importances say nothing
 
 
@@ -81,21 +83,28 @@ def _facts(
 
 def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[str]]:
     name, one = metric_name(search), search.against == "none"
+    judged = _with_stopped(search, study)
+    stopped = len(judged.get_trials(deepcopy=False, states=_DONE)) - len(study.get_trials(deepcopy=False, states=_DONE))
+    counted = "; of a trial that was stopped early its last look counts" if stopped else ""
     # Optuna wants to be told which of several figures a plot is of, and not to be told of a single one.
     of: dict[str, Any] = {"target_name": name} if one else {"target": _metric, "target_name": name}
     chosen: list[tuple[str, str, Callable[[], Any]]] = [
         (
             "Best so far",
             "every trial, and the best one until then",
-            lambda: visualization.plot_optimization_history(study, **of),
+            lambda: _history(study, of),
         ),
         (
             "Parallel coordinates",
-            "a line a trial, coloured by its value",
-            lambda: visualization.plot_parallel_coordinate(study, **of),
+            f"a line a trial, coloured by its value{counted}",
+            lambda: visualization.plot_parallel_coordinate(judged, **of),
         ),
-        ("Slices", "the value over each setting", lambda: visualization.plot_slice(study, **of)),
-        ("Importances", "which setting the value depends on (fANOVA)", lambda: _importances(study, name)),
+        ("Slices", f"the value over each setting{counted}", lambda: visualization.plot_slice(judged, **of)),
+        (
+            "Importances",
+            f"which setting the value depends on (fANOVA){counted}",
+            lambda: _importances(judged, name),
+        ),
         ("Timeline", "when each trial ran", lambda: visualization.plot_timeline(study)),
     ]
     if one:
@@ -125,6 +134,31 @@ def _metric(trial: optuna.trial.FrozenTrial) -> float:
     return float(trial.values[0])
 
 
+def _with_stopped(search: SearchConfig, study: optuna.Study) -> optuna.Study:
+    """A copy in which trials that were stopped early are complete, with their last look: Optuna's plots show no others.
+
+    Most trials of a search that stops bad ones early are such, and what is bad is what one wants to see.
+    """
+    copy = new_study(InMemoryStorage(), search)
+    for trial in study.get_trials():
+        if trial.state == TrialState.PRUNED and trial.last_step is not None:
+            trial.state, trial.value = TrialState.COMPLETE, trial.intermediate_values[trial.last_step]
+        copy.add_trial(trial)
+    return copy
+
+
+def _history(study: optuna.Study, of: dict[str, Any]) -> Any:
+    """Optuna's history, with the last looks of trials that were stopped early beside it."""
+    figure = visualization.plot_optimization_history(study, **of)
+    stopped = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    looks = [(trial.number, trial.intermediate_values[trial.last_step]) for trial in stopped if trial.last_step]
+    if looks:
+        x, y = zip(*looks, strict=True)
+        marker = {"symbol": "circle-open", "color": "#51606e"}
+        figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="stopped early, last look")
+    return figure
+
+
 def _curves(search: SearchConfig, study: optuna.Study) -> Any:
     """The metric of each trial over samples; Optuna's own plot leaves out why a curve ends."""
     import plotly.graph_objects as graph
@@ -152,7 +186,7 @@ def _curves(search: SearchConfig, study: optuna.Study) -> Any:
 
 
 def _importances(study: optuna.Study, name: str) -> Any:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    done = study.get_trials(deepcopy=False, states=_DONE)
     values = [trial.values[0] for trial in done]
     if len(done) < FEWEST_FOR_IMPORTANCE or math.isclose(min(values), max(values)):
         raise ValueError(f"needs {FEWEST_FOR_IMPORTANCE} completed trials of different values")
