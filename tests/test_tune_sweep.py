@@ -407,3 +407,16 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
     again = Journal(folder)
     again.append_logs([{"op_code": 6}])
     assert Journal(folder).logs == [*entries, {"op_code": 6}]
+
+
+def test_what_is_told_of_a_sweep_that_is_ending_counts_every_trial_and_promises_nothing(tmp_path: Path) -> None:
+    sweep = opened(experiment(tmp_path, budget="5 trials"))
+    for number in range(3):
+        assert sweep.next()
+        sweep.look(number, Look(0.2, 64))
+    sweep.end(0, facts())
+    assert sweep._standing().startswith("1 trials done of 5")
+    assert sweep._standing().endswith("min left")
+    sweep.close("stopping")
+    sweep.end(1, facts(32, outcome="stopped"))  # it goes on another time
+    assert sweep._standing() == "1 trials done of 5, best so far 0.200 (trial 0), running 2 at 0.200 (100%)"

@@ -21,7 +21,6 @@ from vicc_ray.tune.history import metric_name, new_study, point_of
 from vicc_ray.tune.space import describe_point
 from vicc_ray.tune.sweep import best_trial
 
-_DONE = (TrialState.COMPLETE,)
 FEWEST_FOR_IMPORTANCE = 4  # completed trials; of fewer, importances say nothing
 
 
@@ -84,8 +83,7 @@ def _facts(
 def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[str]]:
     name, one = metric_name(search), search.against == "none"
     judged = _with_stopped(search, study)
-    stopped = len(judged.get_trials(deepcopy=False, states=_DONE)) - len(study.get_trials(deepcopy=False, states=_DONE))
-    counted = "; of a trial that was stopped early its last look counts" if stopped else ""
+    counted = "; of a trial that was stopped early its last look counts" if _stopped(study) else ""
     # Optuna wants to be told which of several figures a plot is of, and not to be told of a single one.
     of: dict[str, Any] = {"target_name": name} if one else {"target": _metric, "target_name": name}
     chosen: list[tuple[str, str, Callable[[], Any]]] = [
@@ -134,15 +132,21 @@ def _metric(trial: optuna.trial.FrozenTrial) -> float:
     return float(trial.values[0])
 
 
+def _stopped(study: optuna.Study) -> dict[int, float]:
+    """{number: last look} of the trials that were stopped early."""
+    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    return {trial.number: trial.intermediate_values[trial.last_step] for trial in pruned if trial.last_step is not None}
+
+
 def _with_stopped(search: SearchConfig, study: optuna.Study) -> optuna.Study:
     """A copy in which trials that were stopped early are complete, with their last look: Optuna's plots show no others.
 
     Most trials of a search that stops bad ones early are such, and what is bad is what one wants to see.
     """
-    copy = new_study(InMemoryStorage(), search)
+    copy, stopped = new_study(InMemoryStorage(), search), _stopped(study)
     for trial in study.get_trials():
-        if trial.state == TrialState.PRUNED and trial.last_step is not None:
-            trial.state, trial.value = TrialState.COMPLETE, trial.intermediate_values[trial.last_step]
+        if trial.number in stopped:
+            trial.state, trial.value = TrialState.COMPLETE, stopped[trial.number]
         copy.add_trial(trial)
     return copy
 
@@ -150,12 +154,9 @@ def _with_stopped(search: SearchConfig, study: optuna.Study) -> optuna.Study:
 def _history(study: optuna.Study, of: dict[str, Any]) -> Any:
     """Optuna's history, with the last looks of trials that were stopped early beside it."""
     figure = visualization.plot_optimization_history(study, **of)
-    stopped = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    looks = [(trial.number, trial.intermediate_values[trial.last_step]) for trial in stopped if trial.last_step]
-    if looks:
-        x, y = zip(*looks, strict=True)
-        marker = {"symbol": "circle-open", "color": "#51606e"}
-        figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="stopped early, last look")
+    if stopped := _stopped(study):
+        marker, name = {"symbol": "circle-open", "color": "#51606e"}, "stopped early, last look"
+        figure.add_scatter(x=list(stopped), y=list(stopped.values()), mode="markers", marker=marker, name=name)
     return figure
 
 
@@ -186,7 +187,7 @@ def _curves(search: SearchConfig, study: optuna.Study) -> Any:
 
 
 def _importances(study: optuna.Study, name: str) -> Any:
-    done = study.get_trials(deepcopy=False, states=_DONE)
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     values = [trial.values[0] for trial in done]
     if len(done) < FEWEST_FOR_IMPORTANCE or math.isclose(min(values), max(values)):
         raise ValueError(f"needs {FEWEST_FOR_IMPORTANCE} completed trials of different values")

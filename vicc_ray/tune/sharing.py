@@ -81,11 +81,11 @@ def measured(search: SearchConfig) -> set[str]:
     return {stage for stage, _ in metrics_of(search)}
 
 
-def first_stage(stages: Sequence[Stage], measured: Collection[str], shared: bool) -> Stage:
-    """The stage that a trial begins with: after the shared ones, else the first that a measured one builds on, or is."""
+def first_stage(stages: Sequence[Stage], named: Collection[str], shared: bool) -> Stage:
+    """The stage that a trial begins with: after the shared ones, else the first that one of `named` builds on, or is."""
     if shared:
         return next(stage for stage in stages if stage.guide is not None)
-    needed: set[str | None] = set(measured)
+    needed: set[str | None] = set(named)
     for stage in reversed(stages):
         if stage.name in needed:
             needed |= {stage.starts_from, stage.guided_by}
