@@ -15,7 +15,7 @@ LEVELS = [
     ["bench.faults"],
     ["bench.step"],
     ["bench.pipeline", "bench.step_published", "bench.data", "bench.recovery", "bench.checkpoint"],
-    ["bench.scaling", "bench.tune"],
+    ["bench.scaling", "bench.tune", "bench.pruning"],
     ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment", "bench.roofline"],
     ["bench.tvl1"],
     ["tune", "doctor", "submit"],
