@@ -98,7 +98,7 @@ def _write_best(
     ]
     if shares:
         stages = make_stages(chosen, videos)
-        first = first_stage(stages, measured(search), shares)
+        first = first_stage(stages, measured(search), shared=True)
         begin_at(first, RunFolder.at(chosen.run_folder), chosen, stages, folder.shared)
         head += [
             f"Its run folder, {name}, begins with the single-stream stages that all trials shared, as the trial did.",
