@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from hashlib import blake2b
 
@@ -12,6 +13,9 @@ from tiny import tiny_manifest
 from vicc_ray.data.manifest import Manifest
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter then; it decides so when it is imported first.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,75 +1,26 @@
-"""What makes the step fast leaves what it learns: 50 losses of each setting beside those of the plain fp32 step.
-
-Plain: contiguous layout, batch norm of the guide on its own, one view at a time, nothing compiled, nothing computed twice. The
-tolerances are relative, of every single one of the 50 losses. Rounding grows with every step, the faster the higher the
-learning rate: 0.05 here, where the loss falls by a fifth; at the published 0.6 the same rounding ends at 1-2 %.
-"""
+"""What makes the step fast leaves what it learns: 50 losses of each setting beside those of the plain fp32 step."""
 
 from __future__ import annotations
 
 import copy
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from step_curves import assert_same_curve, experiment_of, losses, plain_losses, trainer_of
 from tiny import tiny_experiment
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vicc_ray.bench.step import Row, make_trainer, stage_of
-from vicc_ray.bench.step_published import Ways, made_batch
-from vicc_ray.config import Experiment
+from vicc_ray.bench.step_published import Ways
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import PlanarConv3d, planar_
 from vicc_ray.models.recompute import recomputing
-from vicc_ray.train.step import StageTrainer
 
-STEPS = 50
-ROUNDING = 5e-3
-BF16 = 2e-2
-PLAIN: dict[str, Any] = {"channels_last": False, "planar": False, "fold_guide": False, "overlap": False}
 BACKBONES = ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"]
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-
-
-def experiment_of(backbone: str = "r2plus1d_10", train: dict[str, Any] | None = None, **sections: Any) -> Experiment:
-    """The tiny experiment, plain but for what is given, with the published optimiser."""
-    width = 0.0625 if backbone == "r2plus1d_10" else 0.03
-    return tiny_experiment(
-        model={"backbone": backbone, "width": width, **sections.pop("model", {})},
-        optim={"name": "lars", "lr": 0.05, "end_lr": 0.0005, **sections.pop("optim", {})},
-        schedule={"cycles": 1, "cross": {"length": f"{STEPS} steps", "global_batch": 8, "queue_start": "5 steps"}},
-        clip={"frames": 4, "decode_size": [24, 24], "size": 24},
-        train=PLAIN | (train or {}),
-        **sections,
-    )
-
-
-def trainer_of(experiment: Experiment, device: str = "cpu", ways: Ways | None = None) -> StageTrainer:
-    return make_trainer(Row("", experiment, ways), stage_of(experiment), torch.device(device))
-
-
-def losses(experiment: Experiment, device: str = "cpu", ways: Ways | None = None) -> torch.Tensor:
-    """The loss of every step, over two batches in turn."""
-    trainer = trainer_of(experiment, device, ways)
-    batches = [
-        made_batch(experiment.model_copy(update={"seed": seed}), trainer.stage, full_share=0.4) for seed in (0, 1)
-    ]
-    curve = [float(trainer.step(batches[step % 2], step).loss.detach()) for step in range(STEPS)]
-    return torch.tensor(curve)
-
-
-@cache
-def plain_losses(device: str = "cpu", joint: bool = False) -> torch.Tensor:
-    return losses(experiment_of(model={"joint_views": joint}), device)
-
-
-def assert_same_curve(found: torch.Tensor, expected: torch.Tensor, tolerance: float = ROUNDING) -> None:
-    assert expected[-5:].mean() < 0.98 * expected[:5].mean()  # something is learnt
-    assert float(((found - expected).abs() / expected).max()) < tolerance
 
 
 @pytest.mark.parametrize(
@@ -130,6 +81,8 @@ def test_joint_views_learn_as_well() -> None:
     [
         ({"model": {"joint_views": True}, "objective": {"second_view_gradient": False}}, ["model.joint_views"]),
         ({"train": {"compile": True, "recompute": True}}, ["train.compile", "train.recompute"]),
+        ({"train": {"cuda_graphs": True, "compile": True}}, ["train.cuda_graphs", "train.compile"]),
+        ({"train": {"cuda_graphs": True}, "optim": {"micro_batch": 2}}, ["train.cuda_graphs", "optim.micro_batch"]),
     ],
 )
 def test_what_excludes_each_other_is_refused(sections: dict[str, Any], parts: list[str]) -> None:
@@ -270,18 +223,3 @@ def test_recomputing_keeps_less() -> None:
         return sum(kept)
 
     assert held(lambda x: encoder(x, recomputing(encoder.parts()))) < 0.5 * held(encoder)
-
-
-@pytest.mark.parametrize(
-    "sections",
-    [
-        pytest.param({"train": {"overlap": True}}, marks=gpu, id="overlap"),
-        pytest.param({"train": {"channels_last": True, "fold_guide": True}}, marks=gpu, id="layout"),
-        pytest.param({"train": {"planar": True}}, marks=gpu, id="planar"),
-        pytest.param({"train": {"compile": True}}, marks=gpu, id="compile"),
-        pytest.param({"optim": {"precision": "bf16"}}, marks=gpu, id="bf16"),
-    ],
-)
-def test_the_loss_curve_stays_on_a_gpu(sections: dict[str, Any]) -> None:
-    tolerance = BF16 if "optim" in sections else 5e-3  # convolutions of a GPU round to TF32
-    assert_same_curve(losses(experiment_of(**sections), "cuda"), plain_losses("cuda"), tolerance)

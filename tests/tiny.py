@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vicc_ray.config import Experiment, make_experiment
-from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.probing import index
-from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.train.batches import TrainingPlan
 from vicc_ray.train.schedule import make_stages
 
@@ -48,6 +45,11 @@ def tiny_experiment(**changes: Any) -> Experiment:
 
 def tiny_manifest(folder: Path) -> Manifest:
     """16 training and 8 query videos of 8 classes, 12 frames of 32 x 32 pixels."""
+    # Here, as the tests on a GPU use the experiment on machines that decode no videos.
+    from vicc_ray.data.layouts import scan
+    from vicc_ray.data.probing import index
+    from vicc_ray.data.synthetic import make_dataset
+
     table = make_dataset(folder, train_per_class=2, query_per_class=1, frames=12, size=32, seed=5, workers=1)
     return index(scan(table), workers=2)
 

@@ -399,6 +399,15 @@ class TrainConfig(Section):
     recompute: bool = Field(
         False, description="activations are computed again in backward instead of kept: less memory, a slower step"
     )
+    fused_augment: bool = Field(
+        True, description="on GPU, augmentation by one Triton kernel instead of PyTorch's operators one by one"
+    )
+    autotune: bool = Field(
+        True, description="on GPU, cuDNN tries its convolution kernels at each stage's start and keeps the fastest"
+    )
+    cuda_graphs: bool = Field(
+        False, description="on one GPU, the encoders as CUDA graphs: fewer launches, for small batches a worker"
+    )
     overlap: bool = Field(
         True, description="on GPU, the next batch is copied and augmented while the backward pass still runs"
     )
@@ -625,6 +634,15 @@ class Experiment(Section):
             )
         if self.train.compile and self.train.recompute:
             raise ValueError("train.compile and train.recompute exclude each other; set one of them")
+        if self.train.cuda_graphs:
+            for taken, name in (
+                (self.train.compile, "train.compile"),
+                (self.train.recompute, "train.recompute"),
+                (self.optim.micro_batch is not None, "optim.micro_batch"),
+                (not self.objective.second_view_gradient, "objective.second_view_gradient: false"),
+            ):
+                if taken:
+                    raise ValueError(f"train.cuda_graphs and {name} exclude each other; set one of them")
         if self.optim.end_lr > self.optim.lr:
             raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
         for kind in ("single", "cross"):

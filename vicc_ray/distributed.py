@@ -207,10 +207,12 @@ def _exchange_(tensors: tuple[Tensor, ...], collective: Callable[[Tensor], objec
 
 
 def _message_device(tensor: Tensor) -> torch.device:
-    """Where a message with this tensor must lie: NCCL alone carries nothing from the host's memory."""
-    if tensor.device.type == "cpu" and dist.get_backend() == "nccl":
+    """Where a message with this tensor must lie: NCCL carries nothing from the host's memory, gloo (in all of its
+    operations) nothing from a GPU's."""
+    backend = dist.get_backend()
+    if backend == "nccl" and tensor.device.type == "cpu":
         return torch.device("cuda", torch.cuda.current_device())
-    return tensor.device
+    return torch.device("cpu") if backend == "gloo" else tensor.device
 
 
 def _count(message: Tensor) -> None:

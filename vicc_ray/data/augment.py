@@ -26,6 +26,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 ZERO_FLOW = 127.5  # round((f + bound) * 255 / (2 bound)) before rounding, at f = 0: the same for every bound
 CROP_TRIES = 10
+_ROUNDED = ("cpu",)  # where a resized picture is rounded to whole codes, which a CPU does several times as fast
 # One draw of uniforms a clip, always this many, so that a changed setting moves nothing but its own parameter:
 # area and aspect of each try; x, y, flip; jitter: apply, 4 factors, 4 sort keys; gray: apply, channel;
 # blur: apply, sigma.
@@ -170,12 +171,12 @@ def augment(
     """
     rgb_view = flow_view = None
     if rgb is not None:
-        _check(rgb, 3, len(params), "rgb")
+        check_frames(rgb, 3, len(params), "rgb")
         rgb_view = _inputs_for(rgb, settings.size)
         for rows in _portions(rgb):
             _augment_rgb(rgb_view[rows], rgb[rows], params.rows(rows), settings)
     if flow is not None:
-        _check(flow, 2, len(params), "flow")
+        check_frames(flow, 2, len(params), "flow")
         flow_view = _inputs_for(flow, settings.size)
         for rows in _portions(flow):
             _augment_flow(flow_view[rows], flow[rows], params.rows(rows), settings)
@@ -192,7 +193,7 @@ def evaluation_input(
     colours, of flow with style "reference" only: the test as it was published.
     """
     channels = frames.shape[-1] if frames.dim() == 5 and frames.shape[-1] in (2, 3) else 3
-    _check(frames, channels, len(frames), "frames")
+    check_frames(frames, channels, len(frames), "frames")
     height, width = frames.shape[2:4]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -204,15 +205,16 @@ def evaluation_input(
     if jitter is not None and (channels == 3 or style == "reference"):
         if len(jitter) != len(frames):
             raise ValueError(f"jitter: parameters of {len(jitter)} clips for {len(frames)}")
-        return _normalise(_colour_chain(out, jitter), out)
-    return _normalise(out, out)
+        return normalise(_colour_chain(out, jitter), out)
+    return normalise(out, out)
 
 
 def _between(uniform: Floats, low: float, high: float) -> Floats:
     return low + uniform * (high - low)
 
 
-def _check(frames: Tensor, channels: int, clips: int, name: str) -> None:
+def check_frames(frames: Tensor, channels: int, clips: int, name: str) -> None:
+    """ValueError, which names `name`, unless frames are uint8 [clips,T,H,W,channels]."""
     if frames.dim() != 5 or frames.shape[-1] != channels or frames.dtype != torch.uint8 or len(frames) != clips:
         want = f"uint8 [{clips},T,H,W,{channels}]"
         raise ValueError(f"{name}: expected {want}, got {frames.dtype} {list(frames.shape)}")
@@ -237,7 +239,7 @@ def _portions(frames: Tensor) -> list[slice]:
 def _augment_rgb(out: Tensor, rgb: Tensor, params: ClipParameters, settings: AugmentSettings) -> None:
     """uint8 [b,T,H,W,3] -> network inputs, into out [b,3,T,size,size]."""
     _resized_crops(out, rgb, params, settings.size)
-    _normalise(_colour_chain(out, params), out)
+    normalise(_colour_chain(out, params), out)
 
 
 def _augment_flow(out: Tensor, flow: Tensor, params: ClipParameters, settings: AugmentSettings) -> None:
@@ -245,9 +247,9 @@ def _augment_flow(out: Tensor, flow: Tensor, params: ClipParameters, settings: A
     _resized_crops(out, flow, params, settings.size)
     if settings.style == "physical":
         _scale_vectors_(out, _zoom(params, flow, settings.size))
-        _normalise(out, out)
+        normalise(out, out)
     else:
-        _normalise(_colour_chain(out, params), out)
+        normalise(_colour_chain(out, params), out)
 
 
 def _resized_crops(out: Tensor, frames: Tensor, params: ClipParameters, size: int) -> None:
@@ -263,7 +265,7 @@ def _resize_into(target: Tensor, crop: Tensor, size: int, flip: bool = False) ->
     times as fast as the float one and rounded to whole values as a decoded picture is. Flow is never rounded again:
     half a step is 0.08 px, as much as slow motion.
     """
-    if crop.shape[-1] == 3 and crop.device.type == "cpu":
+    if crop.shape[-1] == 3 and crop.device.type in _ROUNDED:
         planes = crop.permute(0, 3, 1, 2)
         resized = F.interpolate(planes, (size, size), mode="bilinear", antialias=True).permute(1, 0, 2, 3)
     else:
@@ -291,8 +293,8 @@ def _scale_vectors_(picture: Tensor, zoom: Tensor) -> None:
     picture[:, 1:].sub_(ZERO_FLOW).mul_(factors).add_(ZERO_FLOW).clamp_(0, 255)
 
 
-def _normalise(picture: Tensor, out: Tensor) -> Tensor:
-    """[B,3,T,s,s] in 0..255 -> ImageNet mean 0, standard deviation 1, written to `out` and returned."""
+def normalise(picture: Tensor, out: Tensor) -> Tensor:
+    """float32 [B,3,T,s,s] in 0..255 -> ImageNet mean 0, standard deviation 1, written to `out` and returned."""
     mean = picture.new_tensor(IMAGENET_MEAN).view(3, 1, 1, 1)
     std = picture.new_tensor(IMAGENET_STD).view(3, 1, 1, 1)
     return torch.sub(picture, 255 * mean, out=out).div_(255 * std)
@@ -311,7 +313,7 @@ def _colour_chain(x: Tensor, params: ClipParameters) -> Tensor:
     rows = np.flatnonzero(params.gray)
     x = _on_rows(x, rows, _gray, torch.from_numpy(params.gray_channel[rows]))
     rows = np.flatnonzero(params.blur)
-    return _on_rows(x, rows, _blur, torch.from_numpy(params.sigma[rows].astype(np.float32)))
+    return _on_rows(x, rows, blurred, torch.from_numpy(params.sigma[rows].astype(np.float32)))
 
 
 def _on_rows(x: Tensor, rows: Integers, op: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
@@ -376,7 +378,7 @@ def _gray(x: Tensor, channel: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device), channel][:, None].expand_as(x)
 
 
-def _blur(x: Tensor, sigma: Tensor) -> Tensor:
+def blurred(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of [n,3,T,s,s], one sigma a clip, as two matrix products a frame.
 
     Weights of taps outside the frame go to those inside, so that a flat frame stays flat up to its border.

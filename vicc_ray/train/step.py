@@ -7,8 +7,8 @@ Views of a cross-stream step, in the method's order: f(x1), f(x2) of the learner
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from vicc_ray import distributed
 from vicc_ray.config import STREAMS, Experiment, Stream
-from vicc_ray.data.augment import AugmentSettings, augment, draw
+from vicc_ray.data.augment import AugmentSettings, ClipParameters, augment, draw
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.models.recompute import recomputing
 from vicc_ray.objective import Objective, ObjectiveSettings, Outcome, Prototypes
 from vicc_ray.train.batches import Batch
+from vicc_ray.train.graphs import graphed_inference, graphed_training
 from vicc_ray.train.optim import make_optimiser
 from vicc_ray.train.schedule import Stage, learning_rate
 
@@ -65,8 +66,9 @@ class StageTrainer:
         overlaps = device.type == "cuda" and self.micro_batch is None
         self.encode = _Views(self.module, self._backbone(learner), experiment.model.joint_views)
         self.parallel = distributed.wrap_ddp(self.encode, device) if overlaps else self.encode
+        self.graphs = _Graphs(self) if device.type == "cuda" and experiment.train.cuda_graphs else None
         self.averages = not overlaps
-        self.optimiser = make_optimiser(self.module.parameters(), experiment.optim)
+        self.optimiser = make_optimiser(list(self.module.parameters()), experiment.optim)
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
         self.objective = _objective(experiment, stage)
         # What prepares the inputs on a GPU does not wait for the backward pass before it, nor that for it.
@@ -107,6 +109,10 @@ class StageTrainer:
 
     def step(self, batch: Batch, step: int) -> Outcome:
         """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples."""
+        with self._kernels():
+            return self._step(batch, step)
+
+    def _step(self, batch: Batch, step: int) -> Outcome:
         learner_views, guide_views = self._views(batch)
         self._set_learning_rate(step)
         self.optimiser.zero_grad(set_to_none=True)
@@ -177,13 +183,22 @@ class StageTrainer:
             params = draw(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
             frames = {stream: both[:, clip] for stream, both in clips.items()}
             if len(batch.slots):
-                rgb, flow = augment(frames.get("rgb"), frames.get("flow"), params, self.settings)
+                rgb, flow = self._augment(frames.get("rgb"), frames.get("flow"), params)
             else:
                 rgb, flow = (self._nothing(frames.get(s)) for s in ("rgb", "flow"))
             for stream, view in zip(STREAMS, (rgb, flow), strict=True):
                 if view is not None:
                     pairs[stream].append(view.contiguous(memory_format=self.layout))
         return pairs
+
+    def _augment(
+        self, rgb: Tensor | None, flow: Tensor | None, params: ClipParameters
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if self.device.type != "cuda" or not self.experiment.train.fused_augment:
+            return augment(rgb, flow, params, self.settings)
+        from vicc_ray.data.augment_triton import augment_fused  # Triton is for GPUs
+
+        return augment_fused(rgb, flow, params, self.settings, self._dtype() or torch.float32, self.layout)
 
     def _sent(self, frames: Tensor) -> Tensor:
         """Decoded clips on the device. From pinned memory a copy neither waits nor is waited for."""
@@ -204,7 +219,8 @@ class StageTrainer:
             return []
         with torch.inference_mode(), self._autocast():
             # In eval mode rows do not see each other, so both views go through together.
-            embeddings = self.guide(torch.cat(views))
+            clips = torch.cat(views)
+            embeddings = self.guide(clips) if self.graphs is None else self.graphs.guide(clips)
         # Copied out of inference mode, as the objective's graph holds on to them.
         return list(embeddings.clone().chunk(2))
 
@@ -213,7 +229,7 @@ class StageTrainer:
         x1, x2 = views
         if self.experiment.objective.second_view_gradient:
             with self._autocast():
-                learnt = self.parallel(x1, x2)
+                learnt = self.parallel(x1, x2) if self.graphs is None else self.graphs.learner(x1, x2)
         else:
             with self._autocast():
                 (z1,) = self.parallel(x1)
@@ -285,8 +301,54 @@ class StageTrainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
+    def _dtype(self) -> torch.dtype | None:
+        """Of autocast, None for none."""
+        return torch.bfloat16 if self.bf16 else None
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """How libraries choose their kernels, as the settings want it; afterwards as before."""
+        cudnn = torch.backends.cudnn
+        before = cudnn.benchmark
+        cudnn.benchmark = self.device.type == "cuda" and self.experiment.train.autotune
+        try:
+            yield
+        finally:
+            cudnn.benchmark = before
+
+
+class _Graphs:
+    """The encoders as CUDA graphs for the first shape of batch that comes; other shapes, and several workers, go without."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+        self.ready: tuple[torch.Size, nn.Module] | None = None
+        self.ready_guide: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
+
+    def learner(self, *views: Tensor) -> Sequence[Tensor]:
+        """As `trainer.parallel`."""
+        trainer, shape = self.trainer, views[0].shape
+        if self.ready is None and len(views[0]) and distributed.world_size() == 1:
+            self.ready = (shape, graphed_training(trainer.encode, views, trainer._dtype()))
+        if self.ready is None or self.ready[0] != shape:
+            plain: Sequence[Tensor] = trainer.parallel(*views)
+            return plain
+        embeddings: Sequence[Tensor] = self.ready[1](*views)
+        return embeddings
+
+    def guide(self, clips: Tensor) -> Tensor:
+        """As `trainer.guide`."""
+        guide = self.trainer.guide
+        assert guide is not None
+        if self.ready_guide is None and len(clips):
+            self.ready_guide = (clips.shape, graphed_inference(guide, clips))
+        if self.ready_guide is None or self.ready_guide[0] != clips.shape:
+            plain: Tensor = guide(clips)
+            return plain
+        return self.ready_guide[1](clips)
 
 
 class _Views(nn.Module):
