@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test check format lock clean
+.PHONY: setup quickstart test gpu-rehearsal check format lock clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,12 @@ test: setup
 	$(BIN)/python -m pytest -m "not cluster" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m cluster
 
+# The one command for a GPU machine (benchmarks/gpu_day.py), at tiny sizes on the CPU, with the older torch that such machines have.
+gpu-rehearsal: setup
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	$(BIN)/uv pip install --quiet --python .venv-gpu/bin/python -r benchmarks/gpu-requirements.txt
+	.venv-gpu/bin/python benchmarks/gpu_day.py --rehearse
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,6 +46,8 @@ format: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --upgrade \
 		-o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \
+		-o benchmarks/gpu-requirements.txt benchmarks/gpu-requirements.in
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-gpu runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,4 @@
-"""The parts of `gpu_day`, one a process:  gpu_parts.py PART FIGURES.jsonl SECONDS [--rehearse].
+"""The parts of `gpu_day`, one a process:  gpu_parts.py PART FIGURES.jsonl SECONDS EARLIER.json [--rehearse].
 
 Figures are appended as lines of JSON as soon as they are known, so that a part which is ended keeps what it found. Floors are
 counted before anything is timed: operations over the rate that the card reaches on the same convolutions, bytes over the rate
@@ -18,35 +18,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from vicc_ray.config import Experiment
+
 ROOT = Path(__file__).resolve().parent.parent
+Sections = dict[str, dict[str, Any]]  # settings of an experiment file
 SINGLE_VIEW = {"objective": {"second_view_gradient": False}}  # as published; R(2+1)D in fp32 fits 80 GB no other way
 ATTEMPTS = (48, 24, 12)  # samples a step: the largest one that the published way has room for
 
 
 @dataclass
 class Context:
-    """What a part is told."""
+    """What a part needs to know: `earlier` has the figures of the parts before it, by their names."""
 
     device: torch.device
     rehearse: bool
     deadline: float
     file: Path
+    earlier: dict[str, dict[str, Any]]
 
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()
 
-    def tell(self, name: str, figure: Any) -> None:
+    def record(self, name: str, figure: Any) -> None:
         """Print a figure and keep it."""
         print(f"   {name}: {_shown(figure)}", flush=True)
         with self.file.open("a") as out:
             out.write(json.dumps({name: figure}) + "\n")
+
+    def bar(self, name: str, figure: float, bar: float, at_least: bool = True) -> None:
+        """Keep a figure that has to reach a bar, or must not exceed it."""
+        holds = figure >= bar if at_least else figure <= bar
+        sign = ">=" if at_least else "<="
+        self.record(f"bar: {name}", {"figure": figure, "bar": f"{sign} {bar:g}", "holds": holds})
 
 
 def _shown(figure: Any) -> str:
@@ -63,7 +74,7 @@ def tests(context: Context) -> None:
     if not context.rehearse:  # in the interpreter of a CPU they are part of the fast tests
         command.append("tests/test_augment_triton.py")
     result = subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, check=False)
-    context.tell("pytest's status", result.returncode)
+    context.record("pytest's status", result.returncode)
     if result.returncode:
         raise SystemExit(1)
 
@@ -73,23 +84,29 @@ def tests(context: Context) -> None:
 
 def ceilings(context: Context) -> None:
     """Rates of the card, of the networks' own convolutions, and the floors of a step that follow."""
+    from vicc_ray.bench import roofline
     from vicc_ray.bench.roofline import copy_rate, matmul_rate
 
     device = context.device
+    if context.rehearse:
+        roofline._MATRIX, roofline._COPIED = {"cpu": 256}, {"cpu": 1 << 22}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        about = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, "
-        context.tell("card", about + f"cuDNN {torch.backends.cudnn.version()}, driver {_driver()}")
+        cudnn: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        about = (
+            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, cuDNN {cudnn}"
+        )
+        context.record("card", f"{about}, driver and highest clock {_driver()}")
     copy = copy_rate(device)
-    context.tell("copy, GB/s read and written", copy / 1e9)
+    context.record("copy, GB/s read and written", copy / 1e9)
     torch.backends.cudnn.allow_tf32 = False
-    context.tell("matrix product in fp32, TFLOP/s", matmul_rate(device, torch.float32) / 1e12)
+    context.record("matrix product in fp32, TFLOP/s", matmul_rate(device, torch.float32) / 1e12)
     torch.backends.cudnn.allow_tf32 = True
-    context.tell("matrix product in TF32, TFLOP/s", matmul_rate(device, torch.float32) / 1e12)
-    context.tell("matrix product in bf16, TFLOP/s", matmul_rate(device, torch.bfloat16) / 1e12)
+    context.record("matrix product in TF32, TFLOP/s", matmul_rate(device, torch.float32) / 1e12)
+    context.record("matrix product in bf16, TFLOP/s", matmul_rate(device, torch.bfloat16) / 1e12)
     for backbone in ("s3d", "r2plus1d_10"):
         if context.left() < 12 and not context.rehearse:
-            context.tell(f"{backbone}", "skipped, out of time")
+            context.record(f"{backbone}", "skipped, out of time")
             continue
         floors(context, backbone, copy)
 
@@ -121,16 +138,26 @@ def floors(context: Context, backbone: str, copy: float) -> None:
         best["forward"] += count * min(forward for forward, _ in times.values())
         best["both"] += count * min(both for _, both in times.values())
         operations += count * layer.operations(samples)
-    context.tell(f"{backbone}: convolutions by layout", dict(by_layout))
-    views = 2  # learner's with gradient, and as many of the guide without
-    convolutions = views * (best["both"] + best["forward"])
-    total = views * operations * 4  # forward, two products of backward; and the guide's forward
-    context.tell(f"{backbone}: operations of a step, 1e12", total / 1e12)
-    context.tell(f"{backbone}: convolutions alone, each in its best layout, ms", 1000 * convolutions)
-    context.tell(f"{backbone}: their rate, TFLOP/s", total / convolutions / 1e12)
-    moved = views * samples * 2 * (traffic["norm"] * 8 + traffic.get("pool", 0) * 5 + traffic["guide"] * 2)
-    context.tell(f"{backbone}: bytes of what stands between convolutions, GB", moved / 1e9)
-    context.tell(f"{backbone}: floor of a step of {samples}, ms", 1000 * (convolutions + moved / copy))
+    context.record(f"{backbone}: convolutions by layout", dict(by_layout))
+    # Both of the learner's views, of which one or both carry gradient, and two of the guide.
+    gradient = 2 if experiment.objective.second_view_gradient else 1
+    views = 2
+    convolutions = gradient * best["both"] + (2 * views - gradient) * best["forward"]
+    total = operations * (2 * views + 2 * gradient)  # a backward is two products
+    context.record(f"{backbone}: operations of a step, 1e12", total / 1e12)
+    context.record(_convolutions(backbone), 1000 * convolutions)
+    context.record(f"{backbone}: their rate, TFLOP/s", total / convolutions / 1e12)
+    # In bf16. Normalised maps, fused at best: forward reads them twice and writes, backward reads four and writes.
+    norm = traffic["norm"] * (8 * gradient + 3 * (views - gradient))
+    between = norm + views * (5 * traffic.get("pool", 0) + 2 * traffic["guide"])
+    moved = 2 * samples * between
+    context.record(f"{backbone}: bytes of what stands between convolutions, GB", moved / 1e9)
+    context.record(f"{backbone}: floor of a step of {samples}, ms", 1000 * (convolutions + moved / copy))
+
+
+def _convolutions(backbone: str) -> str:
+    """The figure's name, under which a later part finds it."""
+    return f"{backbone}: convolutions of a step alone, each in its best layout, ms"
 
 
 @dataclass(frozen=True)
@@ -152,10 +179,9 @@ class Layer:
 
 
 def watched_layers(context: Context, experiment: Any) -> tuple[Counter[Layer], dict[str, int]]:
-    """The convolutions that a clip goes through and how often, and the numbers (of a clip) that other layers move.
+    """The convolutions that a clip goes through and how often, and how many numbers of a clip the other layers see.
 
-    norm: of maps that are normalised (fused at best: forward reads twice and writes, backward reads four and writes); pool: read
-    and written; guide: written by its convolutions, folded.
+    norm: in maps that are normalised; pool: read and written by pools; guide: written by convolutions with their norms folded in.
     """
     from vicc_ray.models.encoder import build_encoder
 
@@ -235,7 +261,7 @@ PLAIN = {
 }
 
 
-def experiment_of(context: Context, backbone: str, samples: int = 48, **sections: Any) -> Any:
+def experiment_of(context: Context, backbone: str, sections: Sections | None = None, samples: int = 48) -> Experiment:
     """The published recipe at 32 x 128 px with this backbone; what is given replaces settings in its sections."""
     from vicc_ray.config import make_experiment
 
@@ -256,7 +282,7 @@ def experiment_of(context: Context, backbone: str, samples: int = 48, **sections
         tree["model"] |= {"width": 0.0625, "embedding_dim": 16}
         tree["schedule"] = {name: {"global_batch": 4, "queue_start": "0"} for name in ("single", "cross")}
         tree["objective"] |= {"prototypes": 8, "queue": 8}
-    for section, values in sections.items():
+    for section, values in (sections or {}).items():
         tree[section] = tree[section] | values
     return make_experiment(tree, "gpu_day")
 
@@ -272,14 +298,15 @@ def step_r2plus1d(context: Context) -> None:
 
 
 # Settings beyond the plain step, by the name of the row; a row has those of `base` (the ones before it in CUMULATIVE) too.
-CUMULATIVE: list[tuple[str, dict[str, dict[str, Any]]]] = [
+CUMULATIVE: list[tuple[str, Sections]] = [
     ("+ guide folded", {"train": {"fold_guide": True}}),
     ("+ channels-last", {"train": {"channels_last": True}}),
     ("+ autotune", {"train": {"autotune": True}}),
     ("+ bf16", {"optim": {"precision": "bf16"}}),
     ("+ fused augmentation", {"train": {"fused_augment": True}}),
 ]
-BRANCHES: list[tuple[str, dict[str, dict[str, Any]]]] = [
+WITHOUT_TF32 = "ours, plain, convolutions in full float32"
+BRANCHES: list[tuple[str, Sections]] = [
     ("planar", {"train": {"planar": True}}),
     ("overlap", {"train": {"overlap": True}}),
     ("joint views", {"model": {"joint_views": True}}),
@@ -300,11 +327,11 @@ def _step(context: Context, backbone: str) -> None:
             published = _published(context, backbone, samples)
             break
         except torch.OutOfMemoryError:
-            context.tell(f"{samples} samples", "out of memory the published way")
+            context.record(f"{samples} samples", "out of memory the published way")
             torch.cuda.empty_cache()
     rates = {"published": published}
-    settings: dict[str, dict[str, Any]] = {"train": dict(PLAIN)}
-    rows: list[tuple[str, dict[str, dict[str, Any]]]] = [("ours, plain", settings)]
+    settings: Sections = {"train": dict(PLAIN)}
+    rows: list[tuple[str, Sections]] = [("ours, plain", settings), (WITHOUT_TF32, settings)]
     for name, more in CUMULATIVE:
         settings = _merged(settings, more)
         rows.append((name, settings))
@@ -314,18 +341,24 @@ def _step(context: Context, backbone: str) -> None:
         if backbone != "s3d" and ("model" in chosen or chosen["train"].get("cuda_graphs")):
             continue  # one view without gradient takes neither
         if context.left() < 12 and not context.rehearse:
-            context.tell(name, "skipped, out of time")
+            context.record(name, "skipped, out of time")
             continue
         try:
-            rates[name] = _row(context, name, experiment_of(context, backbone, samples, **chosen), None)
+            torch.backends.cudnn.allow_tf32 = name != WITHOUT_TF32
+            rates[name] = _row(context, name, experiment_of(context, backbone, chosen, samples), None)
         except Exception as error:
-            context.tell(name, f"failed: {type(error).__name__}: {str(error)[:300]}")
+            context.record(name, f"failed: {type(error).__name__}: {str(error)[:300]}")
             torch.cuda.empty_cache()
     best = max((name for name in rates if name != "published"), key=lambda name: rates[name])
-    context.tell("best", {best: rates[best], "ratio to the published way": rates[best] / rates["published"]})
+    context.record("best", {best: rates[best]})
+    context.bar(f"{backbone}: {best} / the published way, frames ready", rates[best] / rates["published"], 3.0)
+    convolutions = context.earlier.get("ceilings", {}).get(_convolutions(backbone))
+    if convolutions:
+        share = convolutions / ATTEMPTS[0] * rates[best] / 1000
+        context.bar(f"{backbone}: share of the attainable rate of its convolutions", share, 0.4)
 
 
-def _merged(settings: dict[str, dict[str, Any]], more: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _merged(settings: Sections, more: Sections) -> Sections:
     return settings | {section: settings.get(section, {}) | values for section, values in more.items()}
 
 
@@ -333,7 +366,7 @@ def _published(context: Context, backbone: str, samples: int) -> float:
     """The published way with the frames ready on the device (its loader is measured apart), and with its loader."""
     from vicc_ray.bench.step_published import Ways, loader, loader_processes, made_batch
 
-    experiment = experiment_of(context, backbone, samples, train=dict(PLAIN))
+    experiment = experiment_of(context, backbone, {"train": dict(PLAIN)}, samples)
     ways = Ways(guide=True, objective=True, lars=True)
     rate = _row(context, "published, frames augmented on the device", experiment, ways)
     stage = _stage(experiment)
@@ -345,8 +378,8 @@ def _published(context: Context, backbone: str, samples: int) -> float:
     for _ in range(count):
         next(views)
     loaded = count * samples / (time.perf_counter() - start)
-    context.tell(f"the published way's loader alone, {processes} processes, samples/s", loaded)
-    context.tell("published with its loader, samples/s (the slower of the two)", min(loaded, rate))
+    context.record(f"the published way's loader alone, {processes} processes, samples/s", loaded)
+    context.record("published with its loader, samples/s (the slower of the two)", min(loaded, rate))
     return rate
 
 
@@ -364,12 +397,8 @@ def _row(context: Context, name: str, experiment: Any, ways: Any) -> float:
 
     stage = _stage(experiment)
     batch = _batch(experiment, stage, made_batch)
-    contender = Contender(
-        Row(name, experiment, ways),
-        make_trainer(Row(name, experiment, ways), stage, context.device),
-        batch,
-        context.device,
-    )
+    row = Row(name, experiment, ways)
+    contender = Contender(row, make_trainer(row, stage, context.device), batch, context.device)
     start = now(context.device)
     contender.step()
     first = now(context.device) - start
@@ -379,10 +408,10 @@ def _row(context: Context, name: str, experiment: Any, ways: Any) -> float:
     for _ in range(steps):
         contender.step()
     seconds = (now(context.device) - start) / steps
-    rate = stage.global_batch / seconds
+    rate: float = stage.global_batch / seconds
     memory = peak_memory(contender.step, context.device) / 2**30
     phases = {phase: 1000 * value for phase, value in contender.phases().items() if value > 1e-4}
-    context.tell(name, {"samples/s": rate, "ms": 1000 * seconds, "first s": first, "GiB": memory, **phases})
+    context.record(name, {"samples/s": rate, "ms": 1000 * seconds, "first s": first, "GiB": memory, **phases})
     return rate
 
 
@@ -419,28 +448,29 @@ def tvl1(context: Context) -> None:
         start = now(context.device)
         found = fields_between(first, second)
         rates.append(count / (now(context.device) - start))
-    context.tell(f"fields/s on the device, {width}x{height}, {count} at a time", sorted(rates)[len(rates) // 2])
+    context.record(f"fields/s on the device, {width}x{height}, {count} at a time", sorted(rates)[len(rates) // 2])
+    context.bar("TV-L1: fields/s", sorted(rates)[len(rates) // 2], 170)
     few = 3 if context.rehearse else 9
     start = time.perf_counter()
     ours = tvl1_flow(frames[:few], "cpu")
     torch_core = (few - 1) / (time.perf_counter() - start)
-    context.tell("fields/s on one CPU core in PyTorch", torch_core)
-    context.tell("device / core in PyTorch", sorted(rates)[len(rates) // 2] / torch_core)
+    context.record("fields/s on one CPU core in PyTorch", torch_core)
+    context.record("device / core in PyTorch", sorted(rates)[len(rates) // 2] / torch_core)
     inside = np.s_[:, 4:-4, 4:-4]
     apart = np.linalg.norm(found[: few - 1].cpu().numpy() - ours, axis=-1)[inside].mean()
-    context.tell("mean distance from the CPU's fields, px", float(apart))
+    context.record("mean distance from the CPU's fields, px", float(apart))
     if not hasattr(cv2, "optflow"):
-        context.tell("OpenCV", "has no TV-L1 here")
+        context.record("OpenCV", "has no TV-L1 here")
         return
     cv2.setNumThreads(1)
     algorithm = cv2.optflow.DualTVL1OpticalFlow.create()
     start = time.perf_counter()
     theirs = np.stack([algorithm.calc(gray[i], gray[i + 1], None) for i in range(few - 1)])
     opencv_core = (few - 1) / (time.perf_counter() - start)
-    context.tell("fields/s on one CPU core of OpenCV", opencv_core)
-    context.tell("device / core of OpenCV", sorted(rates)[len(rates) // 2] / opencv_core)
+    context.record("fields/s on one CPU core of OpenCV", opencv_core)
+    context.bar("TV-L1: the device / one core of OpenCV", sorted(rates)[len(rates) // 2] / opencv_core, 100)
     apart = np.linalg.norm(found[: few - 1].cpu().numpy() - theirs, axis=-1)[inside].mean()
-    context.tell("mean distance from OpenCV's fields, px", float(apart))
+    context.bar("TV-L1: mean distance from OpenCV's fields, px", float(apart), 0.25, at_least=False)
 
 
 def features(context: Context) -> None:
@@ -456,13 +486,13 @@ def features(context: Context) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "RGB-1.safetensors"
         save_encoder(path, EncoderFile(spec=encoder.spec, stream="rgb", state_dict=encoder.state_dict()))
-        changes: dict[str, Any]
+        changes: Sections
         for name, changes in (
             ("as it is", {}),
             ("channels-last", {"train": {"channels_last": True}}),
             ("planar", {"train": {"planar": True}}),
         ):
-            experiment = experiment_of(context, "s3d", **changes)
+            experiment = experiment_of(context, "s3d", changes)
             clip = experiment.clip
             actor = EncodeWindows({"RGB-1": str(path)}, experiment, context.device.type == "cuda", 1)
             windows = np.random.default_rng(0).integers(0, 256, (clips, clip.frames, *clip.decode_size, 3), np.uint8)
@@ -472,7 +502,7 @@ def features(context: Context) -> None:
             start, times = now(context.device), 1 if context.rehearse else 4
             for _ in range(times):
                 actor(row)
-            context.tell(f"S3D, {name}, clips/s", times * clips / (now(context.device) - start))
+            context.record(f"S3D, {name}, clips/s", times * clips / (now(context.device) - start))
 
 
 KINDS = {
@@ -497,7 +527,7 @@ def profile(context: Context) -> None:
     from vicc_ray.bench.step import Contender, Row, make_trainer
     from vicc_ray.bench.step_published import made_batch
 
-    settings: dict[str, dict[str, Any]] = {
+    settings: Sections = {
         "train": {"channels_last": True, "overlap": True},
         "optim": {"precision": "bf16"},
     }
@@ -506,9 +536,9 @@ def profile(context: Context) -> None:
         rows.append(("levers and compiler", _merged(settings, {"train": {"compile": True}})))
     for name, chosen in rows:
         if context.left() < 20 and not context.rehearse:
-            context.tell(name, "skipped, out of time")
+            context.record(name, "skipped, out of time")
             continue
-        experiment = experiment_of(context, "s3d", **chosen)
+        experiment = experiment_of(context, "s3d", chosen)
         stage = _stage(experiment)
         row = Row(name, experiment, None)
         contender = Contender(
@@ -523,6 +553,11 @@ def profile(context: Context) -> None:
             contender.step()
             elapsed = now(context.device) - start
         _report(context, name, seen, elapsed / 2)
+        layers, _ = watched_layers(context, experiment)
+        operations = 8 * sum(count * layer.operations(stage.global_batch) for layer, count in layers.items())
+        context.record(
+            f"{name}: convolutions' operations over all of the step, TFLOP/s", operations / (elapsed / 2) / 1e12
+        )
 
 
 def _report(context: Context, name: str, seen: Any, seconds: float) -> None:
@@ -536,12 +571,12 @@ def _report(context: Context, name: str, seen: Any, seconds: float) -> None:
         kind = next((kind for kind, parts in KINDS.items() if any(part in lower for part in parts)), "other")
         groups[kind] += ms
     busy = sum(kernels.values())
-    context.tell(f"{name}: ms a step by kind", dict(sorted(groups.items(), key=lambda item: -item[1])))
-    context.tell(f"{name}: step, ms", 1000 * seconds)
-    context.tell(f"{name}: device busy (kernels beside each other count twice)", busy / 1000 / seconds)
+    context.record(f"{name}: ms a step by kind", dict(sorted(groups.items(), key=lambda item: -item[1])))
+    context.record(f"{name}: step, ms", 1000 * seconds)
+    context.record(f"{name}: device busy (kernels beside each other count twice)", busy / 1000 / seconds)
     for kernel, ms in sorted(kernels.items(), key=lambda item: -item[1])[:18]:
         print(f"      {ms:8.2f} ms  {kernel[:150]}", flush=True)
-    context.tell(
+    context.record(
         f"{name}: largest kernels, ms",
         {k[:100]: round(v, 2) for k, v in sorted(kernels.items(), key=lambda i: -i[1])[:18]},
     )
@@ -552,10 +587,10 @@ def quickstart(context: Context) -> None:
     try:
         import ray  # noqa: F401
     except ImportError:
-        context.tell("quickstart", "skipped: no Ray here")
+        context.record("quickstart", "skipped: no Ray here")
         return
     if context.rehearse:
-        context.tell("quickstart", "not rehearsed: 'make quickstart' is the same command")
+        context.record("quickstart", "not rehearsed: 'make quickstart' is the same command")
         return
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
@@ -565,13 +600,13 @@ def quickstart(context: Context) -> None:
             check=False,
             env=os.environ,
         )
-        context.tell("quickstart's status and seconds", [result.returncode, round(time.monotonic() - start, 1)])
+        context.record("quickstart's status and seconds", [result.returncode, round(time.monotonic() - start, 1)])
         figures = Path(folder) / "quickstart" / "results.csv"
         if figures.exists():
-            context.tell("results", figures.read_text().splitlines())
+            context.record("results", figures.read_text().splitlines())
         metrics = Path(folder) / "quickstart" / "metrics.jsonl"
         if metrics.exists():
-            context.tell("samples/s by stage", dict(_rates(metrics)))
+            context.record("samples/s by stage", dict(_rates(metrics)))
     if result.returncode:
         raise SystemExit(1)
 
@@ -588,7 +623,7 @@ def _rates(metrics: Path) -> Iterator[tuple[str, float]]:
 
 def main(arguments: list[str]) -> None:
     """Run one part."""
-    name, file, seconds = arguments[:3]
+    name, file, seconds, earlier = arguments[:4]
     rehearse = "--rehearse" in arguments
     if not rehearse and not torch.cuda.is_available():
         print("   torch sees no GPU here; --rehearse runs the same path on the CPU")
@@ -599,7 +634,8 @@ def main(arguments: list[str]) -> None:
         torch.compile = partial(torch.compile, backend="aot_eager")  # the real compiler takes minutes on a CPU
         nn.Module.compile = lambda module, **_: None  # type: ignore[method-assign]
     parts = {f.__name__: f for f in (tests, ceilings, step_s3d, step_r2plus1d, tvl1, features, profile, quickstart)}
-    parts[name](Context(device, rehearse, time.monotonic() + float(seconds), Path(file)))
+    figures = json.loads(Path(earlier).read_text())
+    parts[name](Context(device, rehearse, time.monotonic() + float(seconds), Path(file), figures))
 
 
 if __name__ == "__main__":

@@ -400,10 +400,10 @@ class TrainConfig(Section):
         False, description="activations are computed again in backward instead of kept: less memory, a slower step"
     )
     fused_augment: bool = Field(
-        True, description="on GPU, augmentation by one Triton kernel instead of PyTorch's operators one by one"
+        False, description="on GPU, augmentation by one Triton kernel instead of PyTorch's operators one by one"
     )
     autotune: bool = Field(
-        True, description="on GPU, cuDNN tries its convolution kernels at each stage's start and keeps the fastest"
+        False, description="on GPU, cuDNN tries its convolution kernels at each stage's start and keeps the fastest"
     )
     cuda_graphs: bool = Field(
         False, description="on one GPU, the encoders as CUDA graphs: fewer launches, for small batches a worker"

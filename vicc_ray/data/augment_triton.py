@@ -212,7 +212,7 @@ def _chain(  # type: ignore[no-untyped-def]
     else:
         if jitter != 0:
             past = jitter * 0  # whether contrast has come
-            for step in tl.static_range(4):
+            for step in range(4):
                 op = tl.load(whole + clip * INTEGERS + 1 + step)
                 factor = tl.load(factors + op)
                 if op == 1:
@@ -244,10 +244,10 @@ def _chain(  # type: ignore[no-untyped-def]
             c0, c1, c2 = one, one, one
         slot = tl.load(whole + clip * INTEGERS + 6).to(tl.int64)
         if slot >= 0:
-            at = scratch + (slot * 3 * times + time) * SIDE * SIDE + place
-            tl.store(at, c0, mask=inside)
-            tl.store(at + times * SIDE * SIDE, c1, mask=inside)
-            tl.store(at + 2 * times * SIDE * SIDE, c2, mask=inside)
+            kept = scratch + (slot * 3 * times + time) * SIDE * SIDE + place
+            tl.store(kept, c0, mask=inside)
+            tl.store(kept + times * SIDE * SIDE, c1, mask=inside)
+            tl.store(kept + 2 * times * SIDE * SIDE, c2, mask=inside)
         else:
             at = out + clip * stride_b + time * stride_t + row * stride_y + column * stride_x
             kind = out.dtype.element_ty
