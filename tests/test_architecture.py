@@ -31,7 +31,7 @@ LEVELS = [
     ["train.run", "train.pretraining", "train.classification"],
     ["train.task", "train.classifier_step"],
     ["train.monitor", "train.step", "train.ending", "train.restore", "progress"],
-    ["train.batches", "train.optim"],
+    ["train.batches", "train.optim", "train.graphs"],
     [
         "evaluate.accuracy",
         "evaluate.probe",
@@ -45,7 +45,7 @@ LEVELS = [
     ["evaluate.retrieval", "evaluate.feature_store", "objective", "run_folder"],
     ["weights"],
     ["evaluate.search", "evaluate.folds", "data.reader", "data.probing"],
-    ["data.samples", "data.flow_codes", "data.layouts"],
+    ["data.samples", "data.flow_codes", "data.layouts", "data.augment_triton"],
     ["data.flow_store"],
     ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
     ["data.inspection", "data.motion_vectors", "data.raft", "data.tvl1", "data.guarded"],
