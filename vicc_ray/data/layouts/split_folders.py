@@ -1,0 +1,285 @@
+"""Split folders and class folders: `train/jump/a.mp4`, `jump/test/b.mp4`, or an unlabelled `test/` beside class folders.
+
+A folder is a split's by its name (`split_in_name`). What its place says is decided by `arrange`, which refuses where a
+person would not know either.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from vicc_ray.data.layouts.candidates import UNUSED, Candidate, crossing_groups, examples, group_in_name, shown
+from vicc_ray.data.layouts.official import VIDEO_FOLDERS
+from vicc_ray.data.layouts.tree import File, Tree
+from vicc_ray.errors import UserError
+
+# The word that makes a name a split's -> the split.
+WORDS = {
+    **{"train": "train", "val": "query", "validate": "query", "validation": "query", "test": "query"},
+    **{"training": "train", "trainval": "train", "gallery": "train"},
+    **{"valid": "query", "testing": "query", "eval": "query", "evaluation": "query"},
+    **{"dev": "query", "holdout": "query", "query": "query"},
+}
+# Words that may stand beside it: `train_set`, `videos_val`, `Test-Data`; numbers may too: `train_256`.
+_FILLERS = {"set", "split", "data", "dataset", "video", "videos", "clip", "clips", "folder", "rgb", "resized", "full"}
+_FUSED = re.compile(f"({'|'.join(sorted(WORDS, key=len, reverse=True))})(?:{'|'.join(sorted(_FILLERS))})")
+_NUMBER = re.compile(r"\d+(?:[px]\d*|fps)?")
+_FOLD = re.compile(r"(?:split|fold|cv)[ _-]*\d+", re.IGNORECASE)
+
+
+def split_in_name(name: str) -> tuple[str, str] | None:
+    """(split, what else the name says) of a name with just one word of a split: `Train_Set` -> (train, ""), else None.
+
+    What else it says is empty for certain names, else it wants a sibling that says the same of another split
+    (`mydata-train` beside `mydata-test`; the class `training dog` has none).
+    """
+    words = _words(name)
+    found = [word for word in words if word in WORDS]
+    if len(found) != 1:
+        return None
+    rest = (word for word in words if word not in WORDS and word not in _FILLERS and not _NUMBER.fullmatch(word))
+    return WORDS[found[0]], " ".join(rest)
+
+
+def _words(name: str) -> list[str]:
+    """`TrainSet_256` -> train, set, 256."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W_\d]+|\d+[px]?\d*", parted.lower())
+    return [parsed[1] if (parsed := _FUSED.fullmatch(word)) else word for word in words]
+
+
+def split_word(name: str) -> str:
+    """The first word of a name that is one of a split's (a key of `WORDS`), or an empty one."""
+    return next((word for word in _words(name) if word in WORDS), "")
+
+
+def split_folders(tree: Tree) -> dict[str, str]:
+    """Folders with videos that are a split's by their names and their siblings' -> the split; the outermost ones only."""
+    children: dict[str, set[str]] = {}
+    for file in tree.videos:
+        for depth, name in enumerate(file.parts[:-1]):
+            children.setdefault("/".join(file.parts[:depth]), set()).add(name)
+    found = {}
+    for parent, names in children.items():
+        named = {name: parsed for name in sorted(names) if (parsed := split_in_name(name))}
+        for name, (split, rest) in named.items():
+            if not rest or any(other[1] == rest and other[0] != split for other in named.values()):
+                found[posixpath.join(parent, name)] = split
+    return {folder: split for folder, split in found.items() if not any(above in found for above in _above(folder))}
+
+
+def _above(folder: str) -> list[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def split_folder_of(file: File, folders: dict[str, str]) -> str | None:
+    """The one of these folders that holds a file."""
+    return next((folder for folder in _above(file.inner) if folder in folders), None)
+
+
+@dataclass
+class Arrangement:
+    """What the folders say: (split, label) of each video by its name below the root, and lines for the reader."""
+
+    places: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def candidates(self, tree: Tree) -> list[Candidate]:
+        """The videos in the tree's order."""
+        made = []
+        for file in tree.videos:
+            split, label = self.places[file.inner]
+            made.append(file.candidate(label, split, group_in_name(file.inner)))
+        return made
+
+
+def arrange(tree: Tree, forced: bool = False) -> Arrangement | None:
+    """Splits and classes by the folders; None where no folder is a split's.
+
+    `forced`: split folders are meant, so nothing is refused as ambiguous. `UserError` for what can be read in two ways,
+    with both and what decides, and for the folds of one data set beside each other.
+    """
+    folders = split_folders(tree)
+    if not folders:
+        return None
+    level = _Level(tree, folders)
+    arranged = level.in_classes(forced) if len(level.bases) > 1 else level.above_classes(forced)
+    candidates = arranged.candidates(tree)
+    lost = [file.inner for file in tree.videos if arranged.places[file.inner][0] == UNUSED]
+    if lost:
+        arranged.notes.append(f"{len(lost)} videos are in no split folder (split '{UNUSED}'): {examples(lost)}")
+    arranged.notes += crossing_groups(candidates, lambda c: (c.label, c.group))
+    return arranged
+
+
+class _Level:
+    """The split folders nearest to the root, and the videos in and beside them.
+
+    `bases` are the folders that hold them: one for `train/jump/a.mp4`, one a class for `jump/train/a.mp4`.
+    """
+
+    def __init__(self, tree: Tree, folders: dict[str, str]) -> None:
+        depth = min(folder.count("/") for folder in folders)
+        self.tree = tree
+        self.folders = {folder: split for folder, split in folders.items() if folder.count("/") == depth}
+        self.bases = sorted({posixpath.dirname(folder) for folder in self.folders})
+        self.kinds = set(self.folders.values())
+        self.deeper = sorted(set(folders) - set(self.folders))
+        self.inside = [(f, folder) for f in tree.videos if (folder := split_folder_of(f, self.folders)) is not None]
+        known = {file.inner for file, _ in self.inside}
+        self.beside = [file for file in tree.videos if file.inner not in known]
+
+    def below(self, file: File, folder: str) -> str | None:
+        """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`, `train/videos/jump/a.mp4`."""
+        inner = file.inner[len(folder) + 1 :].split("/")[:-1]
+        classes = inner[1:] if inner and inner[0].lower() in VIDEO_FOLDERS else inner
+        return classes[0] if classes else None
+
+    def class_beside(self, file: File) -> str | None:
+        """The class of a video beside the split folders: the first folder below their base."""
+        base = self.bases[0]
+        inner = file.inner[len(base) + 1 :] if base and file.inner.startswith(f"{base}/") else file.inner
+        return inner.split("/")[0] if "/" in inner else None
+
+    def above_classes(self, forced: bool) -> Arrangement:
+        """`train/jump/a.mp4`: all split folders lie in one folder."""
+        deep = {name for file, folder in self.inside if (name := self.below(file, folder)) is not None}
+        others = {name for file in self.beside if (name := self.class_beside(file)) is not None}
+        if self.deeper and others and self.kinds != {"train", "query"}:
+            raise self.several_depths()
+        if self.kinds == {"train"} and others and not deep and not forced:
+            return self.only_classes()
+        if self.unsure(deep, others) and not forced:
+            raise self.question(others)
+        rest = UNUSED if "train" in self.kinds else "train"
+        made = Arrangement(notes=[self.recognised()])
+        for file, folder in self.inside:
+            made.places[file.inner] = self.folders[folder], self.below(file, folder)
+        for file in self.beside:
+            made.places[file.inner] = rest, self.class_beside(file) if rest == "train" else None
+        made.notes += self.remarks(deep)
+        if rest == "train" and self.beside:
+            made.notes.append(f"{len(self.beside)} videos beside {self.names()} are split 'train'")
+        return made
+
+    def unsure(self, deep: set[str], others: set[str]) -> bool:
+        """Whether a person could not say what is meant; `deep`: folders in the split folders, `others`: beside them."""
+        if self.kinds == {"train", "query"}:
+            return bool(others) and not deep
+        if self.kinds == {"train"}:
+            return bool(others)
+        if deep:  # classes beside a test/ that holds the same classes are its training videos
+            return bool(others) and not deep & others
+        return len(self.folders) > 1 and not self.beside and len(self.words()) == 1
+
+    def only_classes(self) -> Arrangement:
+        """A class called train among others (vehicles)."""
+        made = Arrangement()
+        for file in self.tree.videos:
+            made.places[file.inner] = "train", file.parts[0] if file.folder else None
+        made.notes.append(
+            f"{self.names()} is taken for a class like the folders beside it; if it holds the training videos, say "
+            "--layout splits"
+        )
+        return made
+
+    def in_classes(self, forced: bool) -> Arrangement:
+        """`jump/train/a.mp4`: split folders lie in several folders, which are the classes, or data sets with classes."""
+        named = [f"{posixpath.basename(base)}/" for base in self.bases]
+        deep: dict[str, set[str]] = {"train": set(), "query": set()}
+        for file, folder in self.inside:
+            deep[self.folders[folder]].add(self.below(file, folder) or "")
+        inner = deep["train"] & deep["query"] - {""}
+        if inner and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
+            raise UserError(
+                f"{shown(self.tree.root)}: {examples(named)} each hold split folders: these are folds of one data set; "
+                f"index one of them, such as {shown(posixpath.join(self.tree.root, self.bases[0]))}"
+            )
+        others = [file for file in self.beside if file.folder not in self.bases and self.in_base(file)]
+        training = self.kinds == {"query"} and set(self.bases) <= {file.folder for file in self.beside}
+        if ((self.kinds != {"train", "query"} and not training) or others) and not forced:
+            raise self.question({posixpath.basename(file.folder) for file in others}, within=named)
+        meant = "the folders in them" if inner else "the folders above them"
+        made = Arrangement(notes=[f"{self.recognised()}; {meant} are the classes"])
+        rest = UNUSED if "train" in self.kinds else "train"
+        for file, folder in self.inside:
+            above = posixpath.basename(posixpath.dirname(folder)) or None
+            made.places[file.inner] = self.folders[folder], self.below(file, folder) if inner else above
+        for file in self.beside:
+            made.places[file.inner] = rest, None if inner else posixpath.basename(file.folder) or None
+        if inner:
+            made.notes.append(f"{examples(named)} each hold split folders and are taken together")
+        return made
+
+    def in_base(self, file: File) -> bool:
+        return any(file.inner.startswith(f"{base}/") for base in self.bases if base)
+
+    def names(self) -> str:
+        return _list(self.folders)
+
+    def recognised(self) -> str:
+        told = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.items()})
+        return "recognised split folders: " + ", ".join(f"{shown(name)}/ ({split})" for name, split in told)
+
+    def remarks(self, deep: set[str]) -> list[str]:
+        """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
+        flat = sorted({folder for file, folder in self.inside if self.below(file, folder) is None})
+        notes = []
+        if flat:
+            count = sum(self.below(file, folder) is None for file, folder in self.inside)
+            notes.append(
+                f"{count} videos lie in no class folder of {_list(flat)} and have no label; if "
+                f"{'these are classes' if len(flat) > 1 else 'that is a class'} and no split, say --layout classes"
+            )
+        deeper = {file.folder for file, folder in self.inside}
+        if len(deep) == 1 and len(deeper) > len(self.folders):
+            notes.append(f"all videos of the split folders lie below '{shown(min(deep))}', so that is the one class")
+        if len(self.words("query")) > 1:
+            queries = _list(folder for folder, split in self.folders.items() if split == "query")
+            notes.append(f"folders of val and of test are both split 'query': {queries}")
+        return notes
+
+    def words(self, split: str | None = None) -> set[str]:
+        """The words of the split folders (of one split)."""
+        return {split_word(posixpath.basename(f)) for f, kind in self.folders.items() if split in (None, kind)}
+
+    def question(self, others: Iterable[str], within: Sequence[str] = ()) -> UserError:
+        """The error for folders that can be read in two ways: those `beside` others, or `within` class folders."""
+        beside = [f"{name}/" for name in sorted(others)]
+        where = (f" in {examples(within)}" if within else "") + (f" beside {examples(beside)}" if beside else "")
+        names = "without a meaning in those classes" if within else "classes of these names"
+        return UserError(
+            f"{shown(self.tree.root)}: {self.names()}{where} can be read in two ways: as {names}, or as splits; say which: "
+            "--layout classes takes every first folder for a class, --layout splits these for splits"
+        )
+
+    def several_depths(self) -> UserError:
+        """The error where one test/ lies beside a whole data set."""
+        deep = posixpath.dirname(self.deeper[0])
+        return UserError(
+            f"{shown(self.tree.root)}: split folders lie at several depths ({self.names()} and {shown(self.deeper[0])}/); index "
+            f"one of them, such as {shown(posixpath.join(self.tree.root, deep))}, or say --layout classes"
+        )
+
+
+def _list(folders: Iterable[str]) -> str:
+    """Folders by their own names, each once."""
+    return ", ".join(sorted({f"{shown(posixpath.basename(folder))}/" for folder in folders}))
+
+
+def told_by_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:
+    """A note where a source's own name says test or val while all of its videos are split `train` for want of a word."""
+    base = posixpath.basename(name.rstrip("/"))
+    parsed = split_in_name(base if is_folder else posixpath.splitext(base)[0])
+    if parsed is None or parsed[0] == "train" or {candidate.split for candidate in candidates} != {"train"}:
+        return []
+    if is_folder and parsed[1]:
+        return []
+    return [
+        f"the name '{shown(base)}' is not taken for a split: its videos are split 'train'; for queries say "
+        "--split 'query: rest'"
+    ]
