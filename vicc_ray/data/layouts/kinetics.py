@@ -41,20 +41,25 @@ _REPLACEMENT = re.compile(r"replace(?:ment|ments|d)?(?:[_ -].*)?", re.IGNORECASE
 def recognised(tree: Tree) -> str | None:
     """What makes a tree Kinetics', for the reader; None where nothing does.
 
-    That is a table with a column `youtube_id` that names some of the videos, or else split folders with class folders in
-    them, where most names are clips'. A name of eleven letters alone is no proof.
+    That is a table with a column `youtube_id` that names some of the videos, or else class folders in split folders that
+    hold mostly names of clips with their times. A name of eleven letters alone is no proof.
     """
     folders = split_folders(tree)
     names = ", ".join(sorted({f"{posixpath.basename(folder)}/" for folder in folders}))
     tables = _tables(tree)
-    if tables:
-        lists = _read_tables(tables)
-        if any(lists.line(file) for file in tree.videos):
-            named = f"the table {examples([file.inner for file in tables])}"
-            return f"the folders {names} and {named}" if folders else named
-    timed = sum(_TIMED_NAME.fullmatch(stem(file.inner)) is not None for file in tree.videos)
-    placed = all(split_folder_of(f, folders) and _class(f, folders) for f in tree.videos if not _replaces(f, folders))
-    return f"the folders {names}" if folders and placed and 2 * timed >= len(tree.videos) else None
+    lists = _read_tables(tables)
+    if any(lists.line(file) for file in tree.videos):
+        named = f"the table {examples([file.inner for file in tables])}"
+        return f"the folders {names} and {named}" if folders else named
+    timed = [file for file in tree.videos if _TIMED_NAME.fullmatch(stem(file.inner))]
+    placed = sum(split_folder_of(f, folders) is not None and _class(f, folders) is not None for f in timed)
+    return f"the folders {names}" if placed and 2 * placed >= len(tree.videos) else None
+
+
+def unused_tables(tree: Tree) -> list[str]:
+    """A note of tables in the tree that name none of its videos."""
+    files = [file.inner for file in _tables(tree) if not file.inner.startswith("..")]
+    return [f"the tables of kinetics ({examples(files)}) name none of the videos; not used"] if files else []
 
 
 def read(tree: Tree, fold: int | None) -> Found:
@@ -104,14 +109,14 @@ class _Tables:
 def _tables(tree: Tree) -> list[File]:
     """Each CSV below the root, or else next to it, that has a column `youtube_id`."""
     for files in (tree.files, files_beside(tree.root, ["", *FOLDERS])):
-        named = [file for file in files if extension(file.inner) == ".csv" and _has_ids(file)]
+        named = [file for file in files if extension(file.inner) in (".csv", ".tsv") and _has_ids(file)]
         if named:
             return named
     return []
 
 
 def _has_ids(file: File) -> bool:
-    return "youtube_id" in [title.strip(' "').lower() for title in first_line(file.name).split(",")]
+    return "youtube_id" in [title.strip(' "').lower() for title in re.split(r"[,\t;|]", first_line(file.name))]
 
 
 def _read_tables(files: list[File]) -> _Tables:

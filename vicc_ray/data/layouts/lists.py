@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from vicc_ray import storage
-from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, Candidate, Found, group_in_name, shown
+from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, Candidate, Found, examples, group_in_name, shown
 from vicc_ray.data.layouts.tree import read_text
 from vicc_ray.errors import UserError
 
@@ -35,11 +35,14 @@ def read_list(name: str) -> Found:
     `UserError` for lines that are neither.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(name).splitlines(), 1) if line.strip()]
-    entries = [parse_line(name, number, line) for number, line in lines]
+    remarks = [line for _, line in lines if _is_remark(name, line)]
+    entries = [parse_line(name, number, line) for number, line in lines if not _is_remark(name, line)]
     labels = {entry.label for entry in entries if entry.label is not None}
     notes = []
     if labels and all(label.isdigit() for label in labels):
         notes.append(f"classes are the numbers that the list gives ({len(labels)} of them)")
+    if remarks:
+        notes.append(f"{len(remarks)} lines begin with '#', name no video and are passed over: {examples(remarks)}")
     bare = sum(entry.label is None for entry in entries)
     if labels and bare:
         notes.append(f"{bare} of {len(entries)} lines have no label")
@@ -69,12 +72,29 @@ def parse_line(name: str, number: int, line: str) -> Entry:
     if len(parts) == 1 and re.fullmatch(r"-?\d+(?:\s+-?\d+)+", rest):
         parts = rest.split()
     if len(parts) > 1:
-        raise UserError(
-            f"{name}: line {number} is '{shown(line[:80])}': {len(parts)} values follow the video, a video has one label; write "
-            f"'{shown(parsed['video'])} {shown(parts[-1])}', or put a line above all that names the columns: "
-            f"video,{','.join(['label', 'split', 'group'][: len(parts)])}"
-        )
+        raise _several(name, number, line, parsed, parts)
     return Entry(parsed["video"], rest.strip("\"'"))
+
+
+def _several(name: str, number: int, line: str, parsed: re.Match[str], parts: list[str]) -> UserError:
+    """The error for more than one value after a video."""
+    mark = next((mark for mark in "\t,;|" if mark in parsed["gap"] + parsed["rest"]), None)
+    header = (
+        ""
+        if mark is None
+        else ", or put a line above all that names the columns, such as video"
+        + "".join(
+            (mark if mark != "\t" else "<TAB>") + column for column in ["label", "split", "group", "more"][: len(parts)]
+        )
+    )
+    return UserError(
+        f"{name}: line {number} is '{shown(line[:80])}': {len(parts)} values follow the video, which has one label; write "
+        f"'{shown(parsed['video'])} LABEL'{header}"
+    )
+
+
+def _is_remark(name: str, line: str) -> bool:
+    return line.startswith("#") and not _NAMED.match(line) and not _is_there(name, line)
 
 
 def _is_there(name: str, line: str) -> bool:

@@ -40,6 +40,8 @@ FOLDER_LAYOUTS = (*OFFICIAL, "folders", "classes", "splits", "flat")
 OTHER_NAMES = {"table": "csv"}
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson"})
 LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
+# Tables in a folder of videos that are opened to see whether they name these: how deep, how large and how many.
+TABLE_DEPTH, TABLE_BYTES, MOST_TABLES = 3, 64 << 20, 8
 
 
 def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None, fold: int = 1) -> Found:
@@ -153,7 +155,33 @@ def _read_tree(tree: Tree, layout: str, fold: int | None) -> Found:
         layout, told = _recognise(tree)
         notes += told
     found = OFFICIAL[layout](tree, fold) if layout in OFFICIAL else _read_plain(tree, layout)
+    if layout not in OFFICIAL:
+        notes += _unread_tables(tree)
     return Found(found, found.layout, found.ignored, notes + found.notes)
+
+
+def _unread_tables(tree: Tree) -> list[str]:
+    """Notes on tables and lists in a folder that name its videos, which only the folders are asked for."""
+    if tree.pattern is not None:
+        return []
+    kinds = (TABLE_EXTENSIONS | LIST_EXTENSIONS) - {".parquet"}  # most of which are manifests
+    near = [f for f in tree.files if len(f.parts) <= TABLE_DEPTH and extension(f.inner) in kinds]
+    small = [file for file in near if (file.bytes or 0) <= TABLE_BYTES][:MOST_TABLES]
+    videos = {file.name for file in tree.videos}
+    names = {posixpath.basename(name) for name in videos}
+    notes = []
+    for file in small:
+        try:
+            named = {candidate.path for candidate in _read_file(file.name, "auto")}
+        except UserError:
+            continue
+        count = len(named & videos) or len({posixpath.basename(path) for path in named} & names)
+        if count:
+            notes.append(
+                f"{file.inner} names {count} of the {len(videos)} videos; it is not read with the folder: for its labels and "
+                f"splits index it by itself (vicc index {shown(file.name)})"
+            )
+    return notes
 
 
 def _recognise(tree: Tree) -> tuple[str, list[str]]:
@@ -170,6 +198,7 @@ def _recognise(tree: Tree) -> tuple[str, list[str]]:
     reason = kinetics.recognised(tree)
     if reason:
         return "kinetics", [*notes, f"recognised as layout 'kinetics' by {reason}"]
+    notes += kinetics.unused_tables(tree)
     return ("folders" if any(file.folder for file in tree.videos) else "flat"), notes
 
 

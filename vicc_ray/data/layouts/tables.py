@@ -70,7 +70,18 @@ def read_table(name: str) -> Found:
         )
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
-    return Found(candidates, "csv", notes=notes)
+    return Found(candidates, "csv", notes=notes + _own_splits(candidates))
+
+
+def _own_splits(candidates: list[Candidate]) -> list[str]:
+    """A note where a table calls its query side otherwise."""
+    splits = sorted({candidate.split for candidate in candidates})
+    if "query" in splits or not any(WORDS.get(split.lower()) == "query" for split in splits):
+        return []
+    return [
+        f"splits are called as the table calls them ({', '.join(splits)}): name the query side with "
+        "--set data.query_split=NAME or 'vicc evaluate --test-on NAME'"
+    ]
 
 
 def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> str | None:
@@ -233,8 +244,9 @@ def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
     if "video" not in places and named is not None:
         places["id"] = lower.index(named)
     elif "video" not in places:
+        advice = "" if _FIELDS & set(lower) else ". A line above all names the columns, such as: video,label"
         hint = " (for Kinetics' own table index the folder of its videos)" if "youtube_id" in lower else ""
-        raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{hint}")
+        raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{hint}{advice}")
     rest = [title for place, title in enumerate(header) if place not in places.values()]
     return places, [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
 
