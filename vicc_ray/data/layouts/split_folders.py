@@ -24,9 +24,23 @@ WORDS = {
     **{"dev": "query", "holdout": "query", "query": "query"},
 }
 # Words that may stand beside it: `train_set`, `videos_val`, `Test-Data`; numbers may too: `train_256`.
-_FILLERS = {"set", "split", "data", "dataset", "video", "videos", "clip", "clips", "folder", "rgb", "resized", "full"}
+_FILLERS = {
+    "set",
+    "split",
+    "data",
+    "dataset",
+    "video",
+    "videos",
+    "clip",
+    "clips",
+    "folder",
+    "rgb",
+    "resized",
+    "full",
+    "fps",
+}
 _FUSED = re.compile(f"({'|'.join(sorted(WORDS, key=len, reverse=True))})(?:{'|'.join(sorted(_FILLERS))})")
-_NUMBER = re.compile(r"\d+(?:[px]\d*|fps)?")
+_NUMBER = re.compile(r"\d+(?:[px]\d*)?")
 _FOLD = re.compile(r"(?:split|fold|cv)[ _-]*\d+", re.IGNORECASE)
 
 
