@@ -48,7 +48,7 @@ def recognised(tree: Tree) -> str | None:
     names = ", ".join(sorted({f"{posixpath.basename(folder)}/" for folder in folders}))
     tables = _tables(tree)
     lists = _read_tables(tables)
-    if any(lists.line(file) for file in tree.videos):
+    if tables and any(lists.line(file) for file in tree.videos):
         named = f"the table {examples([file.inner for file in tables])}"
         return f"the folders {names} and {named}" if folders else named
     timed = [file for file in tree.videos if _TIMED_NAME.fullmatch(stem(file.inner))]

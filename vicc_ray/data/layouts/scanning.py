@@ -155,9 +155,8 @@ def _read_tree(tree: Tree, layout: str, fold: int | None) -> Found:
         layout, told = _recognise(tree)
         notes += told
     found = OFFICIAL[layout](tree, fold) if layout in OFFICIAL else _read_plain(tree, layout)
-    if layout not in OFFICIAL:
-        notes += _unread_tables(tree)
-    return Found(found, found.layout, found.ignored, notes + found.notes)
+    unread = [] if layout in OFFICIAL else _unread_tables(tree)
+    return Found(found, found.layout, found.ignored, [*notes, *found.notes, *unread])
 
 
 def _unread_tables(tree: Tree) -> list[str]:
@@ -209,13 +208,11 @@ def _read_plain(tree: Tree, layout: str) -> Found:
     arranged = None if layout == "classes" else split_folders.arrange(tree, layout == "splits")
     if arranged is None and layout == "splits":
         raise UserError(f"{tree.root}: no folder in it is named like a split (train, val, test, ...)")
-    found = (
-        _read_classes(tree) if arranged is None else Found(arranged.candidates(tree), "folders", notes=arranged.notes)
-    )
-    return Found(found, "folders", tree.ignored(), found.notes)
+    candidates, notes = _read_classes(tree) if arranged is None else arranged
+    return Found(candidates, "folders", tree.ignored(), notes)
 
 
-def _read_classes(tree: Tree) -> Found:
+def _read_classes(tree: Tree) -> tuple[list[Candidate], list[str]]:
     """The first folder below the root is the class."""
     candidates = []
     for file in tree.videos:
@@ -232,4 +229,4 @@ def _read_classes(tree: Tree) -> Found:
     loose = sum(candidate.label is None for candidate in candidates)
     if loose and len(labels) > 1:
         notes.append(f"{loose} videos lie in no class folder and have no label")
-    return Found(candidates, "folders", notes=notes)
+    return candidates, notes

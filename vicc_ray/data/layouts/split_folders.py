@@ -111,8 +111,8 @@ class Arrangement:
         return made
 
 
-def arrange(tree: Tree, forced: bool = False) -> Arrangement | None:
-    """Splits and classes by the folders; None where no folder is a split's.
+def arrange(tree: Tree, forced: bool = False) -> tuple[list[Candidate], list[str]] | None:
+    """The videos with splits and classes by the folders, and notes; None where no folder is a split's.
 
     `forced`: split folders are meant, so nothing is refused as ambiguous. `UserError` for what can be read in two ways,
     with both and what decides, and for the folds of one data set beside each other.
@@ -126,8 +126,7 @@ def arrange(tree: Tree, forced: bool = False) -> Arrangement | None:
     lost = [file.inner for file in tree.videos if arranged.places[file.inner][0] == UNUSED]
     if lost:
         arranged.notes.append(f"{len(lost)} videos are in no split folder (split '{UNUSED}'): {examples(lost)}")
-    arranged.notes += crossing_groups(candidates, lambda c: (c.label, c.group))
-    return arranged
+    return candidates, arranged.notes + crossing_groups(candidates, lambda c: (c.label, c.group))
 
 
 class _Level:

@@ -34,13 +34,13 @@ COLUMNS = {
 }
 # Others that data sets have. A template is Something-Something's class, whose `label` is a sentence of its own.
 _MORE = {
-    "video": ("video_file_name", "video_name", "file_path"),
+    "video": ("video_file_name", "video_name", "file_path", "clip_path"),
     "label": ("class_name", "category", "action"),
     "split": ("subset",),
 }
 _TEMPLATE = "template"
 # Names of videos without folder and extension, where no column has their paths.
-_IDS = ("id", "video_id")
+_IDS = ("id", "video_id", "vid_name")
 _TITLES = {field: (*titles, *_MORE.get(field, ())) for field, titles in COLUMNS.items()}
 _FIELDS = frozenset({_TEMPLATE, *_IDS, *(title for titles in _TITLES.values() for title in titles)})
 _DELIMITERS = ",\t;|"
@@ -56,8 +56,8 @@ def read_table(name: str) -> Found:
     header, rows = _read(name)
     places, notes = _columns(name, header)
     cells = [{field: row[place] for field, place in places.items()} for row in rows]
-    if "video" not in places:
-        cells, missing = _by_id(name, cells)
+    if "video" not in places or _bare(name, cells):
+        cells, missing = _by_id(name, [row | {"id": row.get("video") or row.get("id", "")} for row in cells])
         notes += missing
     candidates = []
     for number, row in enumerate(cells, 1):
@@ -132,6 +132,14 @@ def _without_header(name: str, rows: list[list[str]]) -> tuple[list[str], list[l
             f"(known: {_known()})"
         )
     return header, rows
+
+
+def _bare(name: str, rows: list[dict[str, str]]) -> bool:
+    """Whether the column of videos has names without extension, some of which are those of videos below the table."""
+    named = {row["video"] for row in rows}
+    if any(extension(video) for video in named) or storage.is_uri(name):
+        return False
+    return any(stem(file.inner) in named for file in plant(posixpath.dirname(name)).videos)
 
 
 def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[str]]:
