@@ -51,6 +51,7 @@ def test_split_in_name(name: str, expected: tuple[str, str] | None) -> None:
         ("train/videos/x/a.mp4 test/videos/y/b.mp4", "a:x:train b:y:query"),
         ("x/train/a.mp4 x/test/b.mp4 y/train/c.mp4 y/test/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("x/train/1/a.mp4 x/test/2/b.mp4 y/train/3/c.mp4", "a:x:train b:x:query c:y:train"),
+        ("x/train/1/a.mp4 x/test/1/b.mp4 y/train/1/c.mp4 y/test/id2/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("x/a.mp4 x/test/b.mp4 y/c.mp4 y/test/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("ucf/train/x/a.mp4 ucf/test/x/b.mp4 hmdb/train/y/c.mp4", "a:x:train b:x:query c:y:train"),
         ("x/a.mp4 y/b.mp4 test/c.mp4", "a:x:train b:y:train c:-:query"),
@@ -82,6 +83,14 @@ def test_what_is_recognised_and_left_out_is_said(tmp_path: Path) -> None:
     assert found.notes[2] == "1 videos beside test/ are split 'train'"
     _, found = seen(tmp_path / "3", "train/a.mp4 car/b.mp4")
     assert found.notes[0].endswith("if it holds the training videos, say --layout splits")
+    _, found = seen(tmp_path / "5", "x/train/a.mp4 y/test/b.mp4")
+    assert found.notes == [
+        "recognised split folders: test/ (query), train/ (train); the folders above them (x/, y/) are the classes"
+    ]
+    _, found = seen(tmp_path / "6", "x/train/run/a.mp4 y/test/run/b.mp4")
+    assert found.notes[0].endswith(
+        "the folders in them are the classes, as they recur in train and query (run), and not x/, y/"
+    )
     _, found = seen(tmp_path / "4", "train/x/v_x_g01_c1.mp4 test/x/v_x_g01_c2.mp4")
     assert any("1 of 1 groups cross splits" in note for note in found.notes)
 

@@ -41,6 +41,7 @@ _FILLERS = {
 }
 _FUSED = re.compile(f"({'|'.join(sorted(WORDS, key=len, reverse=True))})(?:{'|'.join(sorted(_FILLERS))})")
 _NUMBER = re.compile(r"\d+(?:[px]\d*)?")
+_COUNTED = re.compile(r"[A-Za-z]{0,8}[ _-]?\d+")
 _FOLD = re.compile(r"(?:split|fold|cv)[ _-]*\d+", re.IGNORECASE)
 
 
@@ -206,7 +207,8 @@ class _Level:
         deep: dict[str, set[str]] = {"train": set(), "query": set()}
         for file, folder in self.inside:
             deep[self.folders[folder]].add(self.below(file, folder) or "")
-        inner = deep["train"] & deep["query"] - {""}
+        # Classes recur in train and query, as numbers of takes do.
+        inner = {name for name in deep["train"] & deep["query"] if name and not _COUNTED.fullmatch(name)}
         if inner and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
             raise UserError(
                 f"{shown(self.tree.root)}: {examples(named)} each hold split folders: these are folds of one data set; "
@@ -216,16 +218,19 @@ class _Level:
         training = self.kinds == {"query"} and set(self.bases) <= {file.folder for file in self.beside}
         if ((self.kinds != {"train", "query"} and not training) or others) and not forced:
             raise self.question({posixpath.basename(file.folder) for file in others}, within=named)
-        meant = "the folders in them" if inner else "the folders above them"
-        made = Arrangement(notes=[f"{self.recognised()}; {meant} are the classes"])
+        above, recurring = examples(named), examples(sorted(inner))
+        meant = (
+            f"the folders in them are the classes, as they recur in train and query ({recurring}), and not {above}"
+            if inner
+            else f"the folders above them ({above}) are the classes"
+        )
+        made = Arrangement(notes=[f"{self.recognised()}; {meant}"])
         rest = UNUSED if "train" in self.kinds else "train"
         for file, folder in self.inside:
-            above = posixpath.basename(posixpath.dirname(folder)) or None
-            made.places[file.inner] = self.folders[folder], self.below(file, folder) if inner else above
+            label = self.below(file, folder) if inner else posixpath.basename(posixpath.dirname(folder))
+            made.places[file.inner] = self.folders[folder], label
         for file in self.beside:
             made.places[file.inner] = rest, None if inner else posixpath.basename(file.folder) or None
-        if inner:
-            made.notes.append(f"{examples(named)} each hold split folders and are taken together")
         return made
 
     def in_base(self, file: File) -> bool:
