@@ -152,7 +152,8 @@ def _rows(file: File, tables: _Tables) -> Iterator[tuple[str, Line]]:
 
 def _with_replacements(tree: Tree, folders: dict[str, str], tables: _Tables) -> tuple[Tree, list[str]]:
     """The tree with the files of `replacement/` in the places of those that they replace, and a note of that."""
-    sound = {stem(file.inner): file for file in tree.videos if _replaces(file, folders)}
+    named = [file for file in tree.videos if _key(file, tables) != file.inner]  # by Kinetics' names, not by chance
+    sound = {stem(file.inner): file for file in named if _replaces(file, folders)}
     broken = [f for f in tree.videos if stem(f.inner) in sound and split_folder_of(f, folders)]
     if not broken:
         return tree, []

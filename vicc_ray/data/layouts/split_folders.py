@@ -83,7 +83,15 @@ def split_folders(tree: Tree) -> dict[str, str]:
         for name, (split, rest) in named.items():
             if not rest or any(other[1] == rest and other[0] != split for other in named.values()):
                 found[posixpath.join(parent, name)] = split
+    for folder in [folder for folder in found if _holds_splits(children.get(folder, set()))]:
+        del found[folder]  # training/train/ and training/val/: the inner ones are the splits
     return {folder: split for folder, split in found.items() if not any(above in found for above in _above(folder))}
+
+
+def _holds_splits(names: set[str]) -> bool:
+    """Whether the folders in a split folder are splits themselves, on both sides."""
+    parsed = [split_in_name(name) for name in names]
+    return {one[0] for one in parsed if one is not None and not one[1]} == {"train", "query"} and None not in parsed
 
 
 def _above(folder: str) -> list[str]:
@@ -144,13 +152,20 @@ class _Level:
         self.kinds = set(self.folders.values())
         self.deeper = sorted(set(folders) - set(self.folders))
         self.inside = [(f, folder) for f in tree.videos if (folder := split_folder_of(f, self.folders)) is not None]
+        self.holds: dict[str, set[str]] = {}  # the first folders, or files, in each split folder
+        for file, folder in self.inside:
+            self.holds.setdefault(folder, set()).add(file.inner[len(folder) + 1 :].split("/")[0])
         known = {file.inner for file, _ in self.inside}
         self.beside = [file for file in tree.videos if file.inner not in known]
 
     def below(self, file: File, folder: str) -> str | None:
-        """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`, `train/videos/jump/a.mp4`."""
+        """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`.
+
+        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name.
+        """
         inner = file.inner[len(folder) + 1 :].split("/")[:-1]
-        classes = inner[1:] if inner and inner[0].lower() in VIDEO_FOLDERS else inner
+        again = len(self.holds[folder]) == 1 and inner and split_in_name(inner[0]) == (self.folders[folder], "")
+        classes = inner[1:] if again or (inner and inner[0].lower() in VIDEO_FOLDERS) else inner
         return classes[0] if classes else None
 
     def class_beside(self, file: File) -> str | None:
