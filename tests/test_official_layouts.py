@@ -365,6 +365,13 @@ def test_kinetics_as_it_is_downloaded(tmp_path: Path) -> None:
     assert found.ignored == Counter()
 
 
+def test_kinetics_unpacked_into_folders_of_its_names(tmp_path: Path) -> None:
+    touch(tmp_path, f"train/train/zumba/{IDS[0]}_000000_000010.mp4", f"val/val/yoga/{IDS[1]}_000000_000010.mp4")
+    found = scan(tmp_path)
+    assert found.layout == "kinetics"
+    assert [(c.label, c.split) for c in found] == [("zumba", "train"), ("yoga", "query")]
+
+
 @pytest.mark.parametrize("mark", [",", "\t"])
 def test_a_flat_folder_with_a_table_of_kinetics(tmp_path: Path, mark: str) -> None:
     touch(tmp_path, f"{IDS[0]}_000000_000010.mp4", f"{IDS[1]}.mp4")

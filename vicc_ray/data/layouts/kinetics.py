@@ -25,7 +25,7 @@ from vicc_ray.data.layouts.candidates import (
     stem,
 )
 from vicc_ray.data.layouts.official import Line, Lists, by_key, class_of, in_two_splits
-from vicc_ray.data.layouts.split_folders import WORDS, split_folder_of, split_folders, split_word
+from vicc_ray.data.layouts.split_folders import WORDS, SplitFolders, split_folders, split_word
 from vicc_ray.data.layouts.tables import read_csv
 from vicc_ray.data.layouts.tree import File, Tree, files_beside, first_line
 from vicc_ray.errors import UserError
@@ -45,14 +45,14 @@ def recognised(tree: Tree) -> str | None:
     hold mostly names of clips with their times. A name of eleven letters alone is no proof.
     """
     folders = split_folders(tree)
-    names = ", ".join(sorted({f"{posixpath.basename(folder)}/" for folder in folders}))
+    names = folders.names()
     tables = _tables(tree)
     lists = _read_tables(tables)
     if tables and any(lists.line(file) for file in tree.videos):
         named = f"the table {examples([file.inner for file in tables])}"
-        return f"the folders {names} and {named}" if folders else named
+        return f"the folders {names} and {named}" if folders.splits else named
     timed = [file for file in tree.videos if _TIMED_NAME.fullmatch(stem(file.inner))]
-    placed = sum(split_folder_of(f, folders) is not None and _class(f, folders) is not None for f in timed)
+    placed = sum(folders.of(f) is not None and _class(f, folders) is not None for f in timed)
     return f"the folders {names}" if placed and 2 * placed >= len(tree.videos) else None
 
 
@@ -80,7 +80,7 @@ def read(tree: Tree, fold: int | None) -> Found:
             *_notes(tree, folders, tables),
             *crossing_groups(candidates, lambda c: c.group),
         ]
-    notes += tree.folders_without_videos(set(folders), tables.used)
+    notes += tree.folders_without_videos(set(folders.splits), tables.used)
     return Found(candidates, "kinetics", tree.ignored(tables.used), notes)
 
 
@@ -150,11 +150,11 @@ def _rows(file: File, tables: _Tables) -> Iterator[tuple[str, Line]]:
         yield "_".join([line.name, *(f"{seconds:06d}" for seconds in times)]), line
 
 
-def _with_replacements(tree: Tree, folders: dict[str, str], tables: _Tables) -> tuple[Tree, list[str]]:
+def _with_replacements(tree: Tree, folders: SplitFolders, tables: _Tables) -> tuple[Tree, list[str]]:
     """The tree with the files of `replacement/` in the places of those that they replace, and a note of that."""
     named = [file for file in tree.videos if _key(file, tables) != file.inner]  # by Kinetics' names, not by chance
     sound = {stem(file.inner): file for file in named if _replaces(file, folders)}
-    broken = [f for f in tree.videos if stem(f.inner) in sound and split_folder_of(f, folders)]
+    broken = [f for f in tree.videos if stem(f.inner) in sound and folders.of(f)]
     if not broken:
         return tree, []
     swapped = {file.inner: replace(sound[stem(file.inner)], inner=file.inner) for file in broken}
@@ -168,20 +168,18 @@ def _with_replacements(tree: Tree, folders: dict[str, str], tables: _Tables) -> 
     ]
 
 
-def _replaces(file: File, folders: dict[str, str]) -> bool:
-    return split_folder_of(file, folders) is None and any(_REPLACEMENT.fullmatch(name) for name in file.parts[:-1])
+def _replaces(file: File, folders: SplitFolders) -> bool:
+    return folders.of(file) is None and any(_REPLACEMENT.fullmatch(name) for name in file.parts[:-1])
 
 
-def _class(file: File, folders: dict[str, str]) -> str | None:
+def _class(file: File, folders: SplitFolders) -> str | None:
     """The class folder: the one below the split's."""
-    folder = split_folder_of(file, folders)
-    if folder is None:
+    if folders.of(file) is None:
         return None if _replaces(file, folders) else class_of(file)
-    inner = file.inner[len(folder) + 1 :].split("/")
-    return inner[0] if len(inner) > 1 else None
+    return folders.class_of(file)
 
 
-def _label(file: File, folders: dict[str, str], tables: _Tables) -> str | None:
+def _label(file: File, folders: SplitFolders, tables: _Tables) -> str | None:
     line = tables.line(file)
     return _class(file, folders) or (line.label if line else None)
 
@@ -206,13 +204,13 @@ def _key(file: File, tables: _Tables) -> str:
     return name if tables.line(file) or _TIMED_NAME.fullmatch(name) else file.inner
 
 
-def _placed(tree: Tree, folders: dict[str, str], tables: _Tables) -> list[Candidate]:
+def _placed(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[Candidate]:
     """Candidates with the split of their folder and of the tables; `UserError` where these say two things, or nothing."""
     candidates, clashes = [], []
     for file in tree.videos:
-        folder = split_folder_of(file, folders)
+        folder = folders.of(file)
         lines = [line for line in (tables.line(file), tables.clash(file)) if line and line.split]
-        told = {line.split for line in lines} | ({folders[folder]} if folder is not None else set())
+        told = {line.split for line in lines} | ({folders.splits[folder]} if folder is not None else set())
         if len(told) > 1:
             clashes.append(f"{file.inner} ({' and '.join(sorted(told))})")
         candidates.append(
@@ -228,10 +226,10 @@ def _placed(tree: Tree, folders: dict[str, str], tables: _Tables) -> list[Candid
     return candidates
 
 
-def _notes(tree: Tree, folders: dict[str, str], tables: _Tables) -> list[str]:
+def _notes(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[str]:
     """What tables and videos do not agree on."""
     notes = []
-    if len({split_word(posixpath.basename(folder)) for folder, split in folders.items() if split == "query"}) > 1:
+    if len(folders.words("query")) > 1:
         notes.append("folders of val and of test are both split 'query'")
     names = {stem(file.inner) for file in tree.videos}
     missing = [clip for clip, line in tables.clips.lines.items() if clip not in names and line.name not in names]
@@ -240,8 +238,8 @@ def _notes(tree: Tree, folders: dict[str, str], tables: _Tables) -> list[str]:
             f"the tables name {len(missing)} videos (of {len(tables.clips.lines)}) that are not there: {examples(missing)}"
         )
     unlisted = [file for file in tree.videos if tables.line(file) is None]
-    lost = [file.inner for file in unlisted if split_folder_of(file, folders) is None]
-    kept = [file.inner for file in unlisted if split_folder_of(file, folders) is not None]
+    lost = [file.inner for file in unlisted if folders.of(file) is None]
+    kept = [file.inner for file in unlisted if folders.of(file) is not None]
     if lost:
         notes.append(f"{len(lost)} videos are in no split folder or table (split '{UNUSED}'): {examples(lost)}")
     if kept and tables.used:

@@ -71,21 +71,62 @@ def split_word(name: str) -> str:
     return next((word for word in _words(name) if word in WORDS), "")
 
 
-def split_folders(tree: Tree) -> dict[str, str]:
-    """Folders with videos that are a split's by their names and their siblings' -> the split; the outermost ones only."""
-    children: dict[str, set[str]] = {}
+@dataclass(frozen=True)
+class SplitFolders:
+    """The folders of a tree that are splits', none in another.
+
+    splits: folder below the root -> its split. holds: what lies right in it, files and folders with videos.
+    """
+
+    splits: dict[str, str]
+    holds: dict[str, set[str]]
+
+    def of(self, file: File) -> str | None:
+        """The one that holds a file."""
+        return next((folder for folder in _above(file.inner) if folder in self.splits), None)
+
+    def class_of(self, file: File) -> str | None:
+        """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`.
+
+        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name.
+        """
+        folder = self.of(file)
+        inner = file.inner[len(folder or "") + 1 :].split("/")[:-1]
+        if folder is None or not inner:
+            return None
+        again = len(self.holds[folder]) == 1 and split_in_name(inner[0]) == (self.splits[folder], "")
+        classes = inner[1:] if again or inner[0].lower() in VIDEO_FOLDERS else inner
+        return classes[0] if classes else None
+
+    def names(self) -> str:
+        """The folders by their own names, each once."""
+        return _list(self.splits)
+
+    def words(self, split: str | None = None) -> set[str]:
+        """The words that make them splits' (of one split)."""
+        return {split_word(posixpath.basename(f)) for f, kind in self.splits.items() if split in (None, kind)}
+
+
+def split_folders(tree: Tree) -> SplitFolders:
+    """Folders with videos that are a split's by their names and their siblings'; the outermost ones."""
+    holds: dict[str, set[str]] = {}
     for file in tree.videos:
-        for depth, name in enumerate(file.parts[:-1]):
-            children.setdefault("/".join(file.parts[:depth]), set()).add(name)
+        for depth, name in enumerate(file.parts):
+            holds.setdefault("/".join(file.parts[:depth]), set()).add(name)
     found = {}
-    for parent, names in children.items():
-        named = {name: parsed for name in sorted(names) if (parsed := split_in_name(name))}
+    for parent, names in holds.items():
+        named = {
+            name: parsed
+            for name in sorted(names)
+            if posixpath.join(parent, name) in holds and (parsed := split_in_name(name))
+        }
         for name, (split, rest) in named.items():
             if not rest or any(other[1] == rest and other[0] != split for other in named.values()):
                 found[posixpath.join(parent, name)] = split
-    for folder in [folder for folder in found if _holds_splits(children.get(folder, set()))]:
+    for folder in [folder for folder in found if _holds_splits(holds[folder])]:
         del found[folder]  # training/train/ and training/val/: the inner ones are the splits
-    return {folder: split for folder, split in found.items() if not any(above in found for above in _above(folder))}
+    outermost = {folder: split for folder, split in found.items() if not any(up in found for up in _above(folder))}
+    return SplitFolders(outermost, {folder: holds[folder] for folder in outermost})
 
 
 def _holds_splits(names: set[str]) -> bool:
@@ -97,11 +138,6 @@ def _holds_splits(names: set[str]) -> bool:
 def _above(folder: str) -> list[str]:
     parts = folder.split("/")
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
-
-
-def split_folder_of(file: File, folders: dict[str, str]) -> str | None:
-    """The one of these folders that holds a file."""
-    return next((folder for folder in _above(file.inner) if folder in folders), None)
 
 
 @dataclass
@@ -127,7 +163,7 @@ def arrange(tree: Tree, forced: bool = False) -> tuple[list[Candidate], list[str
     with both and what decides, and for the folds of one data set beside each other.
     """
     folders = split_folders(tree)
-    if not folders:
+    if not folders.splits:
         return None
     level = _Level(tree, folders)
     arranged = level.in_classes(forced) if len(level.bases) > 1 else level.above_classes(forced)
@@ -144,29 +180,17 @@ class _Level:
     `bases` are the folders that hold them: one for `train/jump/a.mp4`, one a class for `jump/train/a.mp4`.
     """
 
-    def __init__(self, tree: Tree, folders: dict[str, str]) -> None:
-        depth = min(folder.count("/") for folder in folders)
+    def __init__(self, tree: Tree, folders: SplitFolders) -> None:
+        depth = min(folder.count("/") for folder in folders.splits)
+        near = {folder: split for folder, split in folders.splits.items() if folder.count("/") == depth}
         self.tree = tree
-        self.folders = {folder: split for folder, split in folders.items() if folder.count("/") == depth}
-        self.bases = sorted({posixpath.dirname(folder) for folder in self.folders})
-        self.kinds = set(self.folders.values())
-        self.deeper = sorted(set(folders) - set(self.folders))
-        self.inside = [(f, folder) for f in tree.videos if (folder := split_folder_of(f, self.folders)) is not None]
-        self.holds: dict[str, set[str]] = {}  # the first folders, or files, in each split folder
-        for file, folder in self.inside:
-            self.holds.setdefault(folder, set()).add(file.inner[len(folder) + 1 :].split("/")[0])
+        self.folders = SplitFolders(near, {folder: folders.holds[folder] for folder in near})
+        self.bases = sorted({posixpath.dirname(folder) for folder in near})
+        self.kinds = set(near.values())
+        self.deeper = sorted(set(folders.splits) - set(near))
+        self.inside = [(file, folder) for file in tree.videos if (folder := self.folders.of(file)) is not None]
         known = {file.inner for file, _ in self.inside}
         self.beside = [file for file in tree.videos if file.inner not in known]
-
-    def below(self, file: File, folder: str) -> str | None:
-        """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`.
-
-        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name.
-        """
-        inner = file.inner[len(folder) + 1 :].split("/")[:-1]
-        again = len(self.holds[folder]) == 1 and inner and split_in_name(inner[0]) == (self.folders[folder], "")
-        classes = inner[1:] if again or (inner and inner[0].lower() in VIDEO_FOLDERS) else inner
-        return classes[0] if classes else None
 
     def class_beside(self, file: File) -> str | None:
         """The class of a video beside the split folders: the first folder below their base."""
@@ -176,7 +200,7 @@ class _Level:
 
     def above_classes(self, forced: bool) -> Arrangement:
         """`train/jump/a.mp4`: all split folders lie in one folder."""
-        deep = {name for file, folder in self.inside if (name := self.below(file, folder)) is not None}
+        deep = {name for file, folder in self.inside if (name := self.folders.class_of(file)) is not None}
         others = {name for file in self.beside if (name := self.class_beside(file)) is not None}
         if self.deeper and others and self.kinds != {"train", "query"}:
             raise self.several_depths()
@@ -187,12 +211,12 @@ class _Level:
         rest = UNUSED if "train" in self.kinds else "train"
         made = Arrangement(notes=[self.recognised()])
         for file, folder in self.inside:
-            made.places[file.inner] = self.folders[folder], self.below(file, folder)
+            made.places[file.inner] = self.folders.splits[folder], self.folders.class_of(file)
         for file in self.beside:
             made.places[file.inner] = rest, self.class_beside(file) if rest == "train" else None
         made.notes += self.remarks(deep)
         if rest == "train" and self.beside:
-            made.notes.append(f"{len(self.beside)} videos beside {self.names()} are split 'train'")
+            made.notes.append(f"{len(self.beside)} videos beside {self.folders.names()} are split 'train'")
         return made
 
     def unsure(self, deep: set[str], others: set[str]) -> bool:
@@ -203,7 +227,7 @@ class _Level:
             return bool(others)
         if deep:  # classes beside a test/ that holds the same classes are its training videos
             return bool(others) and not deep & others
-        return len(self.folders) > 1 and not self.beside and len(self.words()) == 1
+        return len(self.folders.splits) > 1 and not self.beside and len(self.folders.words()) == 1
 
     def only_classes(self) -> Arrangement:
         """A class called train among others (vehicles)."""
@@ -211,7 +235,7 @@ class _Level:
         for file in self.tree.videos:
             made.places[file.inner] = "train", file.parts[0] if file.folder else None
         made.notes.append(
-            f"{self.names()} is taken for a class like the folders beside it; if it holds the training videos, say "
+            f"{self.folders.names()} is taken for a class like the folders beside it; if it holds the training videos, say "
             "--layout splits"
         )
         return made
@@ -221,7 +245,7 @@ class _Level:
         named = [f"{posixpath.basename(base)}/" for base in self.bases]
         deep: dict[str, set[str]] = {"train": set(), "query": set()}
         for file, folder in self.inside:
-            deep[self.folders[folder]].add(self.below(file, folder) or "")
+            deep[self.folders.splits[folder]].add(self.folders.class_of(file) or "")
         # Classes recur in train and query, as numbers of takes do.
         inner = {name for name in deep["train"] & deep["query"] if name and not _COUNTED.fullmatch(name)}
         if inner and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
@@ -242,8 +266,8 @@ class _Level:
         made = Arrangement(notes=[f"{self.recognised()}; {meant}"])
         rest = UNUSED if "train" in self.kinds else "train"
         for file, folder in self.inside:
-            label = self.below(file, folder) if inner else posixpath.basename(posixpath.dirname(folder))
-            made.places[file.inner] = self.folders[folder], label
+            label = self.folders.class_of(file) if inner else posixpath.basename(posixpath.dirname(folder))
+            made.places[file.inner] = self.folders.splits[folder], label
         for file in self.beside:
             made.places[file.inner] = rest, None if inner else posixpath.basename(file.folder) or None
         return made
@@ -251,34 +275,27 @@ class _Level:
     def in_base(self, file: File) -> bool:
         return any(file.inner.startswith(f"{base}/") for base in self.bases if base)
 
-    def names(self) -> str:
-        return _list(self.folders)
-
     def recognised(self) -> str:
-        told = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.items()})
+        told = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.splits.items()})
         return "recognised split folders: " + ", ".join(f"{shown(name)}/ ({split})" for name, split in told)
 
     def remarks(self, deep: set[str]) -> list[str]:
         """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
-        flat = sorted({folder for file, folder in self.inside if self.below(file, folder) is None})
+        flat = sorted({folder for file, folder in self.inside if self.folders.class_of(file) is None})
         notes = []
         if flat:
-            count = sum(self.below(file, folder) is None for file, folder in self.inside)
+            count = sum(self.folders.class_of(file) is None for file, folder in self.inside)
             notes.append(
                 f"{count} videos lie in no class folder of {_list(flat)} and have no label; if "
                 f"{'these are classes' if len(flat) > 1 else 'that is a class'} and no split, say --layout classes"
             )
         deeper = {file.folder for file, folder in self.inside}
-        if len(deep) == 1 and len(deeper) > len(self.folders):
+        if len(deep) == 1 and len(deeper) > len(self.folders.splits):
             notes.append(f"all videos of the split folders lie below '{shown(min(deep))}', so that is the one class")
-        if len(self.words("query")) > 1:
-            queries = _list(folder for folder, split in self.folders.items() if split == "query")
+        if len(self.folders.words("query")) > 1:
+            queries = _list(folder for folder, split in self.folders.splits.items() if split == "query")
             notes.append(f"folders of val and of test are both split 'query': {queries}")
         return notes
-
-    def words(self, split: str | None = None) -> set[str]:
-        """The words of the split folders (of one split)."""
-        return {split_word(posixpath.basename(f)) for f, kind in self.folders.items() if split in (None, kind)}
 
     def question(self, others: Iterable[str], within: Sequence[str] = ()) -> UserError:
         """The error for folders that can be read in two ways: those `beside` others, or `within` class folders."""
@@ -286,16 +303,17 @@ class _Level:
         where = (f" in {examples(within)}" if within else "") + (f" beside {examples(beside)}" if beside else "")
         names = "without a meaning in those classes" if within else "classes of these names"
         return UserError(
-            f"{shown(self.tree.root)}: {self.names()}{where} can be read in two ways: as {names}, or as splits; say which: "
+            f"{shown(self.tree.root)}: {self.folders.names()}{where} can be read in two ways: as {names}, or as splits; say which: "
             "--layout classes takes every first folder for a class, --layout splits these for splits"
         )
 
     def several_depths(self) -> UserError:
         """The error where one test/ lies beside a whole data set."""
-        deep = posixpath.dirname(self.deeper[0])
+        one = self.deeper[0]
+        inner = shown(posixpath.join(self.tree.root, posixpath.dirname(one)))
         return UserError(
-            f"{shown(self.tree.root)}: split folders lie at several depths ({self.names()} and {shown(self.deeper[0])}/); index "
-            f"one of them, such as {shown(posixpath.join(self.tree.root, deep))}, or say --layout classes"
+            f"{shown(self.tree.root)}: split folders lie at several depths ({self.folders.names()} and {shown(one)}/); index one of "
+            f"them, such as {inner}, or say --layout classes"
         )
 
 
