@@ -312,8 +312,8 @@ class _Level:
         one = self.deeper[0]
         inner = shown(posixpath.join(self.tree.root, posixpath.dirname(one)))
         return UserError(
-            f"{shown(self.tree.root)}: split folders lie at several depths ({self.folders.names()} and {shown(one)}/); index one of "
-            f"them, such as {inner}, or say --layout classes"
+            f"{shown(self.tree.root)}: split folders lie at several depths ({self.folders.names()} and {shown(one)}/); index one "
+            f"of them, such as {inner}, or say --layout classes"
         )
 
 
