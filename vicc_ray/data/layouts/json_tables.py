@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vicc_ray.data.layouts.candidates import examples, extension
+from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, examples, extension
 from vicc_ray.data.layouts.tree import read_text
 from vicc_ray.errors import UserError
 
@@ -72,8 +72,6 @@ def _entries(name: str, data: Any) -> list[dict[str, Any]]:
 
 def _mapped(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:
     """`{"a.mp4": "class"}` or `{"a.mp4": {"label": "class"}}`."""
-    from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS
-
     if not data or any(extension(key) not in VIDEO_EXTENSIONS for key in data):
         raise UserError(f"{name}: holds no list of videos, and its keys ({examples(list(data))}) are none; {_advice()}")
     return [{"video": key} | (value if isinstance(value, dict) else {"label": value}) for key, value in data.items()]
