@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +16,7 @@ from videos import numbered_frames, spoil, truncate, write_video
 
 from vicc_ray.console import console
 from vicc_ray.data.decode import VideoError
-from vicc_ray.data.manifest import Manifest, VideoRow, content_hash, probe
+from vicc_ray.data.manifest import Manifest, VideoRow, check, content_hash, probe
 from vicc_ray.errors import UserError
 from vicc_ray.indexing import IndexOptions, index_videos
 
@@ -79,14 +82,46 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path, name: str, cont
         probe(str(tmp_path))
 
 
-def test_content_hash_sees_size_head_and_tail(tmp_path: Path) -> None:
-    def of(data: bytes) -> str:
+def test_content_hash_sees_size_head_middle_and_tail(tmp_path: Path) -> None:
+    def of(data: bytes, every: bool = False) -> str:
         (tmp_path / "x").write_bytes(data)
-        return content_hash(str(tmp_path / "x"), edge=4)
+        return content_hash(str(tmp_path / "x"), every, edge=4)
 
-    variants = [b"", b"abc", b"abcdefgh", b"Xbcdefgh", b"abcdefgX", b"abcd__efgh", b"abcd____efgh", b"abcdeXfgh"]
+    variants = [b"", b"abc", b"abcdefgh", b"Xbcdefgh", b"abcdefgX", b"abcd__efgh", b"abcd--efgh", b"abcd____efgh"]
     assert len({of(data) for data in variants}) == len(variants)
-    assert of(b"abcd__efgh") == of(b"abcd--efgh"), "the middle of a long file is not read"
+    assert [of(data) for data in variants] == [of(data, every=True) for data in variants]
+    # Of more than 64 blocks those from the first to the last byte are read, which is bounded; with `every` all.
+    long = bytes(1000)
+    for place in (0, 3, 506, 996, 999):
+        assert of(long[:place] + b"x" + long[place + 1 :]) != of(long), place
+    between = long[:10] + b"x" + long[11:]
+    assert of(between) == of(long)
+    assert of(between, every=True) != of(long, every=True) != of(long)
+
+
+def test_a_file_with_another_middle_is_another_video(tmp_path: Path) -> None:
+    """8 MiB that differ by one byte; the hash of a file up to 2 MiB is what it always was."""
+    data = bytearray(8 << 20)
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(data)
+    data[4 << 20] = 1
+    other.write_bytes(data)
+    assert content_hash(str(one)) != content_hash(str(other))
+    one.write_bytes(b"a video")
+    assert content_hash(str(one)) == blake2b(b"7:a video", digest_size=16).hexdigest()
+
+
+def test_check_hashes_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicc_ray.data.manifest.BLOCKS", 2)
+    monkeypatch.setattr("vicc_ray.data.manifest.content_hash", partial(content_hash, edge=16))
+    path = write_video(tmp_path / "a.mkv", numbered_frames(12))
+    before = probe(str(path)), check(str(path))
+    spoil(path, 0.5, 0.51)
+    assert probe(str(path)).content_hash == before[0].content_hash
+    try:
+        assert check(str(path)).content_hash != before[1].content_hash
+    except VideoError as error:
+        assert "damaged" in str(error)  # noqa: PT017 - either outcome is right
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -177,6 +212,91 @@ def test_index_names_the_data_set_and_its_split(
     read = Manifest.read(tmp_path / "m.parquet")
     assert (read.dataset, read.fold) == known
     assert len(read) == 4
+
+
+def test_rows_of_earlier_manifests_keep_their_hashes(tmp_path: Path) -> None:
+    """An earlier version hashed size and ends only, and wrote no rule: rows stay what stores and runs know them by."""
+    rows = [replace(ROWS[0], bytes=3 << 20), replace(ROWS[1], bytes=2 << 20)]
+    Manifest(rows).write(tmp_path / "m.parquet")
+    table = pq.read_table(tmp_path / "m.parquet").drop_columns(["hash_rule"])
+    pq.write_table(table, tmp_path / "old.parquet")
+    old = Manifest.read(tmp_path / "old.parquet")
+    assert [row.hash_rule for row in old.videos] == [1, 1]
+    assert [row.hash_is_partial for row in old.videos] == [True, False], "of 2 MiB both rules read everything"
+    assert not any(row.hash_is_partial for row in Manifest.read(tmp_path / "m.parquet").videos)
+    assert old.fingerprint() == Manifest(rows).fingerprint()
+
+
+def earlier_index(root: Path, hashes: dict[str, str]) -> Path:
+    """A manifest of `root` as the earlier version wrote it, its files taken for long ones with these hashes."""
+    index_videos(str(root), root / "m.parquet")
+    rows = [
+        replace(row, content_hash=hashes[Path(row.video).stem], hash_rule=1, checked=True)
+        for row in Manifest.read(root / "m.parquet").videos
+    ]
+    Manifest(rows).write(root / "m.parquet")
+    return root / "m.parquet"
+
+
+def test_index_keeps_hashes_of_the_earlier_rule_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicc_ray.data.manifest.EARLIER_WHOLE", 100)  # bytes
+    for number, name in enumerate("abc"):
+        write_video(tmp_path / f"{name}.mp4", numbered_frames(8, start=number))
+    target = earlier_index(tmp_path, {"a": "1" * 32, "b": "2" * 32, "c": "2" * 32})
+    before = Manifest.read(target)
+    with console.capture() as told:
+        again = index_videos(str(tmp_path), target)
+    # b and c may be two videos, which the earlier rule could not tell.
+    assert again.videos[0] == before.videos[0]
+    assert [row.hash_rule for row in again.videos] == [1, 2, 2]
+    assert len({row.content_hash for row in again.videos}) == 3
+    assert "note: 1 videos keep the content hash of an earlier version" in told.get()
+    assert "note: 2 unchanged videos have another content hash" in told.get()
+    with console.capture() as told:
+        checked = index_videos(str(tmp_path), target, IndexOptions(check=True))
+    assert [row.hash_rule for row in checked.videos] == [2, 2, 2]
+    assert f"(the first: {tmp_path}/a.mp4)" in told.get()
+    with console.capture() as told:
+        index_videos(str(tmp_path), target, IndexOptions(check=True))
+    assert "3 of 3 videos are known and unchanged" in told.get()
+    assert "content hash" not in told.get()
+
+
+def test_index_names_videos_that_are_there_twice(tmp_path: Path) -> None:
+    """By content, whatever they are called: copies and links, in two splits, under two labels, or just twice."""
+    for number, name in enumerate(("train/run/a.mp4", "train/run/b.mp4", "train/jump/c.mp4")):
+        write_video(tmp_path / name, numbered_frames(8, start=number))
+    (tmp_path / "val/run").mkdir(parents=True)
+    (tmp_path / "val/run/z.mp4").symlink_to(tmp_path / "train/run/a.mp4")
+    shutil.copy(tmp_path / "train/run/b.mp4", tmp_path / "train/run/b2.mp4")
+    shutil.copy(tmp_path / "train/jump/c.mp4", tmp_path / "train/run/c.mp4")
+    write_video(tmp_path / "val/jump/d.mp4", numbered_frames(8, start=9))
+    with console.capture() as told:
+        index_videos(str(tmp_path), tmp_path / "m.parquet")
+    lines = [line.replace(f"{tmp_path}/", "") for line in told.get().splitlines() if "same content" in line]
+    assert lines == [
+        "note: 2 videos have the same content in several splits: train/run/a.mp4 (split train) and val/run/z.mp4 (split "
+        "query); what queries look for is then among what is learnt from, and recall too high",
+        "note: 2 videos have the same content under several labels: train/jump/c.mp4 (label jump) and train/run/c.mp4 "
+        "(label run)",
+        "note: 2 videos have the same content as others: train/run/b.mp4 and train/run/b2.mp4",
+    ]
+
+
+def test_index_counts_videos_that_are_shorter_than_the_clips_in_use(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(14))
+    with console.capture() as told:
+        index_videos(str(tmp_path), tmp_path / "m.parquet", IndexOptions(clip=12))
+    assert "shorter" not in told.get()
+    with console.capture() as told:
+        index_videos(str(tmp_path), tmp_path / "m.parquet", IndexOptions(clip=16))
+    assert "1 shorter than 16 frames" in told.get()
+
+
+def test_a_list_of_paths_from_another_folder_says_where_they_start(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("videos/a.mp4 0\n")
+    with pytest.raises(UserError, match=rf"none of its 1 videos .* start from the folder of the list: {tmp_path}\)"):
+        index_videos(str(tmp_path / "list.txt"), tmp_path / "m.parquet")
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

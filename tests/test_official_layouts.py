@@ -342,3 +342,53 @@ def test_what_only_looks_like_kinetics(tmp_path: Path) -> None:
         ("train", "x", None),
         ("train", "y", None),
     ]
+
+
+def test_kinetics_as_it_is_downloaded(tmp_path: Path) -> None:
+    """With `replacement/`, whose files are the sound ones of broken clips, and tables whose columns come in any order."""
+    broken, alone = f"{IDS[0]}_000000_000010.mp4", f"{IDS[3]}_000000_000010.mp4"
+    touch(tmp_path, f"train/zumba/{broken}", f"val/yoga/{IDS[1]}_000000_000010.mp4", "demo.mp4")
+    touch(tmp_path, f"replacement/replacement_for_corrupted_k400/{broken}", f"replacement/r/{alone}")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.csv").write_text(
+        f"youtube_id,time_end,time_start,label\n{IDS[0]},10,0,zumba\n{IDS[3]},10,0,playing chess\n"
+    )
+    found = scan(tmp_path)
+    assert [(os.path.relpath(c.path, tmp_path), c.label, c.split, c.group) for c in found] == [
+        ("demo.mp4", None, "unused", None),
+        (f"replacement/r/{alone}", "playing chess", "train", IDS[3]),
+        (f"replacement/replacement_for_corrupted_k400/{broken}", "zumba", "train", IDS[0]),
+        (f"val/yoga/{IDS[1]}_000000_000010.mp4", "yoga", "query", IDS[1]),
+    ]
+    assert found.notes[0].startswith("recognised as layout 'kinetics' by the folders train/, val/ and the table")
+    assert found.notes[1].startswith("1 videos are taken from replacement folders instead of the split folders: repl")
+    assert found.ignored == Counter()
+
+
+def test_kinetics_unpacked_into_folders_of_its_names(tmp_path: Path) -> None:
+    touch(tmp_path, f"train/train/zumba/{IDS[0]}_000000_000010.mp4", f"val/val/yoga/{IDS[1]}_000000_000010.mp4")
+    found = scan(tmp_path)
+    assert found.layout == "kinetics"
+    assert [(c.label, c.split) for c in found] == [("zumba", "train"), ("yoga", "query")]
+
+
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_a_flat_folder_with_a_table_of_kinetics(tmp_path: Path, mark: str) -> None:
+    touch(tmp_path, f"{IDS[0]}_000000_000010.mp4", f"{IDS[1]}.mp4")
+    table = f"split,youtube_id,time_start,time_end,label\nval,{IDS[0]},0,10,zumba\ntrain,{IDS[1]},0,10,yoga\n"
+    (tmp_path / "clips.csv").write_text(table.replace(",", mark))
+    found = scan(tmp_path)
+    assert found.layout == "kinetics"
+    assert [(c.label, c.split) for c in found] == [("zumba", "query"), ("yoga", "train")]
+    (tmp_path / "clips.csv").write_text("youtube_id,label\nnothing_her,x\n")
+    found = scan(tmp_path)
+    assert (found.layout, found.notes) == (
+        "flat",
+        ["the tables of kinetics (clips.csv) name none of the videos; not used"],
+    )
+
+
+def test_videos_in_no_list_may_share_a_name(tmp_path: Path) -> None:
+    touch(tmp_path, *UCF, "mine/1/video.mp4", "mine/2/video.mp4")
+    write(tmp_path, trainlist01=TRAIN, testlist01=TEST)
+    assert sum(c.split == "unused" for c in scan(tmp_path)) == 2

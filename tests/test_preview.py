@@ -23,6 +23,7 @@ from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.objective import Prototypes
+from vicc_ray.pages import distinct_names
 from vicc_ray.preview import write_preview
 from vicc_ray.preview.looks import SampleLook, look_at, shown_frames, shown_stages
 from vicc_ray.report.flow_colour import LIMITS, colour_flow, colour_wheel, readable_limit
@@ -245,3 +246,19 @@ def test_limits_are_numbers_one_can_count_with() -> None:
     spread = torch.cat([torch.full((999,), 4.0), torch.full((1,), 90.0)])
     assert readable_limit(spread) == 5
     assert readable_limit(torch.full((10,), 1e4)) == LIMITS[-1]
+
+
+def test_names_on_a_page_tell_videos_apart() -> None:
+    paths = [
+        "/v/run/id1/video.mp4",
+        "/v/jump/id1/video.mp4",
+        "/v/jump/id2/video.mp4",
+        "/v/a.mp4",
+        "s3://b/my%20clip.mp4",
+    ]
+    assert distinct_names(paths) == dict(
+        zip(paths, ["run/id1/video.mp4", "jump/id1/video.mp4", "id2/video.mp4", "a.mp4", "my clip.mp4"], strict=True)
+    )
+    assert distinct_names(["/v/a.mp4", "/v/a.mp4"]) == {"/v/a.mp4": "a.mp4"}
+    assert distinct_names(["/a.mp4", "/v/a.mp4"]) == {"/a.mp4": "a.mp4", "/v/a.mp4": "v/a.mp4"}
+    assert distinct_names([]) == {}

@@ -112,19 +112,25 @@ def index(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder, quoted glob, CSV or Parquet table, text list or one video; as a path or a URI (s3://bucket/videos)."
+            help="Folder, quoted glob, table (CSV, TSV, JSON, Parquet), text list or one video; as a path or a URI "
+            "(s3://bucket/videos)."
         ),
     ],
     out: Annotated[
         str, typer.Option(help="Parquet file to write, path or URI; what it knows of unchanged files is kept.")
     ],
     layout: Annotated[
-        str, typer.Option(help="auto, ucf101, hmdb51, kinetics, folders, flat, csv, list or video.")
+        str,
+        typer.Option(
+            help="auto, ucf101, hmdb51, kinetics, folders, classes (every first folder is one), splits (folders named like "
+            "splits are splits), flat, csv, list or video."
+        ),
     ] = "auto",
     fold: Annotated[int, typer.Option(min=1, max=3, help="Which of the official splits of UCF101 or HMDB51.")] = 1,
     split: Annotated[str | None, typer.Option(help="Which videos are train and which query; see the README.")] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Decode every frame; say which files lie about their length.")
+        bool,
+        typer.Option("--check", help="Decode every frame, hash every byte; say which files lie about their length."),
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that probe; default: one a CPU.")] = None,
     address: Address = None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,16 @@ from vicc_ray.config import ClipConfig
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Found, scan
+from vicc_ray.data.layouts.candidates import UNUSED
 from vicc_ray.data.layouts.scanning import FOLDED, OFFICIAL
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import Journal, check_named, probe_named, row_of, to_probe
 from vicc_ray.errors import UserError
-from vicc_ray.progress import Counter
+from vicc_ray.progress import Counter as Progress
 
 # Below this many videos Ray's own start takes longer than probing them in processes of this machine.
 WORTH_A_CLUSTER = 256
 PROBE_SECONDS = 60.0
-CLIP = ClipConfig().frames
 CHECK_SECONDS = 3600.0  # every frame of a long video is decoded
 
 
@@ -36,6 +38,7 @@ class IndexOptions:
     workers: int | None = None
     address: str | None = None
     verbose: bool = False
+    clip: int = ClipConfig().frames  # frames; shorter videos are counted
 
 
 NO_OPTIONS = IndexOptions()
@@ -51,20 +54,20 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     with Journal(out) as journal:
-        known = _known(out) | journal.rows()
-        if options.check:
-            known = {video: row for video, row in known.items() if row.checked}
-        rows, places = to_probe(found, known)
+        earlier = _known(out) | journal.rows()
+        rows, places = to_probe(found, _believed(earlier, options.check))
         if rows:
             console.print(f"{len(rows)} of {len(found)} videos are known and unchanged")
-        with Counter("checking videos" if options.check else "probing videos", len(places)) as counter:
+        with Progress("checking videos" if options.check else "probing videos", len(places)) as counter:
             for number, outcome in _probe_all([found[place].path for place in places], options):
                 place = places[number]
                 rows[place] = row_of(found[place], outcome)
                 journal.add(rows[place])
                 counter.advance()
         manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
-        _tell(source, out, manifest, found)
+        _tell(source, out, manifest, found, options.clip)
+        _tell_hashes(manifest, earlier)
+        _tell_copies(manifest)
         manifest.write(out)
         journal.remove()
     return manifest
@@ -87,6 +90,20 @@ def _known(out: str | Path) -> dict[str, VideoRow]:
     return {row.video: row for row in [*earlier.videos, *earlier.refused]}
 
 
+def _believed(earlier: dict[str, VideoRow], check: bool) -> dict[str, VideoRow]:
+    """The rows to take as they are where the files are unchanged.
+
+    Not those that `check` wants more of (every frame, every byte), nor those of one content hash by the earlier rule,
+    which may be different videos.
+    """
+    hashes = Counter(row.content_hash for row in earlier.values() if row.hash_is_partial)
+    return {
+        video: row
+        for video, row in earlier.items()
+        if hashes[row.content_hash] < 2 and (not check or (row.checked and not row.hash_is_partial))
+    }
+
+
 def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[int, VideoRow | Failure]]:
     """(place, row or failure) as they come, from a cluster where that is worth its start, else from processes here."""
     if not paths:
@@ -106,7 +123,7 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
         yield from run_on_cluster(function, paths, actors, lambda _: seconds)
 
 
-def _tell(source: str, out: str | Path, manifest: Manifest, found: Found) -> None:
+def _tell(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int) -> None:
     """What is in the manifest, what is not, and why."""
     for row in manifest.refused:
         console.print(f"refused: {row.video}: {row.refused}", markup=False)
@@ -117,11 +134,77 @@ def _tell(source: str, out: str | Path, manifest: Manifest, found: Found) -> Non
                 markup=False,
             )
     if not manifest.videos:
-        raise UserError(f"{source}: none of its {len(manifest.refused)} videos can be read; nothing was written")
+        raise UserError(
+            f"{source}: none of its {len(manifest.refused)} videos can be read; nothing was written{_where(source, found)}"
+        )
     splits = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
+    short = sum(row.frames < clip for row in manifest.videos)
+    padded = f"{short} shorter than {clip} frames (clips of that length pad them), " if short else ""
     console.print(
-        f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, "
-        f"{sum(row.frames < CLIP for row in manifest.videos)} shorter than {CLIP} frames (padded in clips of that length), "
+        f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, {padded}"
         f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
         markup=False,
     )
+
+
+def _where(source: str, found: Found) -> str:
+    """What a list's paths start from, for one whose videos are not found."""
+    if found.layout not in ("csv", "list"):
+        return ""
+    return f" (relative paths start from the folder of the list: {posixpath.dirname(storage.absolute(source))})"
+
+
+def _tell_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> None:
+    """Content hashes of the earlier rule that stay, and those of unchanged files that are others now."""
+    kept = sum(row.hash_is_partial for row in manifest.videos)
+    if kept:
+        console.print(
+            f"note: {kept} videos keep the content hash of an earlier version (size, first and last MiB), which flow stores "
+            "and runs know them by; --check hashes all of their bytes",
+            markup=False,
+        )
+    changed = [row for row in manifest.videos if _is_rehashed(row, earlier.get(row.video))]
+    if changed:
+        console.print(
+            f"note: {len(changed)} unchanged videos have another content hash, as more of their bytes is read now "
+            f"(the first: {changed[0].video}); flow stores and runs of the earlier manifest know them by the old one: "
+            "'vicc flow' fills a store again, a run goes on with --set data.manifest=RUN/manifest.parquet",
+            markup=False,
+        )
+
+
+def _is_rehashed(row: VideoRow, before: VideoRow | None) -> bool:
+    if before is None or before.refused is not None or row.content_hash == before.content_hash:
+        return False
+    return (row.bytes, row.modified) == (before.bytes, before.modified)
+
+
+def _tell_copies(manifest: Manifest) -> None:
+    """Videos of the same content: on several sides, in several classes, or just twice."""
+    crossing, mislabelled, others = [], [], []
+    for rows in manifest.copies():
+        sides = [row for row in rows if row.split != UNUSED]
+        if len({row.split for row in sides}) > 1:
+            crossing.append(sides)
+        if len({row.label for row in rows}) > 1:
+            mislabelled.append(rows)
+        if rows[0].split == rows[-1].split and rows[0].label == rows[-1].label:
+            others.append(rows)
+    high = "; what queries look for is then among what is learnt from, and recall too high"
+    for found, what, where, why in (
+        (crossing, "split", "in several splits", high),
+        (mislabelled, "label", "under several labels", ""),
+        (others, "video", "as others", ""),
+    ):
+        if found:
+            count = sum(map(len, found))
+            console.print(
+                f"note: {count} videos have the same content {where}: {_pair(found[0], what)}{why}", markup=False
+            )
+
+
+def _pair(rows: list[VideoRow], what: str) -> str:
+    """Two of these rows that differ in something."""
+    other = next(row for row in rows if getattr(row, what) != getattr(rows[0], what))
+    told = ["" if what == "video" else f" ({what} {getattr(row, what)})" for row in (rows[0], other)]
+    return f"{rows[0].video}{told[0]} and {other.video}{told[1]}"

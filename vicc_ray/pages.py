@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -20,3 +22,16 @@ def render(template: Path, facts: Mapping[str, Any], filters: Mapping[str, Calla
     )
     pages.filters.update(filters or {})
     return pages.get_template(template.name).render(facts)
+
+
+def distinct_names(paths: Iterable[str]) -> dict[str, str]:
+    """A short name of each path or URI: the file's, with the folders that it takes to tell it from the others."""
+    parts = {path: (unquote(path) if "://" in path else path).strip("/").split("/") for path in set(paths)}
+    names, length = dict[str, str](), 0
+    while len(names) < len(parts):
+        length += 1
+        tails = {path: "/".join(cells[-length:]) for path, cells in parts.items() if path not in names}
+        counts = Counter(tails.values())
+        longest = max(len(cells) for cells in parts.values())
+        names.update({path: tail for path, tail in tails.items() if counts[tail] == 1 or length >= longest})
+    return names

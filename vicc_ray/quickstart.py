@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.console import console, quiet
+from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.evaluate.nearest import retrieve
 from vicc_ray.evaluation import data_name, print_evaluation, say
 from vicc_ray.experiments_table import shipped_experiment
-from vicc_ray.indexing import index_videos
+from vicc_ray.indexing import IndexOptions, index_videos
 from vicc_ray.report import write_report
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
@@ -56,5 +57,6 @@ def _prepare(folder: RunFolder, train_per_class: int, query_per_class: int, expe
     )
     manifest = folder.path / "videos.parquet"
     if not manifest.is_file() or manifest.stat().st_mtime < table.stat().st_mtime:
-        index_videos(str(table), manifest)
+        clip = window_span(experiment.clip.frames, experiment.clip.stride)
+        index_videos(str(table), manifest, IndexOptions(clip=clip))
     return manifest

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vicc_ray import storage
 from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
@@ -26,6 +26,13 @@ __all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "probe
 # Names every split together, wherever one is asked for.
 ALL = "all"
 _NAME = b"vicc_ray"  # of the entry of the Parquet file's metadata
+# How much of a file its content hash reads: see `content_hash`.
+BLOCK, BLOCKS = 1 << 20, 64
+# The rule of content hashes. Rule 1 was size, first and last MiB, which is all of a file of at most EARLIER_WHOLE bytes:
+# of these both rules give the same.
+HASH_RULE, EARLIER_WHOLE = 2, 2 << 20
+# Columns that manifests of earlier versions lack -> what is true of their rows.
+_ADDED: dict[str, Any] = {"hash_rule": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,8 @@ class VideoRow:
     rate and `duration_seconds` the time they cover; without `constant_rate` pictures come at uneven times. `checked`:
     every picture was decoded once. `modified` (seconds) and `bytes` tell whether the file is the one that was probed.
     `refused` is the reason why the video cannot be used, or None; a refused row may know nothing but its name.
+    `content_hash` (see there) is what flow stores, samples and fingerprints know the video by, `hash_rule` the rule that it
+    was made by. A row keeps both while its file is the same, so that what was made with it stays valid.
     """
 
     video: str
@@ -57,18 +66,31 @@ class VideoRow:
     checked: bool = False
     decoder: Decoder = "decord"
     refused: str | None = None
+    hash_rule: int = HASH_RULE
+
+    @property
+    def hash_is_partial(self) -> bool:
+        """Whether its content hash is of the earlier rule and left out what the rule of today reads."""
+        return self.refused is None and self.hash_rule < HASH_RULE and self.bytes > EARLIER_WHOLE
 
 
-def content_hash(path: str, edge: int = 1 << 20) -> str:
-    """blake2b-128 (hex) of the file's size with its first and last MiB; of all of it up to 2 MiB."""
-    digest = blake2b(digest_size=16)
+def content_hash(path: str, every: bool = False, edge: int = BLOCK) -> str:
+    """blake2b-128 (hex) of the file's size and its bytes: all of them up to `BLOCKS` blocks, or with `every`.
+
+    Of a longer file `BLOCKS` blocks of `edge` bytes are read, evenly spread from its first to its last byte, so a change
+    between two blocks is not seen; `--check` reads it all.
+    """
     size = os.path.getsize(path)
-    digest.update(f"{size}:".encode())
+    whole = every or size <= BLOCKS * edge
+    digest = blake2b(f"{size}:".encode(), digest_size=16, person=b"" if whole else b"sampled")
     with open(path, "rb") as file:
-        digest.update(file.read(edge))
-        if size > edge:
-            file.seek(max(edge, size - edge))
-            digest.update(file.read())
+        if whole:
+            while chunk := file.read(BLOCK):
+                digest.update(chunk)
+        else:
+            for number in range(BLOCKS):
+                file.seek(number * (size - edge) // (BLOCKS - 1))
+                digest.update(file.read(edge))
     return digest.hexdigest()
 
 
@@ -99,7 +121,7 @@ def _row(video: str, every: bool) -> VideoRow:
             **asdict(inspect(path, every)),
             bytes=os.path.getsize(path),
             modified=entry.modified if entry else 0.0,
-            content_hash=content_hash(path),
+            content_hash=content_hash(path, every),
             checked=every,
         )
 
@@ -142,6 +164,14 @@ class Manifest:
             raise UserError(f"the manifest has no video in split '{split}'; it has: {have}")
         return rows
 
+    def copies(self) -> list[list[VideoRow]]:
+        """The usable videos that have the same content as others, together, in the manifest's order."""
+        same: dict[str, list[VideoRow]] = {}
+        for row in self.videos:
+            if row.content_hash:
+                same.setdefault(row.content_hash, []).append(row)
+        return [rows for rows in same.values() if len(rows) > 1]
+
     def fingerprint(self) -> str:
         """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie."""
         digest = blake2b(digest_size=16)
@@ -178,6 +208,11 @@ class Manifest:
             raise UserError(
                 f"manifest {path}: not a Parquet file; make one with 'vicc index DIR --out M.parquet'"
             ) from error
+        for name, value in _ADDED.items():
+            if name not in table.column_names:
+                table = table.append_column(
+                    _schema().field(name), pa.array([value] * len(table), _schema().field(name).type)
+                )
         missing = [f.name for f in fields(VideoRow) if f.name not in table.column_names]
         if missing:
             raise UserError(f"manifest {path}: missing columns {', '.join(missing)}; make it with 'vicc index'")

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from vicc_ray.config import ClipConfig, Experiment, Stream
-from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.pages import render
+from vicc_ray.pages import distinct_names, render
 from vicc_ray.preview.looks import (
     ClipLook,
     Look,
@@ -90,11 +90,12 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
     plan = make_plan(experiment, manifest)
     looks = [(stage, list(look_at(plan, stage, samples))) for stage in shown_stages(plan)]
     limit = _limit(sample for _, found in looks for sample in found)
+    names = distinct_names({sample.video.video for _, found in looks for sample in found})
     sections = [
         Section(
             name=stage.name,
             note=_stage_note(stage.stream, stage.guide),
-            cards=[_card(sample, experiment, limit) for sample in found],
+            cards=[_card(sample, names[sample.video.video], experiment, limit) for sample in found],
         )
         for stage, found in looks
     ]
@@ -157,22 +158,18 @@ def _facts(experiment: Experiment, manifest: Manifest, videos: int) -> list[tupl
     return facts
 
 
-def _card(sample: SampleLook, experiment: Experiment, limit: float) -> Card:
+def _card(sample: SampleLook, name: str, experiment: Experiment, limit: float) -> Card:
     panels = [_clip_panel(number, clip, experiment, limit) for number, clip in enumerate(sample.clips, 1)]
     if sample.window:
         panels.append(_window_panel(sample.window, experiment.clip, limit))
     return Card(
-        name=_name(sample.video),
+        name=name,
         path=sample.video.video,
         label=sample.video.label or "",
         same_window=sample.same_window,
         panels=panels,
         refused=sample.refused,
     )
-
-
-def _name(video: VideoRow) -> str:
-    return video.video.rstrip("/").rpartition("/")[2]
 
 
 def _clip_panel(number: int, clip: ClipLook, experiment: Experiment, limit: float) -> Panel:

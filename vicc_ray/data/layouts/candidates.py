@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Literal
 
 from vicc_ray.errors import UserError
 
-Layout = Literal["auto", "ucf101", "hmdb51", "kinetics", "folders", "flat", "csv", "list", "video"]
+Layout = Literal["auto", "ucf101", "hmdb51", "kinetics", "folders", "classes", "splits", "flat", "csv", "list", "video"]
 
 VIDEO_EXTENSIONS = frozenset(
     f".{name}"
@@ -77,6 +78,11 @@ def group_in_name(name: str) -> str | None:
     return named.group(1) if named else None
 
 
+def plain(name: str) -> str:
+    """A name without what people write in several ways: `Air_Drumming` -> `air drumming`; Unicode's forms are one."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+
+
 def shown(name: str) -> str:
     """A name that every terminal and file takes: bytes that are no UTF-8 are written out."""
     return name.encode(errors="backslashreplace").decode()
@@ -101,6 +107,28 @@ def deduplicate(candidates: Iterable[Candidate]) -> list[Candidate]:
         more = f" ({len(clashes)} such lines)" if len(clashes) > 1 else ""
         raise UserError(f"{clashes[0]}; a video has one of each{more}")
     return list(unique.values())
+
+
+def twins(candidates: Iterable[Candidate]) -> list[str]:
+    """Notes on classes, and on files, whose names differ in nothing that a reader sees as another name."""
+    labels: dict[str, set[str]] = {}
+    files: dict[str, set[str]] = {}
+    for candidate in candidates:
+        if candidate.label and plain(candidate.label):
+            labels.setdefault(plain(candidate.label), set()).add(candidate.label)
+        if not candidate.path.isascii():
+            files.setdefault(unicodedata.normalize("NFC", candidate.path), set()).add(candidate.path)
+    classes = [" and ".join(repr(shown(name)) for name in sorted(named)) for named in labels.values() if len(named) > 1]
+    names = [name for name, named in files.items() if len(named) > 1]
+    notes = []
+    if classes:
+        notes.append(
+            f"{len(classes)} classes are written in several ways, each of which counts as a class: {examples(classes)}; if one "
+            "is meant, write them alike"
+        )
+    if names:
+        notes.append(f"{len(names)} names of files are there in two forms of Unicode (NFC and NFD): {examples(names)}")
+    return notes
 
 
 def crossing_groups(candidates: Iterable[Candidate], key: Callable[[Candidate], Hashable]) -> list[str]:

@@ -133,7 +133,8 @@ def place_videos(
     if lists is None:
         return [file.candidate(class_of(file), "train", group(file)) for file in tree.videos], []
     lists.refuse_clashes(tree.root)
-    keyed = by_key(tree, key)
+    # What no list names is known by its place: two files of one name in two folders may be anything.
+    keyed = by_key(tree, lambda file: name if (name := key(file)) in lists.lines else file.inner)
     missing = [line.name for name, line in lists.lines.items() if name not in keyed]
     unlisted = [file.inner for name, file in keyed.items() if name not in lists.lines]
     notes = []

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from vicc_ray import storage
-from vicc_ray.data.layouts import hmdb51, kinetics, ucf101
+from vicc_ray.data.layouts import hmdb51, kinetics, split_folders, ucf101
 from vicc_ray.data.layouts.candidates import (
     Candidate,
     Found,
     Layout,
     deduplicate,
+    examples,
     extension,
     group_in_name,
     shown,
     stem,
+    twins,
 )
+from vicc_ray.data.layouts.lists import read_list
 from vicc_ray.data.layouts.splits import assign_splits
-from vicc_ray.data.layouts.tables import read_list, read_table
+from vicc_ray.data.layouts.tables import names_columns, read_table
 from vicc_ray.data.layouts.tree import Tree, plant
 from vicc_ray.errors import UserError
 
@@ -32,10 +36,12 @@ OFFICIAL: dict[str, Callable[[Tree, int | None], Found]] = {
 }
 FOLDED = ("ucf101", "hmdb51")
 FOLDS = (1, 2, 3)
-FOLDER_LAYOUTS = (*OFFICIAL, "folders", "flat")
+FOLDER_LAYOUTS = (*OFFICIAL, "folders", "classes", "splits", "flat")
 OTHER_NAMES = {"table": "csv"}
-TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
-LIST_EXTENSIONS = frozenset({".txt", ".lst"})
+TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson"})
+LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
+# Tables in a folder of videos that are opened to see whether they name these: how deep, how large and how many.
+TABLE_DEPTH, TABLE_BYTES, MOST_TABLES = 3, 64 << 20, 8
 
 
 def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None, fold: int = 1) -> Found:
@@ -44,10 +50,13 @@ def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None
     `source`: a folder, a glob (`videos/**/*.mp4`), a list file, a table or one video, as a path or a URI.
 
     `layout`: `ucf101`, `hmdb51`, `kinetics` (with their official splits: train -> `train`, test and val -> `query`,
-    others -> `unused`), `folders` (a folder of class folders: label = folder), `flat` (a folder of videos: no labels),
-    `csv` (CSV or Parquet with columns video[,label,split,group]), `list` (a text file, one path a line), `video` (one
-    file), or `auto`. Relative paths in a table or list are relative to that file. `split_rule` (see `assign_splits`)
-    replaces every split. `fold` (1-3) chooses among the official splits of UCF101 and HMDB51.
+    others -> `unused`), `folders` (class folders: label = folder; split folders such as train/ and test/ above, in or
+    beside them), `classes` (every first folder is a class, whatever its name), `splits` (folders named like splits are
+    splits, also where that is one of two readings), `flat` (a folder of videos: no labels),
+    `csv` (CSV, TSV, JSON, JSON lines or Parquet with columns video[,label,split,group]), `list` (a text file, one path a
+    line and maybe a label after it), `video` (one file), or `auto`. Relative paths in a table or list are relative to
+    that file. `split_rule` (see `assign_splits`) replaces every split. `fold` (1-3) chooses among the official splits of
+    UCF101 and HMDB51.
 
     Raises `UserError` where the source does not exist, is of another layout, names no video, or its split files put a
     video in two splits. What does not fit together otherwise is told in `notes`.
@@ -70,7 +79,22 @@ def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None
         raise UserError(f"{name}: layout '{found.layout}' has no fold {fold}; {' and '.join(FOLDED)} have folds")
     unique = deduplicate(found)
     placed = assign_splits(unique, split_rule) if split_rule else unique
-    return Found(placed, found.layout, found.ignored, found.notes)
+    notes = found.notes + _repeated(found, unique) + twins(unique)
+    if not split_rule and found.layout in ("folders", "flat", "list", "csv"):
+        notes += split_folders.told_by_name(name, unique, found.layout in FOLDER_LAYOUTS)
+    return Found(placed, found.layout, found.ignored, notes)
+
+
+def _repeated(found: Found, unique: list[Candidate]) -> list[str]:
+    """A note where several rows are of one file."""
+    rows = len(found) - len(unique)
+    if not rows:
+        return []
+    paths = Counter(candidate.path for candidate in found)
+    return [
+        f"{rows} rows name a video that an earlier row names, and add nothing (parts of a video by their times are not read): "
+        f"{examples([path for path, count in paths.items() if count > 1])}"
+    ]
 
 
 def _read(name: str, layout: str, fold: int | None) -> Found:
@@ -119,7 +143,7 @@ def _read_file(name: str, layout: str) -> Found:
     if layout == "csv" or (layout == "auto" and kind in TABLE_EXTENSIONS):
         return read_table(name)
     if layout == "list" or (layout == "auto" and kind in LIST_EXTENSIONS):
-        return read_list(name)
+        return read_table(name) if names_columns(name) else read_list(name)
     return Found([Candidate(name, group=group_in_name(name))], "video")
 
 
@@ -130,8 +154,33 @@ def _read_tree(tree: Tree, layout: str, fold: int | None) -> Found:
     if layout == "auto":
         layout, told = _recognise(tree)
         notes += told
-    found = OFFICIAL[layout](tree, fold) if layout in OFFICIAL else _read_plain(tree, layout == "folders")
-    return Found(found, found.layout, found.ignored, notes + found.notes)
+    found = OFFICIAL[layout](tree, fold) if layout in OFFICIAL else _read_plain(tree, layout)
+    unread = [] if layout in OFFICIAL else _unread_tables(tree)
+    return Found(found, found.layout, found.ignored, [*notes, *found.notes, *unread])
+
+
+def _unread_tables(tree: Tree) -> list[str]:
+    """Notes on tables and lists in a folder that name its videos, which only the folders are asked for."""
+    if tree.pattern is not None:
+        return []
+    kinds = (TABLE_EXTENSIONS | LIST_EXTENSIONS) - {".parquet"}  # most of which are manifests
+    near = [f for f in tree.files if len(f.parts) <= TABLE_DEPTH and extension(f.inner) in kinds]
+    small = [file for file in near if (file.bytes or 0) <= TABLE_BYTES][:MOST_TABLES]
+    videos = {file.name for file in tree.videos}
+    names = {posixpath.basename(name) for name in videos}
+    notes = []
+    for file in small:
+        try:
+            named = {candidate.path for candidate in _read_file(file.name, "auto")}
+        except UserError:
+            continue
+        count = len(named & videos) or len({posixpath.basename(path) for path in named} & names)
+        if count:
+            notes.append(
+                f"{file.inner} names {count} of the {len(videos)} videos; it is not read with the folder: for its labels and "
+                f"splits index it by itself (vicc index {shown(file.name)})"
+            )
+    return notes
 
 
 def _recognise(tree: Tree) -> tuple[str, list[str]]:
@@ -145,16 +194,26 @@ def _recognise(tree: Tree) -> tuple[str, list[str]]:
             return layout, [f"recognised as layout '{layout}' by the split files in {splits.folder or '.'}/"]
         if not splits.beside:  # those next to the folder may well be another data set's
             notes.append(f"the split files of {layout} in {splits.folder or '.'}/ name none of the videos; not used")
-    folders = kinetics.recognised(tree)
-    if folders:
-        return "kinetics", [*notes, f"recognised as layout 'kinetics' by the folders {folders}"]
+    reason = kinetics.recognised(tree)
+    if reason:
+        return "kinetics", [*notes, f"recognised as layout 'kinetics' by {reason}"]
+    notes += kinetics.unused_tables(tree)
     return ("folders" if any(file.folder for file in tree.videos) else "flat"), notes
 
 
-def _read_plain(tree: Tree, labelled: bool) -> Found:
-    """Class folders (the first folder below the root is the class), or videos without labels."""
-    if not labelled:
+def _read_plain(tree: Tree, layout: str) -> Found:
+    """Class folders with the splits that folders say, or videos without labels."""
+    if layout == "flat":
         return Found([f.candidate(None, "train", group_in_name(f.inner)) for f in tree.videos], "flat", tree.ignored())
+    arranged = None if layout == "classes" else split_folders.arrange(tree, layout == "splits")
+    if arranged is None and layout == "splits":
+        raise UserError(f"{tree.root}: no folder in it is named like a split (train, val, test, ...)")
+    candidates, notes = _read_classes(tree) if arranged is None else arranged
+    return Found(candidates, "folders", tree.ignored(), notes)
+
+
+def _read_classes(tree: Tree) -> tuple[list[Candidate], list[str]]:
+    """The first folder below the root is the class."""
     candidates = []
     for file in tree.videos:
         label = file.parts[0] if file.folder else None
@@ -170,4 +229,4 @@ def _read_plain(tree: Tree, labelled: bool) -> Found:
     loose = sum(candidate.label is None for candidate in candidates)
     if loose and len(labels) > 1:
         notes.append(f"{loose} videos lie in no class folder and have no label")
-    return Found(candidates, "folders", tree.ignored(), notes)
+    return candidates, notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ def assign_splits(candidates: Sequence[Candidate], rule: str) -> list[Candidate]
 
     `train: group odd; query: group even`: the first clause that holds names the split; a group's number is the last
     run of digits in its name (g07 -> 7). `random:0.2[:SEED]`: whole groups go to `query` until it has at least that
-    share of the videos, in an order that only the seed and the groups' names decide; a video without a group is one.
+    share of the videos, in an order that only the seed and the groups' names decide; a video without a group is one,
+    called by its file's name, or where several share that by its path below their common folder.
 
     Raises `UserError` for a rule that cannot be read, or that leaves videos without a split, or a split without videos.
     """
@@ -37,7 +38,7 @@ def _random_split(candidates: Sequence[Candidate], rule: str) -> list[str]:
     if not parsed or not 0 < float(parsed[1]) < 1:
         raise UserError(f"split rule '{rule}': {SPLIT_SYNTAX}; FRACTION lies between 0 and 1")
     fraction, seed = float(parsed[1]), int(parsed[2] or 0)
-    groups = [candidate.group or os.path.basename(candidate.path) for candidate in candidates]
+    groups = _groups(candidates)
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: blake2b(f"{seed}:{group}".encode("utf-8", "surrogateescape")).digest())
     query: set[str] = set()
@@ -50,6 +51,20 @@ def _random_split(candidates: Sequence[Candidate], rule: str) -> list[str]:
     if len(query) == len(order):
         raise UserError(f"split rule '{rule}': {len(order)} group(s) cannot be parted without splitting one")
     return ["query" if group in query else "train" for group in groups]
+
+
+def _groups(candidates: Sequence[Candidate]) -> list[str]:
+    """The group of each video, by a name that does not change where the whole data set is moved."""
+    bases = Counter(posixpath.basename(candidate.path) for candidate in candidates if not candidate.group)
+    shared = [c.path for c in candidates if not c.group and bases[posixpath.basename(c.path)] > 1]
+    top = len(posixpath.commonprefix([posixpath.dirname(path).split("/") for path in shared])) if shared else 0
+    groups = []
+    for candidate in candidates:
+        base = posixpath.basename(candidate.path)
+        alone = "/".join(candidate.path.split("/")[top:]) if bases[base] > 1 else base
+        # A group may have the name of a file.
+        groups.append(f"group {candidate.group}" if candidate.group in bases else candidate.group or alone)
+    return groups
 
 
 def _clause_split(candidates: Sequence[Candidate], rule: str) -> list[str]:

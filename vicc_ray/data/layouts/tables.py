@@ -1,59 +1,206 @@
-"""Videos named by a table (CSV, Parquet) or by a text file with one path a line."""
+"""Videos named by a table: CSV with or without header, TSV, JSON, Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 import posixpath
+import re
 from typing import Any
-from urllib.parse import quote
 
 from vicc_ray import storage
-from vicc_ray.data.layouts.candidates import Candidate, Found, crossing_groups, examples, extension, group_in_name
-from vicc_ray.data.layouts.tree import read_text
+from vicc_ray.data.layouts.candidates import (
+    VIDEO_EXTENSIONS,
+    Candidate,
+    Found,
+    crossing_groups,
+    examples,
+    extension,
+    group_in_name,
+    stem,
+)
+from vicc_ray.data.layouts.json_tables import read_json
+from vicc_ray.data.layouts.lists import beside, parse_line
+from vicc_ray.data.layouts.split_folders import WORDS
+from vicc_ray.data.layouts.tree import first_line, plant, read_text
 from vicc_ray.errors import UserError
 
 # Field of a candidate -> the headers that are taken for it, in this order, whatever their case.
 COLUMNS = {
-    "video": ("video", "path", "filename", "file", "filepath", "video_path"),
+    "video": ("video", "path", "filename", "file", "filepath", "video_path", "file_name"),
     "label": ("label", "class"),
     "split": ("split",),
     "group": ("group",),
 }
-
-
-def read_list(name: str) -> Found:
-    """A text file with one path or URI a line; relative ones start from the file's folder."""
-    lines = [line.strip() for line in read_text(name).splitlines() if line.strip()]
-    return Found([Candidate(_beside(name, line), group=group_in_name(line)) for line in lines], "list")
+# Others that data sets have. A template is Something-Something's class, whose `label` is a sentence of its own.
+_MORE = {
+    "video": ("video_file_name", "video_name", "file_path", "clip_path"),
+    "label": ("class_name", "category", "action"),
+    "split": ("subset",),
+}
+_TEMPLATE = "template"
+# Names of videos without folder and extension, where no column has their paths.
+_IDS = ("id", "video_id", "vid_name")
+_TITLES = {field: (*titles, *_MORE.get(field, ())) for field, titles in COLUMNS.items()}
+_FIELDS = frozenset({_TEMPLATE, *_IDS, *(title for titles in _TITLES.values() for title in titles)})
+_DELIMITERS = ",\t;|"
 
 
 def read_table(name: str) -> Found:
-    """Rows of a CSV or Parquet file with a column of videos and maybe label, split, group (headers: `COLUMNS`).
+    """Rows of a CSV, TSV, JSON or Parquet file with a column of videos and maybe label, split, group (`COLUMNS`).
 
-    Empty cells are as good as absent ones. Raises `UserError` where it is no table or a row names no video.
+    Empty cells are as good as absent ones. A CSV without a header is read where it has one column of videos and at most
+    one other, the label. A column `id` names files below the table's folder without folder and extension. Raises
+    `UserError` where it is no table or a row names no video.
     """
-    header, rows = read_parquet(name) if extension(name) == ".parquet" else read_csv(name)
+    header, rows = _read(name)
     places, notes = _columns(name, header)
+    cells = [{field: row[place] for field, place in places.items()} for row in rows]
+    if "video" not in places or _bare(name, cells):
+        cells, missing = _by_id(name, [row | {"id": row.get("video") or row.get("id", "")} for row in cells])
+        notes += missing
     candidates = []
-    for number, row in enumerate(rows, 1):
-        cells = {field: row[place] for field, place in places.items()}
-        video = cells.get("video")
+    for number, row in enumerate(cells, 1):
+        video = row.get("video")
         if not video:
             raise UserError(f"{name}: row {number} names no video")
-        group = cells.get("group") or group_in_name(video)
+        group = row.get("group") or group_in_name(video)
         candidates.append(
-            Candidate(_beside(name, video), cells.get("label") or None, cells.get("split") or "train", group)
+            Candidate(beside(name, video), _class(row, header, places), row.get("split") or "train", group)
         )
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
-    return Found(candidates, "csv", notes=notes)
+    return Found(candidates, "csv", notes=notes + _own_splits(candidates))
+
+
+def _own_splits(candidates: list[Candidate]) -> list[str]:
+    """A note where a table calls its query side otherwise."""
+    splits = sorted({candidate.split for candidate in candidates})
+    if "query" in splits or not any(WORDS.get(split.lower()) == "query" for split in splits):
+        return []
+    return [
+        f"splits are called as the table calls them ({', '.join(splits)}): name the query side with "
+        "--set data.query_split=NAME or 'vicc evaluate --test-on NAME'"
+    ]
+
+
+def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> str | None:
+    """A row's label; a template's `[something]` is `something`, as Something-Something's list of classes has it."""
+    label = row.get("label") or None
+    is_template = label is not None and header[places["label"]].lower() == _TEMPLATE
+    return re.sub(r"[\[\]]", "", label) if label is not None and is_template else label
+
+
+def _read(name: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, whatever the format."""
+    kind = extension(name)
+    if kind == ".parquet":
+        return read_parquet(name)
+    if kind in (".json", ".jsonl", ".ndjson"):
+        return read_json(name, _FIELDS)
+    header, rows = read_csv(name)
+    if any(extension(cell) in VIDEO_EXTENSIONS for cell in header):
+        return _without_header(name, [header, *rows])
+    if len(header) == 1 and re.match(rf".*\.(?:{'|'.join(e[1:] for e in VIDEO_EXTENSIONS)})[\s,;|]", header[0], re.I):
+        return _spaced(name)
+    return header, rows
+
+
+def _spaced(name: str) -> tuple[list[str], list[list[str]]]:
+    """A list of `path label` under a table's name (SlowFast, VideoMAE)."""
+    lines = enumerate(read_text(name).splitlines(), 1)
+    entries = [parse_line(name, number, line.strip()) for number, line in lines if line.strip()]
+    return ["video", "label"], [[entry.video, entry.label or ""] for entry in entries]
+
+
+def _without_header(name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A header by what stands in the columns: one of videos and at most one other; `UserError` with a line for others."""
+    columns = list(zip(*rows, strict=True))
+    videos = [k for k, cells in enumerate(columns) if all(extension(c) in VIDEO_EXTENSIONS for c in cells if c)]
+    header, labelled = [], False
+    for place, cells in enumerate(columns):
+        if place == videos[0] if videos else False:
+            header.append("video")
+        elif all(cell.lower() in WORDS for cell in cells):
+            header.append("split")
+        else:
+            header.append(f"column{place + 1}" if labelled else "label")
+            labelled = True
+    if len(videos) != 1 or len(columns) > 2:
+        raise UserError(
+            f"{name}: has no line that names its {len(columns)} columns; put one above all, such as: {','.join(header)} "
+            f"(known: {_known()})"
+        )
+    return header, rows
+
+
+def _bare(name: str, rows: list[dict[str, str]]) -> bool:
+    """Whether the column of videos has names without extension, some of which are those of videos below the table."""
+    named = {row["video"] for row in rows}
+    if any(extension(video) for video in named) or storage.is_uri(name):
+        return False
+    return any(stem(file.inner) in named for file in plant(posixpath.dirname(name)).videos)
+
+
+def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows with the files that their ids name, looked for below the table's folder; a note of ids without a file."""
+    folder = posixpath.dirname(name)
+    there: dict[str, list[str]] = {}
+    for file in plant(folder).videos:
+        there.setdefault(stem(file.inner), []).append(file.name)
+    found = [row | {"video": there[row["id"]][0]} for row in rows if row["id"] in there]
+    several = [there[row["id"]] for row in rows if len(there.get(row["id"], ())) > 1]
+    absent = [row["id"] for row in rows if row["id"] not in there]
+    if not found:
+        raise UserError(
+            f"{name}: its column of ids names files without their folder and extension, and none of its {len(rows)} is below "
+            f"{folder} (such as {absent[0] if absent else 'ID'}.webm); put it beside the folder of its videos"
+        )
+    if several:
+        raise UserError(f"{name}: {len(several)} ids have several files: {examples(several[0])}; keep one of each")
+    note = f"it names {len(absent)} videos (of {len(rows)}) that are not below {folder}: {examples(absent)}"
+    return found, [note] if absent else []
+
+
+def names_columns(name: str) -> bool:
+    """Whether the first line of a text file names columns, one of which is the videos'."""
+    line = first_line(name)
+    return any(_is_header(line.split(delimiter)) for delimiter in _DELIMITERS) or _is_header(line.split())
+
+
+def _is_header(cells: list[str]) -> bool:
+    titles = [cell.strip(" \"'").lower() for cell in cells]
+    return any(t in (*_TITLES["video"], *_IDS, "youtube_id") for t in titles) and all(
+        extension(title) not in VIDEO_EXTENSIONS for title in titles
+    )
+
+
+def _delimiter(name: str, text: str) -> str:
+    """What parts the cells: what makes the first line name columns, else what parts a video from the rest."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if extension(name) == ".tsv":
+        return "\t"
+    for delimiter in _DELIMITERS:
+        if delimiter in first and _is_header(first.split(delimiter)):
+            return delimiter
+    if _is_header(first.split()) and len(first.split()) > 1:
+        return " "
+    for delimiter in _DELIMITERS:
+        cells = [cell.strip(" \"'") for cell in first.split(delimiter)]
+        if len(cells) > 1 and any(extension(cell) in VIDEO_EXTENSIONS for cell in cells):
+            return delimiter
+    return ","
 
 
 def read_csv(name: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file, every cell as stripped text, so that a label `007` stays what it is."""
-    reader = csv.reader(io.StringIO(read_text(name), newline=""), strict=True)
+    """Header and rows of a CSV file, every cell as stripped text, so that a label `007` stays what it is.
+
+    Cells are parted by what the first line shows (`,`, tab, `;`, `|`, or blanks where they part known names of columns).
+    """
+    text = read_text(name)
+    delimiter = _delimiter(name, text)
+    spaced = delimiter == " "
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=spaced)
     rows: list[list[str]] = []
     try:
         for row in reader:
@@ -80,6 +227,9 @@ def read_parquet(name: str) -> tuple[list[str], list[list[str]]]:
         table = pq.read_table(source)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: cannot be read as a table: {' '.join(str(error).split())}") from error
+    nested = [f.name for f in table.schema if pa.types.is_nested(f.type) and f.name.lower() in _FIELDS]
+    if nested:
+        raise UserError(f"{name}: column '{nested[0]}' holds {table.schema.field(nested[0]).type}, not a name a row")
     columns = [[_text(cell) for cell in column.to_pylist()] for column in table.columns]
     return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]
 
@@ -92,23 +242,22 @@ def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
     """Where each field stands, and a note of the columns that say nothing here."""
     lower = [title.lower() for title in header]
     places = {}
-    for field, titles in COLUMNS.items():
+    for field, titles in _TITLES.items():
         title = next((title for title in titles if title in lower), None)
         if title is not None:
             places[field] = lower.index(title)
-    if "video" not in places:
-        known = ", ".join("|".join(titles) for titles in COLUMNS.values())
+    if _TEMPLATE in lower:
+        places["label"] = lower.index(_TEMPLATE)
+    named = next((title for title in _IDS if title in lower), None)
+    if "video" not in places and named is not None:
+        places["id"] = lower.index(named)
+    elif "video" not in places:
+        advice = "" if _FIELDS & set(lower) else ". A line above all names the columns, such as: video,label"
         hint = " (for Kinetics' own table index the folder of its videos)" if "youtube_id" in lower else ""
-        raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {known}{hint}")
+        raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{hint}{advice}")
     rest = [title for place, title in enumerate(header) if place not in places.values()]
     return places, [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
 
 
-def _beside(file: str, video: str) -> str:
-    """A path named in `file`: absolute paths and URIs stay, others start from the file's folder."""
-    if storage.is_uri(video) or os.path.isabs(video):
-        return storage.absolute(video)
-    folder = posixpath.dirname(file)
-    if storage.is_uri(file):
-        return storage.join(folder, quote(posixpath.normpath(video)))
-    return os.path.abspath(os.path.join(folder, video))
+def _known() -> str:
+    return ", ".join("|".join(titles) for titles in COLUMNS.values())

@@ -53,6 +53,7 @@ class Tree:
     folders: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
     pattern: str | None = None
+    circular: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.files.sort(key=lambda file: file.name)
@@ -69,10 +70,15 @@ class Tree:
         return Counter(extension(file.inner) or "no extension" for file in self.chosen if file.name not in spent)
 
     def notes(self) -> list[str]:
-        """What could not be listed."""
-        if not self.unreadable:
-            return []
-        return [f"{len(self.unreadable)} folders cannot be read and are left out: {examples(self.unreadable)}"]
+        """What could not be listed, and what is not listed twice."""
+        notes = []
+        if self.unreadable:
+            notes.append(f"{len(self.unreadable)} folders cannot be read and are left out: {examples(self.unreadable)}")
+        if self.circular:
+            notes.append(
+                f"{len(self.circular)} links to folders above or listed are not followed: {examples(self.circular)}"
+            )
+        return notes
 
     def folders_without_videos(self, bases: set[str], used: Iterable[str] = ()) -> list[str]:
         """A note of the class folders (folders right below `bases`) that hold no video; `used`: names of split files.
@@ -106,25 +112,33 @@ def plant(root: str, pattern: str | None = None) -> Tree:
     return _plant_local(root, pattern)
 
 
+# A folder may be there under several names, by links; so many that nobody means it, or a maze of links, end there.
+MOST_NAMES = 16
+
+
 def _plant_local(root: str, pattern: str | None) -> Tree:
-    """A local walk: links are followed, each folder once, and names that are no UTF-8 are kept."""
+    """A local walk: links are followed, but not back to a folder above; names that are no UTF-8 are kept."""
     tree: tuple[list[File], set[str], list[str]] = ([], set(), [])
     files, folders, unreadable = tree
-    seen: set[str] = set()
+    above: dict[str, frozenset[str]] = {}  # of a folder to come: the real folders that it lies in
+    seen: Counter[str] = Counter()
+    left_out: list[str] = []
     for folder, names, inside in os.walk(root, followlinks=True, onerror=lambda e: unreadable.append(str(e.filename))):
-        real = os.path.realpath(folder)
-        if real in seen:
-            names.clear()
-            continue
-        seen.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        real, around = os.path.realpath(folder), above.pop(folder, frozenset())
         below = os.path.relpath(folder, root)
         below = "" if below == "." else below
+        if real in around or seen[real] == MOST_NAMES:
+            left_out.append(below)
+            names.clear()
+            continue
+        seen[real] += 1
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        above.update((os.path.join(folder, name), around | {real}) for name in names)
         folders.update(os.path.join(below, name) for name in names)
         files += [_local_file(folder, below, name) for name in inside if not name.startswith(".")]
     if root in unreadable:
         raise UserError(f"{root}: cannot be listed; may this user read it?")
-    return Tree(root, files, folders, unreadable, pattern)
+    return Tree(root, files, folders, unreadable, pattern, left_out)
 
 
 def _local_file(folder: str, below: str, name: str) -> File:

@@ -1,0 +1,162 @@
+"""Lists and tables as other projects and data sets have them: read, or refused with what would be readable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_layouts import touch
+
+from vicc_ray.data.layouts import Found, scan
+from vicc_ray.errors import UserError
+
+SOMETHING = {"id": "78687", "label": "holding potato", "template": "Holding [something]", "placeholders": ["potato"]}
+
+
+def read(root: Path, name: str, text: str, layout: str = "auto") -> Found:
+    (root / name).write_text(text, encoding="utf-8")
+    return scan(root / name, layout)
+
+
+def rows(root: Path, found: Found) -> list[tuple[str, str | None]]:
+    return [(c.path.replace(f"{root}/", ""), c.label) for c in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mmaction2.txt", "a/x.mp4 0\na/y z.mp4 12\n"),
+        ("tabs.txt", "a/x.mp4\t0\r\na/y z.mp4\t12\r\n"),
+        ("commas.txt", "a/x.mp4,0\na/y z.mp4, 12\n"),
+        ("quoted.txt", "'a/x.mp4' 0\n\"a/y z.mp4\" 12\n"),
+        ("slowfast.csv", "a/x.mp4 0\na/y z.mp4 12\n"),
+        ("timesformer.csv", "a/x.mp4,0\na/y z.mp4,12\n"),
+        ("quoted.csv", '"a/x.mp4","0"\n"a/y z.mp4","12"\n'),
+        ("turned.csv", "0,a/x.mp4\n12,a/y z.mp4\n"),
+        ("semicolons.csv", "video;label\na/x.mp4;0\na/y z.mp4;12\n"),
+        ("t.tsv", "path\tlabel\na/x.mp4\t0\na/y z.mp4\t12\n"),
+        ("bare.tsv", "a/x.mp4\t0\na/y z.mp4\t12\n"),
+        ("header.txt", "video,label\na/x.mp4,0\na/y z.mp4,12\n"),
+        ("metadata.csv", "file_name,label\na/x.mp4,0\na/y z.mp4,12\n"),
+        ("metadata.jsonl", '{"file_name": "a/x.mp4", "label": 0}\n\n{"label": "12", "file_name": "a/y z.mp4"}\n'),
+        ("mmaction2.json", '[{"filename": "a/x.mp4", "label": [0]}, {"filename": "a/y z.mp4", "label": 12}]'),
+        ("mmengine.json", '{"metainfo": {}, "data_list": [{"filename": "a/x.mp4", "label": 0}, '
+         '{"filename": "a/y z.mp4", "label": 12}]}'),
+        ("mapping.json", '{"a/x.mp4": 0, "a/y z.mp4": {"label": "12"}}'),
+    ],
+)  # fmt: skip
+def test_videos_with_labels(tmp_path: Path, name: str, text: str) -> None:
+    assert rows(tmp_path, read(tmp_path, name, text)) == [("a/x.mp4", "0"), ("a/y z.mp4", "12")]
+
+
+def test_labels_of_several_words_and_none(tmp_path: Path) -> None:
+    found = read(tmp_path, "l.txt", "# made by hand\na b.mp4 playing guitar\ns3://b/c.avi 7\nd.webm\nno_extension\n")
+    assert rows(tmp_path, found) == [
+        ("a b.mp4", "playing guitar"),
+        ("s3://b/c.avi", "7"),
+        ("d.webm", None),
+        ("no_extension", None),
+    ]
+    assert found.notes == [
+        "1 lines begin with '#', name no video and are passed over: # made by hand",
+        "2 of 4 lines have no label",
+    ]
+    assert read(tmp_path, "n.txt", "a.mp4 0\nb.mp4 7\n").notes == [
+        "classes are the numbers that the list gives (2 of them)"
+    ]
+    assert rows(tmp_path, read(tmp_path, "one.csv", "a.mp4\nb.mp4\n")) == [("a.mp4", None), ("b.mp4", None)]
+    assert rows(tmp_path, read(tmp_path, "strings.json", '["a.mp4", "b.mp4"]')) == [("a.mp4", None), ("b.mp4", None)]
+    touch(tmp_path, "a.mp4 0", "#1.mp4")
+    assert rows(tmp_path, read(tmp_path, "l.txt", "a.mp4 0\n#1.mp4\n")) == [("a.mp4 0", None), ("#1.mp4", None)]
+
+
+def test_something_something(tmp_path: Path) -> None:
+    """Videos by their ids, wherever they lie below the list; the class is the template, `label` is a sentence."""
+    touch(tmp_path, "20bn-something-something-v2/78687.webm", "20bn-something-something-v2/5.webm")
+    found = read(tmp_path, "train.json", json.dumps([SOMETHING, SOMETHING | {"id": "9"}]))
+    assert rows(tmp_path, found) == [("20bn-something-something-v2/78687.webm", "Holding something")]
+    assert found.notes == [
+        "2 columns are not used: label, placeholders",
+        f"it names 1 videos (of 2) that are not below {tmp_path}: 9",
+    ]
+    assert rows(tmp_path, read(tmp_path, "t.csv", "id,label\n5,x\n")) == [("20bn-something-something-v2/5.webm", "x")]
+    with pytest.raises(
+        UserError, match=r"none of its 1 is below .* \(such as 9.webm\); put it beside the folder of its"
+    ):
+        read(tmp_path, "test.json", '[{"id": "9"}]')
+    touch(tmp_path, "small/5.mp4")
+    with pytest.raises(UserError, match=r"1 ids have several files: .*keep one of each"):
+        read(tmp_path, "t.csv", "id,label\n5,x\n")
+
+
+HVU = [{"filename": "a.mp4", "label": {"concept": [1, 2], "action": [3]}}]
+READABLE = r'an entry is readable as {"video": "folder/a.mp4", "label": "a class"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.txt", "b.mp4 1\na.mp4 1 2\n", "line 2 is 'a.mp4 1 2': 2 values follow the video, which has one label; write 'a"),
+        ("l.txt", "a.mp4,x,train\n", "or put a line above all that names the columns, such as video,label,split"),
+        ("l.txt", "a.mp4\tx\ttrain\n", "such as video<TAB>label<TAB>split"),
+        ("frames.txt", "x/frames 120 3\n", "names no video file .* lists of folders of pictures are not read"),
+        ("t.csv", "a.mp4,3,train\nb.mp4,4,val\n", "names its 3 columns; put one above all, such as: video,label,split"),
+        ("t.csv", "a.mp4,b.avi\n", "has no line that names its 2 columns"),
+        ("t.csv", "5;Pushing [something]\n", "A line above all names the columns, such as: video,label"),
+        ("hvu.json", HVU, r"entry 1: 'label' has several values \(concept, action\), a video has one; " + READABLE),
+        ("l.json", [{"filename": "a.mp4", "label": [1, 2]}], r"several values \(1, 2\)"),
+        ("k.json", {"-3B32lodo2M": {"annotations": {"label": "x"}}}, "its keys .* are none; " + READABLE),
+        ("k.json", [{"video": "a.mp4", "annotations": [{"label": "x"}]}], "labels lie in 'annotations'"),
+        ("labels.json", {"Holding something": "0"}, "holds no list of videos"),
+        ("l.json", [1, 2], "entry 1 is 1; " + READABLE),
+        ("l.json", [], "holds no list of videos"),
+        ("l.json", "[{", "cannot be read as JSON"),
+        ("l.jsonl", "{}\n{", "cannot be read as JSON"),
+        ("l.json", "[" * 100_000, "cannot be read as JSON"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_says_what_could(tmp_path: Path, name: str, text: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, name, text if isinstance(text, str) else json.dumps(text))
+
+
+def test_rows_of_one_video_are_counted(tmp_path: Path) -> None:
+    found = read(tmp_path, "t.csv", "video,label,start,end\na.mp4,x,0,5\na.mp4,x,5,9\nb.mp4,x,0,5\na.mp4,x,9,12\n")
+    assert len(found) == 2
+    assert found.notes[1] == (
+        "2 rows name a video that an earlier row names, and add nothing (parts of a video by their times are not read): "
+        f"{tmp_path}/a.mp4"
+    )
+
+
+def test_splits_of_a_table_keep_their_names_and_say_so(tmp_path: Path) -> None:
+    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,test\n")
+    assert [c.split for c in found] == ["train", "test"]
+    assert found.notes == [
+        "splits are called as the table calls them (test, train): name the query side with --set data.query_split=NAME or "
+        "'vicc evaluate --test-on NAME'"
+    ]
+
+
+def test_a_table_in_a_folder_is_said_to_be_unread(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.mp4,x\nc.mp4,y\n")
+    (tmp_path / "other.csv").write_text("file_name,label\nz.mp4,x\n")
+    found = scan(tmp_path)
+    assert [c.label for c in found] == [None, None]
+    assert found.notes == [
+        "metadata.csv names 1 of the 2 videos; it is not read with the folder: for its labels and splits index it by itself "
+        f"(vicc index {tmp_path}/metadata.csv)"
+    ]
+
+
+def test_nested_columns_of_parquet_are_refused(tmp_path: Path) -> None:
+    """Hugging Face's tables may hold the video's bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"video": [{"bytes": b"x", "path": "a.mp4"}]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="column 'video' holds struct<bytes: binary, path: string>, not a name a row"):
+        scan(tmp_path / "t.parquet")

@@ -1,0 +1,336 @@
+"""Split folders and class folders: `train/jump/a.mp4`, `jump/test/b.mp4`, or an unlabelled `test/` beside class folders.
+
+A folder is a split's by its name (`split_in_name`). What its place says is decided by `arrange`, which refuses where a
+person would not know either.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from vicc_ray.data.layouts.candidates import UNUSED, Candidate, crossing_groups, examples, group_in_name, shown
+from vicc_ray.data.layouts.official import VIDEO_FOLDERS
+from vicc_ray.data.layouts.tree import File, Tree
+from vicc_ray.errors import UserError
+
+# The word that makes a name a split's -> the split.
+WORDS = {
+    **{"train": "train", "val": "query", "validate": "query", "validation": "query", "test": "query"},
+    **{"training": "train", "trainval": "train", "gallery": "train"},
+    **{"valid": "query", "testing": "query", "eval": "query", "evaluation": "query"},
+    **{"dev": "query", "holdout": "query", "query": "query"},
+}
+# Words that may stand beside it: `train_set`, `videos_val`, `Test-Data`; numbers may too: `train_256`.
+_FILLERS = {
+    "set",
+    "split",
+    "data",
+    "dataset",
+    "video",
+    "videos",
+    "clip",
+    "clips",
+    "folder",
+    "rgb",
+    "resized",
+    "full",
+    "fps",
+}
+_FUSED = re.compile(f"({'|'.join(sorted(WORDS, key=len, reverse=True))})(?:{'|'.join(sorted(_FILLERS))})")
+_NUMBER = re.compile(r"\d+(?:[px]\d*)?")
+_COUNTED = re.compile(r"[A-Za-z]{0,8}[ _-]?\d+")
+_FOLD = re.compile(r"(?:split|fold|cv)[ _-]*\d+", re.IGNORECASE)
+
+
+def split_in_name(name: str) -> tuple[str, str] | None:
+    """(split, what else the name says) of a name with just one word of a split: `Train_Set` -> (train, ""), else None.
+
+    What else it says is empty for certain names, else it wants a sibling that says the same of another split
+    (`mydata-train` beside `mydata-test`; the class `training dog` has none).
+    """
+    words = _words(name)
+    found = [word for word in words if word in WORDS]
+    if len(found) != 1:
+        return None
+    rest = (word for word in words if word not in WORDS and word not in _FILLERS and not _NUMBER.fullmatch(word))
+    return WORDS[found[0]], " ".join(rest)
+
+
+def _words(name: str) -> list[str]:
+    """`TrainSet_256` -> train, set, 256."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W_\d]+|\d+[px]?\d*", parted.lower())
+    return [parsed[1] if (parsed := _FUSED.fullmatch(word)) else word for word in words]
+
+
+def split_word(name: str) -> str:
+    """The first word of a name that is one of a split's (a key of `WORDS`), or an empty one."""
+    return next((word for word in _words(name) if word in WORDS), "")
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """The folders of a tree that are splits', none in another.
+
+    splits: folder below the root -> its split. holds: what lies right in it, files and folders with videos.
+    """
+
+    splits: dict[str, str]
+    holds: dict[str, set[str]]
+
+    def of(self, file: File) -> str | None:
+        """The one that holds a file."""
+        return next((folder for folder in _above(file.inner) if folder in self.splits), None)
+
+    def class_of(self, file: File) -> str | None:
+        """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`.
+
+        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name.
+        """
+        folder = self.of(file)
+        inner = file.inner[len(folder or "") + 1 :].split("/")[:-1]
+        if folder is None or not inner:
+            return None
+        again = len(self.holds[folder]) == 1 and split_in_name(inner[0]) == (self.splits[folder], "")
+        classes = inner[1:] if again or inner[0].lower() in VIDEO_FOLDERS else inner
+        return classes[0] if classes else None
+
+    def names(self) -> str:
+        """The folders by their own names, each once."""
+        return _list(self.splits)
+
+    def words(self, split: str | None = None) -> set[str]:
+        """The words that make them splits' (of one split)."""
+        return {split_word(posixpath.basename(f)) for f, kind in self.splits.items() if split in (None, kind)}
+
+
+def split_folders(tree: Tree) -> SplitFolders:
+    """Folders with videos that are a split's by their names and their siblings'; the outermost ones."""
+    holds: dict[str, set[str]] = {}
+    for file in tree.videos:
+        for depth, name in enumerate(file.parts):
+            holds.setdefault("/".join(file.parts[:depth]), set()).add(name)
+    found = {}
+    for parent, names in holds.items():
+        named = {
+            name: parsed
+            for name in sorted(names)
+            if posixpath.join(parent, name) in holds and (parsed := split_in_name(name))
+        }
+        for name, (split, rest) in named.items():
+            if not rest or any(other[1] == rest and other[0] != split for other in named.values()):
+                found[posixpath.join(parent, name)] = split
+    for folder in [folder for folder in found if _holds_splits(holds[folder])]:
+        del found[folder]  # training/train/ and training/val/: the inner ones are the splits
+    outermost = {folder: split for folder, split in found.items() if not any(up in found for up in _above(folder))}
+    return SplitFolders(outermost, {folder: holds[folder] for folder in outermost})
+
+
+def _holds_splits(names: set[str]) -> bool:
+    """Whether the folders in a split folder are splits themselves, on both sides."""
+    parsed = [split_in_name(name) for name in names]
+    return {one[0] for one in parsed if one is not None and not one[1]} == {"train", "query"} and None not in parsed
+
+
+def _above(folder: str) -> list[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+@dataclass
+class Arrangement:
+    """What the folders say: (split, label) of each video by its name below the root, and lines for the reader."""
+
+    places: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def candidates(self, tree: Tree) -> list[Candidate]:
+        """The videos in the tree's order."""
+        made = []
+        for file in tree.videos:
+            split, label = self.places[file.inner]
+            made.append(file.candidate(label, split, group_in_name(file.inner)))
+        return made
+
+
+def arrange(tree: Tree, forced: bool = False) -> tuple[list[Candidate], list[str]] | None:
+    """The videos with splits and classes by the folders, and notes; None where no folder is a split's.
+
+    `forced`: split folders are meant, so nothing is refused as ambiguous. `UserError` for what can be read in two ways,
+    with both and what decides, and for the folds of one data set beside each other.
+    """
+    folders = split_folders(tree)
+    if not folders.splits:
+        return None
+    level = _Level(tree, folders)
+    arranged = level.in_classes(forced) if len(level.bases) > 1 else level.above_classes(forced)
+    candidates = arranged.candidates(tree)
+    lost = [file.inner for file in tree.videos if arranged.places[file.inner][0] == UNUSED]
+    if lost:
+        arranged.notes.append(f"{len(lost)} videos are in no split folder (split '{UNUSED}'): {examples(lost)}")
+    return candidates, arranged.notes + crossing_groups(candidates, lambda c: (c.label, c.group))
+
+
+class _Level:
+    """The split folders nearest to the root, and the videos in and beside them.
+
+    `bases` are the folders that hold them: one for `train/jump/a.mp4`, one a class for `jump/train/a.mp4`.
+    """
+
+    def __init__(self, tree: Tree, folders: SplitFolders) -> None:
+        depth = min(folder.count("/") for folder in folders.splits)
+        near = {folder: split for folder, split in folders.splits.items() if folder.count("/") == depth}
+        self.tree = tree
+        self.folders = SplitFolders(near, {folder: folders.holds[folder] for folder in near})
+        self.bases = sorted({posixpath.dirname(folder) for folder in near})
+        self.kinds = set(near.values())
+        self.deeper = sorted(set(folders.splits) - set(near))
+        self.inside = [(file, folder) for file in tree.videos if (folder := self.folders.of(file)) is not None]
+        known = {file.inner for file, _ in self.inside}
+        self.beside = [file for file in tree.videos if file.inner not in known]
+
+    def class_beside(self, file: File) -> str | None:
+        """The class of a video beside the split folders: the first folder below their base."""
+        base = self.bases[0]
+        inner = file.inner[len(base) + 1 :] if base and file.inner.startswith(f"{base}/") else file.inner
+        return inner.split("/")[0] if "/" in inner else None
+
+    def above_classes(self, forced: bool) -> Arrangement:
+        """`train/jump/a.mp4`: all split folders lie in one folder."""
+        deep = {name for file, folder in self.inside if (name := self.folders.class_of(file)) is not None}
+        others = {name for file in self.beside if (name := self.class_beside(file)) is not None}
+        if self.deeper and others and self.kinds != {"train", "query"}:
+            raise self.several_depths()
+        if self.kinds == {"train"} and others and not deep and not forced:
+            return self.only_classes()
+        if self.unsure(deep, others) and not forced:
+            raise self.question(others)
+        rest = UNUSED if "train" in self.kinds else "train"
+        made = Arrangement(notes=[self.recognised()])
+        for file, folder in self.inside:
+            made.places[file.inner] = self.folders.splits[folder], self.folders.class_of(file)
+        for file in self.beside:
+            made.places[file.inner] = rest, self.class_beside(file) if rest == "train" else None
+        made.notes += self.remarks(deep)
+        if rest == "train" and self.beside:
+            made.notes.append(f"{len(self.beside)} videos beside {self.folders.names()} are split 'train'")
+        return made
+
+    def unsure(self, deep: set[str], others: set[str]) -> bool:
+        """Whether a person could not say what is meant; `deep`: folders in the split folders, `others`: beside them."""
+        if self.kinds == {"train", "query"}:
+            return bool(others) and not deep
+        if self.kinds == {"train"}:
+            return bool(others)
+        if deep:  # classes beside a test/ that holds the same classes are its training videos
+            return bool(others) and not deep & others
+        return len(self.folders.splits) > 1 and not self.beside and len(self.folders.words()) == 1
+
+    def only_classes(self) -> Arrangement:
+        """A class called train among others (vehicles)."""
+        made = Arrangement()
+        for file in self.tree.videos:
+            made.places[file.inner] = "train", file.parts[0] if file.folder else None
+        made.notes.append(
+            f"{self.folders.names()} is taken for a class like the folders beside it; if it holds the training videos, say "
+            "--layout splits"
+        )
+        return made
+
+    def in_classes(self, forced: bool) -> Arrangement:
+        """`jump/train/a.mp4`: split folders lie in several folders, which are the classes, or data sets with classes."""
+        named = [f"{posixpath.basename(base)}/" for base in self.bases]
+        deep: dict[str, set[str]] = {"train": set(), "query": set()}
+        for file, folder in self.inside:
+            deep[self.folders.splits[folder]].add(self.folders.class_of(file) or "")
+        # Classes recur in train and query, as numbers of takes do.
+        inner = {name for name in deep["train"] & deep["query"] if name and not _COUNTED.fullmatch(name)}
+        if inner and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
+            raise UserError(
+                f"{shown(self.tree.root)}: {examples(named)} each hold split folders: these are folds of one data set; "
+                f"index one of them, such as {shown(posixpath.join(self.tree.root, self.bases[0]))}"
+            )
+        others = [file for file in self.beside if file.folder not in self.bases and self.in_base(file)]
+        training = self.kinds == {"query"} and set(self.bases) <= {file.folder for file in self.beside}
+        if ((self.kinds != {"train", "query"} and not training) or others) and not forced:
+            raise self.question({posixpath.basename(file.folder) for file in others}, within=named)
+        above, recurring = examples(named), examples(sorted(inner))
+        meant = (
+            f"the folders in them are the classes, as they recur in train and query ({recurring}), and not {above}"
+            if inner
+            else f"the folders above them ({above}) are the classes"
+        )
+        made = Arrangement(notes=[f"{self.recognised()}; {meant}"])
+        rest = UNUSED if "train" in self.kinds else "train"
+        for file, folder in self.inside:
+            label = self.folders.class_of(file) if inner else posixpath.basename(posixpath.dirname(folder))
+            made.places[file.inner] = self.folders.splits[folder], label
+        for file in self.beside:
+            made.places[file.inner] = rest, None if inner else posixpath.basename(file.folder) or None
+        return made
+
+    def in_base(self, file: File) -> bool:
+        return any(file.inner.startswith(f"{base}/") for base in self.bases if base)
+
+    def recognised(self) -> str:
+        told = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.splits.items()})
+        return "recognised split folders: " + ", ".join(f"{shown(name)}/ ({split})" for name, split in told)
+
+    def remarks(self, deep: set[str]) -> list[str]:
+        """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
+        flat = sorted({folder for file, folder in self.inside if self.folders.class_of(file) is None})
+        notes = []
+        if flat:
+            count = sum(self.folders.class_of(file) is None for file, folder in self.inside)
+            notes.append(
+                f"{count} videos lie in no class folder of {_list(flat)} and have no label; if "
+                f"{'these are classes' if len(flat) > 1 else 'that is a class'} and no split, say --layout classes"
+            )
+        deeper = {file.folder for file, folder in self.inside}
+        if len(deep) == 1 and len(deeper) > len(self.folders.splits):
+            notes.append(f"all videos of the split folders lie below '{shown(min(deep))}', so that is the one class")
+        if len(self.folders.words("query")) > 1:
+            queries = _list(folder for folder, split in self.folders.splits.items() if split == "query")
+            notes.append(f"folders of val and of test are both split 'query': {queries}")
+        return notes
+
+    def question(self, others: Iterable[str], within: Sequence[str] = ()) -> UserError:
+        """The error for folders that can be read in two ways: those `beside` others, or `within` class folders."""
+        beside = [f"{name}/" for name in sorted(others)]
+        where = (f" in {examples(within)}" if within else "") + (f" beside {examples(beside)}" if beside else "")
+        names = "without a meaning in those classes" if within else "classes of these names"
+        return UserError(
+            f"{shown(self.tree.root)}: {self.folders.names()}{where} can be read in two ways: as {names}, or as splits; say which: "
+            "--layout classes takes every first folder for a class, --layout splits these for splits"
+        )
+
+    def several_depths(self) -> UserError:
+        """The error where one test/ lies beside a whole data set."""
+        one = self.deeper[0]
+        inner = shown(posixpath.join(self.tree.root, posixpath.dirname(one)))
+        return UserError(
+            f"{shown(self.tree.root)}: split folders lie at several depths ({self.folders.names()} and {shown(one)}/); index one "
+            f"of them, such as {inner}, or say --layout classes"
+        )
+
+
+def _list(folders: Iterable[str]) -> str:
+    """Folders by their own names, each once."""
+    return ", ".join(sorted({f"{shown(posixpath.basename(folder))}/" for folder in folders}))
+
+
+def told_by_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:
+    """A note where a source's own name says test or val while all of its videos are split `train` for want of a word."""
+    base = posixpath.basename(name.rstrip("/"))
+    parsed = split_in_name(base if is_folder else posixpath.splitext(base)[0])
+    if parsed is None or parsed[0] == "train" or {candidate.split for candidate in candidates} != {"train"}:
+        return []
+    if is_folder and parsed[1]:
+        return []
+    return [
+        f"the name '{shown(base)}' is not taken for a split: its videos are split 'train'; for queries say "
+        "--split 'query: rest'"
+    ]
