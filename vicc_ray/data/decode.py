@@ -33,6 +33,10 @@ Decoder = Literal["decord", "pyav", "pyav-sequential"]
 """`pyav` seeks by time stamps; `pyav-sequential` counts from the start, for files whose stamps cannot be trusted."""
 DECODERS: tuple[Decoder, ...] = ("decord", "pyav", "pyav-sequential")
 
+# Titles in a foreign encoding are no reason to lose the pictures: PyAV 19 keeps such bytes and has no argument for it,
+# earlier ones raise unless told otherwise.
+_ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
 Images = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
@@ -92,8 +96,7 @@ def open_video(video: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the file and its picture stream for one decoding thread; FFmpeg's objections leave as `VideoError`."""
     av.logging.set_level(None)
     try:
-        # Titles in a foreign encoding are no reason to lose the pictures.
-        with fetched(video) as path, av.open(path, metadata_errors="replace") as container:
+        with fetched(video) as path, av.open(path, **_ANY_TITLES) as container:
             stream = _picture_stream(container)
             stream.codec_context.thread_count = 1
             yield container, stream
