@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -75,7 +76,9 @@ def main() -> NoReturn:
         if hasattr(error, "show") and hasattr(
             error, "exit_code"
         ):  # a mistake in the command's own words, told by typer
-            error.show()
+            told = io.StringIO()
+            error.show(told)
+            errors.print(told.getvalue(), end="")
             sys.exit(error.exit_code)
         _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
