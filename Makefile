@@ -36,10 +36,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Pins every package for every supported Python, without the registry's address.
+# Pins every package for every supported Python, by version and by what its files hold, without the registry's address.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --upgrade \
-		-o requirements.lock pyproject.toml
+		--generate-hashes -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

@@ -321,6 +321,17 @@ def test_container_is_pinned_to_the_lock() -> None:
     assert "USER ray" in text
 
 
+def test_every_package_of_the_lock_is_pinned_by_what_its_files_hold() -> None:
+    """pip and uv then refuse any other file of that version; and no line says which registry it came from."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    packages = text.replace("\\\n", " ").splitlines()
+    assert len(packages) > 100
+    for line in packages:
+        assert re.match(r"[a-z0-9.-]+==\S+ ", line)
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}( |$)", line)
+    assert "://" not in text
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_secret_and_no_machine_of_ours(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
