@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test check format lock clean
+.PHONY: setup quickstart fast test check format lock clean
 
 setup: $(STAMP)
 
@@ -22,9 +22,12 @@ $(STAMP): requirements.lock pyproject.toml
 quickstart: setup
 	$(BIN)/vicc quickstart
 
-# A file's tests stay together, as they share what is slow to make. Tests that start Ray follow, one after another.
-test: setup
+# Tests that start no Ray. A file's tests stay together, as they share what is slow to make.
+fast: setup
 	$(BIN)/python -m pytest -m "not cluster" --numprocesses 2 --dist loadfile
+
+# Tests that start Ray follow, one after another.
+test: fast
 	$(BIN)/python -m pytest -m cluster
 
 check: setup
