@@ -32,6 +32,8 @@ Stream = Literal["rgb", "flow"]
 STREAMS: tuple[Stream, Stream] = ("rgb", "flow")
 _UNITS = {"epoch": "epochs", "sample": "samples", "step": "steps", "percent": "%", "%": "%"}
 _UNITS |= {unit: unit for unit in _UNITS.values()}
+# Of a YAML file or value: a resolved experiment has about 200. A few lines of nested aliases can stand for billions.
+MOST_VALUES = 10_000
 
 
 class Duration(NamedTuple):
@@ -739,10 +741,34 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _yaml_value(text: str, source: str) -> Any:
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MOST_VALUES:
+            raise UserError(
+                f"{source}: holds more than {MOST_VALUES} values with its aliases (*name) written out; that is no experiment"
+            )
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{source}: is nested too deeply, or an alias (*name) holds itself; write its values out") from None
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds with every alias written out; RecursionError for one that holds itself."""
+    if id(node) not in known:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 _Tree = TypeVar("_Tree", bound=dict[str, Any])
