@@ -130,14 +130,22 @@ def index(
         bool, typer.Option("--check", help="Decode every frame; say which files lie about their length.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that probe; default: one a CPU.")] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Pixels of a picture above which a video is refused; default: 35651584 (8192 x 4352)."
+        ),
+    ] = None,
     address: Address = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Probe videos and write the manifest that training reads; what cannot be read is named, counted and listed in it."""
+    from vicc_ray.config import MAX_PIXELS
     from vicc_ray.indexing import IndexOptions, index_videos
 
-    index_videos(source, out, IndexOptions(layout, fold, split, check, workers, address, verbose))
+    most = max_pixels or MAX_PIXELS
+    index_videos(source, out, IndexOptions(layout, fold, split, check, workers, address, verbose, most))
 
 
 @app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")
