@@ -61,7 +61,7 @@ def test_indexing_and_training_name_the_bound(tmp_path: Path) -> None:
     reader = ClipReader(clip, FlowConfig(), DataConfig(max_pixels=2000))
     try:
         assert reader.read(manifest.videos[1], [0], ("rgb",))["rgb"].shape == (1, 4, 32, 48, 3)
-        with pytest.raises(VideoError, match="96 x 64 pixels, more than data.max_pixels = 2000"):
+        with pytest.raises(VideoError, match=r"96 x 64 pixels, more than data\.max_pixels = 2000"):
             reader.read(manifest.videos[0], [0], ("rgb",))
     finally:
         reader.close()
