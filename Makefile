@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test gpu-rehearsal check format lock clean
+.PHONY: setup quickstart fast test gpu-rehearsal check format lock clean
 
 setup: $(STAMP)
 
@@ -22,9 +22,12 @@ $(STAMP): requirements.lock pyproject.toml
 quickstart: setup
 	$(BIN)/vicc quickstart
 
-# A file's tests stay together, as they share what is slow to make. Tests that start Ray follow, one after another.
-test: setup
+# Tests that start no Ray. A file's tests stay together, as they share what is slow to make.
+fast: setup
 	$(BIN)/python -m pytest -m "not cluster" --numprocesses 2 --dist loadfile
+
+# Tests that start Ray follow, one after another.
+test: fast
 	$(BIN)/python -m pytest -m cluster
 
 # The one command for a GPU machine (benchmarks/gpu_day.py), at tiny sizes on the CPU, with the older torch that such machines have.
@@ -36,16 +39,16 @@ gpu-rehearsal: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vicc_ray
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Pins every package for every supported Python, without the registry's address.
+# Pins every package for every supported Python, by version and by what its files hold, without the registry's address.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --upgrade \
-		-o requirements.lock pyproject.toml
+		--generate-hashes -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \
 		-o benchmarks/gpu-requirements.txt benchmarks/gpu-requirements.in
 

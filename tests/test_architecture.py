@@ -128,6 +128,13 @@ def test_collectives_live_in_one_file(module: str) -> None:
     assert users == {module}
 
 
+def test_pickles_stay_inside_a_process_tree_and_ray() -> None:
+    """To a process of our own, through Ray, and torch's restricted reader; never over a connection that anybody may open."""
+    users = {name for name, path in MODULES.items() if _imports(path) & {"pickle", "cloudpickle", "ray.cloudpickle"}}
+    assert users == {"data.guarded", "data.jobs", "interop.reader"}
+    assert not [name for name, path in MODULES.items() if "cloudpickle" in path.read_text(encoding="utf-8")]
+
+
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [("vicc_ray.train.batches", "torch"), ("vicc_ray.train.loop", "torchvision"), ("vicc_ray.data.pipeline", "torch")],

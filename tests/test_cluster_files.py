@@ -20,6 +20,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
+# Not the __pycache__ that importing spot_notice leaves beside them.
+FILES = sorted(path for path in CLUSTER.iterdir() if path.is_file())
 CLOUDS = ("aws.yaml", "gcp.yaml")
 KUBERAY = {"raycluster.yaml": "RayCluster", "rayjob.yaml": "RayJob"}
 SCRIPTS = ("slurm.sbatch", "submit.sh")
@@ -319,7 +321,18 @@ def test_container_is_pinned_to_the_lock() -> None:
     assert "USER ray" in text
 
 
-@pytest.mark.parametrize("path", sorted(CLUSTER.iterdir()), ids=lambda path: path.name)
+def test_every_package_of_the_lock_is_pinned_by_what_its_files_hold() -> None:
+    """pip and uv then refuse any other file of that version; and no line says which registry it came from."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    packages = text.replace("\\\n", " ").splitlines()
+    assert len(packages) > 100
+    for line in packages:
+        assert re.match(r"[a-z0-9.-]+==\S+ ", line)
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}( |$)", line)
+    assert "://" not in text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_secret_and_no_machine_of_ours(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|/home/(?!ray)", text)
@@ -332,6 +345,6 @@ def test_machines_only() -> None:
     from vicc_ray.config import Experiment
 
     learnt = set(Experiment.model_fields) - {"name", "runs", "data", "train", "model", "scale"}
-    for path in CLUSTER.iterdir():
+    for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert not [word for word in learnt if re.search(rf"--set\s+'?{word}[.=]", text)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,31 @@ def test_only_changes_that_alter_learning_count_as_differences() -> None:
     )
     changed = make_experiment({"optim": {"lr": 0.3}, "seed": 1}, "x")
     assert differences(base, changed) == ["seed: was 0, now 1", "optim.lr: was 0.6, now 0.3"]
+
+
+def test_nested_aliases_are_refused_before_they_are_written_out(tmp_path: Path) -> None:
+    """Seven lines that stand for ten million values; nothing of that size is made, not even for the message."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join(f'*a{n - 1}' for _ in range(10))}]" for n in range(1, 7)]
+    path = tmp_path / "aliases.yaml"
+    path.write_text("\n".join(lines))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"aliases.yaml: holds more than 10000 values with its aliases"):
+        load_experiment(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 5e6
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", "[" * 5000])
+def test_yaml_without_a_bottom_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="nested too deeply, or an alias"):
+        load_experiment(path)
+
+
+def test_an_alias_may_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("clip: {frames: &n 16}\nseed: *n\n")
+    assert load_experiment(path).seed == 16

@@ -51,6 +51,15 @@ def gone(process: int, seconds: float = 10.0) -> bool:
     return False
 
 
+@proc
+def test_an_item_that_wants_too_much_memory_fails_alone(guard: Callable[..., Guarded[int, Any]]) -> None:
+    guarded = guard(leak, memory_bytes=200 << 20)
+    first = guarded(1)
+    assert guarded(400) == Failure("it wants more memory than it may have (MemoryError)")
+    assert guarded(2) == first  # the same process
+    assert guard(leak)(400) > 0
+
+
 # One process ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -262,3 +264,14 @@ def test_names_on_a_page_tell_videos_apart() -> None:
     assert distinct_names(["/v/a.mp4", "/v/a.mp4"]) == {"/v/a.mp4": "a.mp4"}
     assert distinct_names(["/a.mp4", "/v/a.mp4"]) == {"/a.mp4": "a.mp4", "/v/a.mp4": "v/a.mp4"}
     assert distinct_names([]) == {}
+
+
+def test_a_video_that_hangs_its_decoder_is_shown_as_refused(manifest: Manifest, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.mp4")  # opening it waits for a writer, deep in native code
+    endless = str(tmp_path / "endless.mp4")
+    rows = [replace(row, video=endless) if number == 0 else row for number, row in enumerate(manifest.videos)]
+    experiment = tiny_experiment(data={"decode_timeout": 5, "decoder": "pyav"})
+    plan = make_plan(experiment, Manifest(rows))
+    looks = list(look_at(plan, shown_stages(plan)[0], 16))
+    assert [look.refused for look in looks if look.video.video == endless] == ["the decoder gave no answer within 5 s"]
+    assert sum(bool(look.clips) for look in looks) == 15

@@ -161,15 +161,22 @@ class NoiseHost(PlainHost):
             yield block
 
 
-def test_the_loss_curve_is_the_recorded_one(videos: Manifest, tmp_path: Path) -> None:
-    """A refactor must reproduce it; record it anew only for a change that is meant to change what is learnt."""
-    # Recorded with 3D kernels: AdamW turns the rounding of others into steps of full size where a gradient is nothing.
-    plan = tiny_plan(tiny_experiment(train={"planar": False}), videos)
+@pytest.mark.parametrize("optimiser", ["lars", "adamw"])
+def test_the_loss_curve_is_the_recorded_one(videos: Manifest, tmp_path: Path, optimiser: str) -> None:
+    """A refactor must reproduce it; record it anew only for a change that is meant to change what is learnt.
+
+    One curve for every Python and every set of packages of the lock: these were equal to the last digit. What moves it is
+    the rounding of a processor's instructions and of the number of threads. LARS keeps that below 4e-4 to the end; AdamW
+    turns it into steps of full size where a gradient is nothing, and parts by up to 1 % after the sixth step.
+    """
+    optim = {"lars": {"name": "lars", "lr": 0.6, "end_lr": 0.0}, "adamw": {}}[optimiser]
+    # Recorded with 3D kernels: others round otherwise.
+    plan = tiny_plan(tiny_experiment(train={"planar": False}, optim=optim), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
     train(Pretraining(), plan, folder, NoiseHost(plan), None, None)
-    curve = _losses(folder)
-    recorded = {int(step): loss for step, loss in json.loads(RECORDED.read_text()).items()}
-    assert curve == pytest.approx(recorded, rel=2e-3)
+    recorded = {int(step): loss for step, loss in json.loads(RECORDED.read_text())[optimiser].items()}
+    curve = {step: loss for step, loss in _losses(folder).items() if step in recorded}
+    assert curve == pytest.approx(recorded, rel=1e-3)
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 5, 7])

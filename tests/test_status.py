@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_experiment, tiny_plan
 
+from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.records import append_record
@@ -84,3 +85,13 @@ def test_no_run(tmp_path: Path) -> None:
 
 def test_the_plan_of_the_fixture(videos: Manifest) -> None:
     assert tiny_plan(tiny_experiment(), videos).steps == 10
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]mine[/red]"])
+def test_a_runs_name_is_no_markup(name: str, tmp_path: Path, videos: Manifest) -> None:
+    run = RunFolder(tmp_path / name)
+    run.open(tiny_experiment(), videos.fingerprint())
+    videos.write(run.manifest)
+    with console.capture() as shown:
+        print_status(read_status(run))
+    assert name in shown.get()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -186,6 +187,9 @@ def test_lock_leaves_ray_to_the_cluster(experiment: Experiment) -> None:
     packages = request_of(experiment, lock=ROOT / "requirements.lock").runtime_env["pip"]["packages"]
     assert any(line.startswith("torch==") for line in packages)
     assert not any(line.startswith(("ray=", "ray[", "#")) for line in packages)
+    # One package a line, by version and platform: its hashes would travel with every task.
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[^ ]+( ; .+)?", line) for line in packages)
+    assert not any("--hash" in line for line in packages)
     with pytest.raises(UserError, match="--lock missing: cannot be read"):
         locked(Path("missing"))
     with pytest.raises(UserError, match="give one of them"):

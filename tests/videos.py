@@ -71,6 +71,7 @@ def write_video(
     gop: int = 12,
     stamps: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
+    title: str = "",
 ) -> Path:
     """Encode at high quality; `stamps` (milliseconds, one a frame) make the frame rate variable. Returns `path`.
 
@@ -80,6 +81,8 @@ def write_video(
     quality = {"libx264": {"crf": "10", "preset": "veryfast", "bf": "2"}, "libvpx-vp9": {"crf": "10", "cpu-used": "8"}}
     faststart = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=faststart) as container:
+        if title:
+            container.metadata["title"] = title
         stream = container.add_stream(
             codec, rate=fps, options={**quality.get(codec, {"qscale": "2"}), **(options or {})}
         )

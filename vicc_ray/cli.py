@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -75,7 +76,9 @@ def main() -> NoReturn:
         if hasattr(error, "show") and hasattr(
             error, "exit_code"
         ):  # a mistake in the command's own words, told by typer
-            error.show()
+            told = io.StringIO()
+            error.show(told)
+            errors.print(told.getvalue(), end="")
             sys.exit(error.exit_code)
         _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
@@ -133,14 +136,22 @@ def index(
         typer.Option("--check", help="Decode every frame, hash every byte; say which files lie about their length."),
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that probe; default: one a CPU.")] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Pixels of a picture above which a video is refused; default: 35651584 (8192 x 4352)."
+        ),
+    ] = None,
     address: Address = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Probe videos and write the manifest that training reads; what cannot be read is named, counted and listed in it."""
+    from vicc_ray.config import MAX_PIXELS
     from vicc_ray.indexing import IndexOptions, index_videos
 
-    index_videos(source, out, IndexOptions(layout, fold, split, check, workers, address, verbose))
+    most = max_pixels or MAX_PIXELS
+    index_videos(source, out, IndexOptions(layout, fold, split, check, workers, address, verbose, most))
 
 
 @app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")

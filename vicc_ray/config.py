@@ -32,6 +32,11 @@ Stream = Literal["rgb", "flow"]
 STREAMS: tuple[Stream, Stream] = ("rgb", "flow")
 _UNITS = {"epoch": "epochs", "sample": "samples", "step": "steps", "percent": "%", "%": "%"}
 _UNITS |= {unit: unit for unit in _UNITS.values()}
+# Of a picture: what H.264's highest levels allow (139,264 macroblocks, 8192 x 4352). A file of 200 KB can hold a picture that does
+# not fit into memory.
+MAX_PIXELS = 139_264 * 256
+# Of a YAML file or value: a resolved experiment has about 200. A few lines of nested aliases can stand for billions.
+MOST_VALUES = 10_000
 
 
 class Duration(NamedTuple):
@@ -135,6 +140,9 @@ class DataConfig(Section):
         "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
     )
     decode_timeout: float = Field(60, gt=0, description="seconds after which a video's decoder counts as hung")
+    max_pixels: int = Field(
+        MAX_PIXELS, gt=0, description="pixels of a picture (8192 x 4352) above which a video counts as unreadable"
+    )
 
 
 class ClipConfig(Section):
@@ -672,6 +680,7 @@ FREE_FIELDS = (
     "data.query_split",
     "data.max_refused",
     "data.decode_timeout",
+    "data.max_pixels",
     "flow.store",
 )
 
@@ -757,10 +766,36 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _yaml_value(text: str, source: str) -> Any:
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MOST_VALUES:
+            raise UserError(
+                f"{source}: holds more than {MOST_VALUES} values with its aliases (*name) written out; that is no experiment"
+            )
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(
+            f"{source}: is nested too deeply, or an alias (*name) holds itself; write its values out"
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds with every alias written out; RecursionError for one that holds itself."""
+    if id(node) not in known:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 _Tree = TypeVar("_Tree", bound=dict[str, Any])

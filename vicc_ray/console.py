@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 # Copies of the process's own output streams, so that they still reach the reader while `quiet` points the originals
 # at a log file.
@@ -17,9 +20,32 @@ _OUT = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace"
 _ERR = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
 _TERMINAL = _OUT.isatty()
 
+# What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the order of writing.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with `\\u001b` in place of an escape character, and so on: a name from outside moves no cursor and hides nothing.
+
+    Inside JSON the result means the same as the text.
+    """
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class _Literal(Console):
+    """Shows every text, of tables too, as it is: names of files, runs and classes are not this program's to interpret."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Of text that is not this program's own."""
+        return super().render_str(printable(text), **settings)
+
+
 # Tables in a log are not squeezed into a terminal that is not there.
-console = Console(file=_OUT, highlight=False, emoji=False, soft_wrap=not _TERMINAL, width=None if _TERMINAL else 160)
-errors = Console(file=_ERR, highlight=False, soft_wrap=True, emoji=False)
+console = _Literal(file=_OUT, soft_wrap=not _TERMINAL, width=None if _TERMINAL else 160)
+errors = _Literal(file=_ERR, soft_wrap=True)
 
 
 def scratch_log(verb: str) -> Path:

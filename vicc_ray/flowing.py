@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vicc_ray.config import FlowConfig
+from vicc_ray.config import MAX_PIXELS, FlowConfig
 from vicc_ray.console import console, quiet, scratch_log
-from vicc_ray.data.flow import fingerprint
+from vicc_ray.data.decode import bound_pixels
+from vicc_ray.data.flow import TORCH, fingerprint
 from vicc_ray.data.flow_codes import compute_codes
 from vicc_ray.data.flow_store import FlowStore
-from vicc_ray.data.guarded import Failure
+from vicc_ray.data.guarded import MEMORY_BYTES, Failure
 from vicc_ray.data.jobs import run_on_cluster
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
@@ -34,6 +35,7 @@ class StoreVideo:
     def __call__(self, row: VideoRow) -> int:
         """Stores the fields of a video; returns its frames."""
         store = self.store
+        bound_pixels(max(MAX_PIXELS, row.width * row.height))  # whoever indexed it has decided
         store.write(row, compute_codes(row, self.algorithm, store.size, store.bound, self.weights, self.device))
         return row.frames
 
@@ -69,7 +71,8 @@ def store_flow(
             job_session(options.workers, options.use_gpu, options.address, options.verbose) as actors,
             Counter(f"{flow.algorithm} flow, frames", sum(row.frames for row in left)) as counter,
         ):
-            jobs = run_on_cluster(function, left, actors, _seconds, 1 if options.use_gpu else 0)
+            memory = None if flow.algorithm in TORCH else MEMORY_BYTES
+            jobs = run_on_cluster(function, left, actors, _seconds, 1 if options.use_gpu else 0, memory)
             for place, outcome in jobs:
                 counter.advance(left[place].frames)
                 if isinstance(outcome, Failure):

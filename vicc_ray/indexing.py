@@ -7,10 +7,11 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vicc_ray import storage
-from vicc_ray.config import ClipConfig
+from vicc_ray.config import MAX_PIXELS, ClipConfig
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Found, scan
@@ -39,6 +40,7 @@ class IndexOptions:
     address: str | None = None
     verbose: bool = False
     clip: int = ClipConfig().frames  # frames; shorter videos are counted
+    max_pixels: int = MAX_PIXELS
 
 
 NO_OPTIONS = IndexOptions()
@@ -55,6 +57,7 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
         console.print(f"note: {note}", markup=False)
     with Journal(out) as journal:
         earlier = _known(out) | journal.rows()
+        earlier = {video: row for video, row in earlier.items() if row.width * row.height <= options.max_pixels}
         rows, places = to_probe(found, _believed(earlier, options.check))
         if rows:
             console.print(f"{len(rows)} of {len(found)} videos are known and unchanged")
@@ -108,7 +111,7 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
     """(place, row or failure) as they come, from a cluster where that is worth its start, else from processes here."""
     if not paths:
         return
-    function: Callable[[str], VideoRow] = check_named if options.check else probe_named
+    function = partial(check_named if options.check else probe_named, max_pixels=options.max_pixels)
     seconds = CHECK_SECONDS if options.check else PROBE_SECONDS
     if options.address is None and len(paths) < WORTH_A_CLUSTER:
         yield from run_guarded(function, paths, options.workers or len(os.sched_getaffinity(0)), seconds)

@@ -32,13 +32,13 @@ FETCH_SECONDS = 5.0  # between two looks into an object store
 def progress_bar() -> Progress:
     """The project's one look of a progress bar."""
     return Progress(
-        TextColumn("{task.description:<18}"),
+        TextColumn("{task.description:<18}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=False,
     )

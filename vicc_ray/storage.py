@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 from vicc_ray.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow.fs import FileSystem
 
 CHUNK = 8 << 20
@@ -149,6 +150,18 @@ def read_bytes(name: str) -> bytes:
     with system.open_input_stream(path) as stream:
         data: bytes = stream.readall()
     return data
+
+
+def parquet_table(data: bytes) -> pa.Table:
+    """The table of a Parquet file's bytes, read by this thread alone; ArrowException or OSError where they are none.
+
+    pyarrow's pools of threads (it reads files by path with one, too) may still be starting when a short command leaves: its
+    process then ends with SIGABRT.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 def write_bytes(name: str, data: bytes) -> None:

@@ -26,12 +26,19 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from vicc_ray.config import MAX_PIXELS
 from vicc_ray.errors import UserError
 from vicc_ray.storage import local_copy
 
 Decoder = Literal["decord", "pyav", "pyav-sequential"]
 """`pyav` seeks by time stamps; `pyav-sequential` counts from the start, for files whose stamps cannot be trusted."""
 DECODERS: tuple[Decoder, ...] = ("decord", "pyav", "pyav-sequential")
+
+# Titles in a foreign encoding are no reason to lose the pictures: PyAV 19 keeps such bytes and has no argument for it,
+# earlier ones raise unless told otherwise.
+_ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+_bound = MAX_PIXELS  # see `bound_pixels`
 
 Images = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -87,14 +94,24 @@ def fetched(video: str) -> Iterator[str]:
         yield path
 
 
+def bound_pixels(most: int) -> None:
+    """From now on this process opens no video with pictures of more pixels."""
+    global _bound
+    _bound = most
+
+
 @contextmanager
 def open_video(video: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the file and its picture stream for one decoding thread; FFmpeg's objections leave as `VideoError`."""
     av.logging.set_level(None)
     try:
-        # Titles in a foreign encoding are no reason to lose the pictures.
-        with fetched(video) as path, av.open(path, metadata_errors="replace") as container:
+        # FFmpeg decodes some pictures to open a file, so it has to know a bound, for sizes that come later too; it counts
+        # pixels with padding.
+        options = {"max_pixels": str(max(2 * _bound, 1 << 20))}
+        with fetched(video) as path, av.open(path, options=options, **_ANY_TITLES) as container:
             stream = _picture_stream(container)
+            _check_size(stream)
+            stream.codec_context.options = options
             stream.codec_context.thread_count = 1
             yield container, stream
     except FileNotFoundError as error:
@@ -119,6 +136,14 @@ def _picture_stream(container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise VideoError("its codec is not known to FFmpeg")
     return stream
+
+
+def _check_size(stream: VideoStream) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > _bound:
+        raise VideoError(
+            f"its pictures have {width} x {height} pixels, at most {_bound:,} are decoded (data.max_pixels, index --max-pixels)"
+        )
 
 
 def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:

@@ -193,4 +193,5 @@ OPENCV: dict[str, Algorithm] = {
 MOTION_VECTORS = "motion_vectors"
 RAFT = "raft"
 TVL1_TORCH = "tvl1_torch"
+TORCH = (RAFT, TVL1_TORCH)
 ALGORITHMS = (*sorted(OPENCV), TVL1_TORCH, MOTION_VECTORS, RAFT)

@@ -36,6 +36,9 @@ START_SECONDS = 120.0
 # Caches, pools and the largest video fill up over the first items; growth counts from there.
 WARM_UP_ITEMS = 8
 RECYCLE_BYTES = 300 << 20
+# Address space that a process may take beyond what it has after its imports: 17 pictures of 8192 x 4352 with 10 bits and 4:2:0 are
+# 1.8 GB. A decoder that wants more fails alone, before the machine is short of memory and others with it.
+MEMORY_BYTES = 4 << 30
 _ENTRY = (
     "import sys; sys.path[:] = sys.argv[3:]; from vicc_ray.data.guarded import _serve; _serve(*map(int, sys.argv[1:3]))"
 )
@@ -57,9 +60,11 @@ class Guarded(Generic[Item, Result]):
 
     An exception in `function` is a failure of its item, and so is the death of the process or no answer within
     `timeout_seconds`; a fresh process then takes the next item. It is replaced too, between two items, when its own
-    memory has grown by more than `recycle_rss_growth_bytes` since its first ones. The process starts with the first call
-    and ends with `close`, with this object or with the parent. `function` and the items must be picklable, and
-    `function` must not be one of the main module's. Calls come one at a time; `close` may come from another thread.
+    memory has grown by more than `recycle_rss_growth_bytes` since its first ones. It gets `memory_bytes` of address space
+    beyond its start, and what fails for want of it fails its item (None: any; a GPU's libraries take far more than they use).
+    The process starts with the first call and ends with `close`, with this object or with the parent. `function` and the
+    items must be picklable, and `function` must not be one of the main module's. Calls come one at a time; `close` may come
+    from another thread.
     """
 
     def __init__(
@@ -67,8 +72,9 @@ class Guarded(Generic[Item, Result]):
         function: Callable[[Item], Result | Failure],
         timeout_seconds: float,
         recycle_rss_growth_bytes: int = RECYCLE_BYTES,
+        memory_bytes: int | None = MEMORY_BYTES,
     ) -> None:
-        self.function, self.timeout_seconds = function, timeout_seconds
+        self.function, self.timeout_seconds, self.memory_bytes = function, timeout_seconds, memory_bytes
         self.recycle_rss_growth_bytes = recycle_rss_growth_bytes
         self._lock = threading.Lock()
         self._closed = False
@@ -121,7 +127,7 @@ class Guarded(Generic[Item, Result]):
                 return self._child
             self._child = child = _Child()
         try:
-            child.prepare(self.function)
+            child.prepare(self.function, self.memory_bytes)
         except (EOFError, OSError) as error:
             ending = child.ending()
             if self._closed:
@@ -158,9 +164,9 @@ class _Child:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def prepare(self, function: Callable[[Any], Any]) -> None:
+    def prepare(self, function: Callable[[Any], Any], memory_bytes: int | None) -> None:
         """Hand over the function and wait until the process has imported what it needs; EOFError, OSError: it failed."""
-        self.pipe.send_bytes(pickle.dumps(function))
+        self.pipe.send_bytes(pickle.dumps((function, memory_bytes)))
         if not self.pipe.poll(START_SECONDS):
             self.stop()
         self.pipe.recv_bytes()
@@ -217,7 +223,9 @@ def _serve(pipe_handle: int, memory: int) -> None:
     pipe = Connection(pipe_handle)
     area: mmap.mmap | None = None
     try:
-        function: Callable[[Any], Any] = pickle.loads(pipe.recv_bytes())
+        function, memory_bytes = pickle.loads(pipe.recv_bytes())
+        if memory_bytes is not None:
+            _bound_memory(memory_bytes)
         pipe.send_bytes(b"")
         while True:
             outcome = _outcome(function, pickle.loads(pipe.recv_bytes()))
@@ -240,6 +248,8 @@ def _serve(pipe_handle: int, memory: int) -> None:
 def _outcome(function: Callable[[Any], Any], item: Any) -> Any:
     try:
         return function(item)
+    except MemoryError as error:
+        return Failure(f"it wants more memory than it may have ({' '.join(str(error).split()) or 'MemoryError'})")
     except Exception as error:
         return Failure(" ".join(str(error).split()) or type(error).__name__)
 
@@ -264,6 +274,19 @@ def _end_with_parent() -> None:
 
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _bound_memory(more: int) -> None:
+    """Let this process take no more than this beyond what it has; nothing happens where the system does not say what that is."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    bound = pages * mmap.PAGESIZE + more
+    resource.setrlimit(resource.RLIMIT_AS, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
 
 
 def _own_bytes() -> int:

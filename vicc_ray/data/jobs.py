@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from vicc_ray.data.guarded import Failure, Guarded
+from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
 from vicc_ray.data.pipeline import configure_context
 
 Item = TypeVar("Item")
@@ -29,8 +29,8 @@ MAX_BLOCKS = 4096
 class _Worker:
     """An actor: pickled items in, pickled outcomes out."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.ask = Guarded(function, 0)
+    def __init__(self, function: Callable[[Any], Any], memory_bytes: int | None) -> None:
+        self.ask = Guarded(function, 0, memory_bytes=memory_bytes)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         outcomes = []
@@ -46,11 +46,13 @@ def run_on_cluster(
     actors: int,
     timeout_seconds: Callable[[Item], float],
     gpus_an_actor: float = 0,
+    memory_bytes: int | None = MEMORY_BYTES,
 ) -> Iterator[tuple[int, Result | Failure]]:
     """Yield (place in `items`, result or `Failure`) as they come, each place once; an open Ray session is needed.
 
     `function` and the items must be picklable, and the function's module importable on every node. `timeout_seconds`
-    tells how long an item may take. `actors` is the most that run at once; fewer start where the cluster is smaller.
+    tells how long an item may take, `memory_bytes` is what `Guarded` gives it. `actors` is the most that run at once; fewer
+    start where the cluster is smaller.
     """
     if not items:
         return
@@ -68,7 +70,7 @@ def run_on_cluster(
     ]
     done = ray.data.from_blocks(blocks).map_batches(
         _Worker,
-        fn_constructor_args=(function,),
+        fn_constructor_args=(function, memory_bytes),
         batch_size=None,
         batch_format="numpy",
         num_cpus=1,

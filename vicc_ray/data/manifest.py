@@ -194,7 +194,6 @@ class Manifest:
     def read(cls, path: str | Path) -> Manifest:
         """Read what `write` wrote; `UserError` for a missing file, another format, missing columns, unknown values."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
             data = storage.read_bytes(str(path))
@@ -203,7 +202,7 @@ class Manifest:
         except OSError as error:
             raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            table = storage.parquet_table(data)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"manifest {path}: not a Parquet file; make one with 'vicc index DIR --out M.parquet'"

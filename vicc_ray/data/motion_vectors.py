@@ -180,7 +180,8 @@ def _pictures(path: str, timeline: Timeline, start: int, trusted: bool) -> Itera
     """Pictures in the order of showing from frame `start` on. Untrusted time stamps: counted, and B-frames have no vectors."""
     with open_video(path) as (container, stream):
         # Vectors come before the pixels are rebuilt; leaving that out halves the time.
-        stream.codec_context.options = {"flags2": "+export_mvs", "skip_idct": "all", "skip_loop_filter": "all"}
+        exporting = {"flags2": "+export_mvs", "skip_idct": "all", "skip_loop_filter": "all"}
+        stream.codec_context.options = stream.codec_context.options | exporting
         no_b = stream.codec_context.codec.canonical_name in NO_B_VECTORS or not trusted
         if start:
             container.seek(int(timeline.stamps[start]), stream=stream)

@@ -19,6 +19,8 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from vicc_ray import storage
+from vicc_ray.config import MAX_PIXELS
+from vicc_ray.data.decode import bound_pixels
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Candidate, deduplicate
 from vicc_ray.data.manifest import Manifest, VideoRow, check, probe
@@ -91,13 +93,15 @@ def to_probe(
     return reused, [place for place in range(len(candidates)) if place not in reused]
 
 
-def probe_named(path: str) -> VideoRow:
+def probe_named(path: str, max_pixels: int = MAX_PIXELS) -> VideoRow:
     """`probe` of a name from anywhere; raises with the reason in one line."""
+    bound_pixels(max_pixels)
     return probe(_printable(path))
 
 
-def check_named(path: str) -> VideoRow:
+def check_named(path: str, max_pixels: int = MAX_PIXELS) -> VideoRow:
     """`check` (every frame is decoded) of a name from anywhere; raises with the reason in one line."""
+    bound_pixels(max_pixels)
     return check(_printable(path))
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
-from vicc_ray.data.guarded import Failure, Guarded
+from vicc_ray.data.decode import bound_pixels
+from vicc_ray.data.flow import TORCH
+from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.samples import Clips, read_clips
 
@@ -36,8 +38,14 @@ class ClipReader:
         """
         if self.data.decoder == "pyav" and video.decoder == "decord":
             video = replace(video, decoder="pyav")
+        if video.width * video.height > self.data.max_pixels:
+            raise VideoError(
+                f"its pictures have {video.width} x {video.height} pixels, more than data.max_pixels = {self.data.max_pixels}"
+            )
         if self._guarded is None:
-            self._guarded = Guarded(_Reading(self.clip, self.flow), self.data.decode_timeout)
+            reading = _Reading(self.clip, self.flow, self.data.max_pixels)
+            memory = None if self.flow.source == "stream" and self.flow.algorithm in TORCH else MEMORY_BYTES
+            self._guarded = Guarded(reading, self.data.decode_timeout, memory_bytes=memory)
         outcome = self._guarded((video, tuple(starts), tuple(streams)))
         if isinstance(outcome, Failure):
             raise VideoError(outcome.reason)
@@ -56,9 +64,11 @@ class _Reading:
 
     clip: ClipConfig
     flow: FlowConfig
+    max_pixels: int
 
     def __call__(self, request: Request) -> Clips | Failure:
         video, starts, streams = request
+        bound_pixels(self.max_pixels)
         try:
             return read_clips(video, starts, streams, self.clip, self.flow)
         except VideoError as error:

@@ -257,7 +257,7 @@ def read_columns(path: str, split: str | None = None) -> dict[str, list[Any]]:
     """All but the vectors: {"ids", "labels", "groups", "splits", "windows"}, for a search that streams the vectors."""
     with _opened(path) as file:
         _about(file, path)
-        table = file.read(columns=list(COLUMNS))
+        table = file.read(columns=list(COLUMNS), use_threads=False)
     splits = table["split"].to_pylist()
     if split is not None:
         table = table.filter(pa.array([name == split for name in splits], pa.bool_()))
@@ -272,7 +272,7 @@ def feature_rows(path: str, split: str | None = None) -> Rows:
         width = int(file.schema_arrow.field("vector").type.list_size)
         count = int(file.metadata.num_rows)
         if split is not None:
-            splits = file.read(columns=["split"])["split"].to_pylist()
+            splits = file.read(columns=["split"], use_threads=False)["split"].to_pylist()
             count = splits.count(split)
             _check_split(count, split, splits, path)
     return Rows(count, width, lambda size: stream_blocks(path, size, split))
@@ -282,7 +282,8 @@ def stream_blocks(path: str, rows: int, split: str | None = None) -> Iterator[Fe
     """The vectors in order, float32 [up to `rows`, d] at a time; a row group is held at once, not the table."""
     with _opened(path) as file:
         _about(file, path)
-        for batch in file.iter_batches(batch_size=rows, columns=["vector"] if split is None else ["split", "vector"]):
+        columns = ["vector"] if split is None else ["split", "vector"]
+        for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=False):
             vectors = _vectors(batch.column("vector"))
             yield vectors if split is None else vectors[[name == split for name in batch.column("split").to_pylist()]]
 

@@ -6,6 +6,7 @@ T frames a clip, of which n are looked at; H x W decode size; s side of the netw
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, a
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.flow import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.samples import positions, read_clips
+from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.samples import positions
 from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.schedule import Stage
 from vicc_ray.train.step import augment_settings
@@ -88,12 +90,21 @@ def shown_stages(plan: TrainingPlan) -> list[Stage]:
 
 
 def look_at(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[SampleLook]:
-    """The first samples of a stage, one after the other in the order in which it trains on them."""
+    """The first samples of a stage, one after the other in the order in which it trains on them.
+
+    Read as a decode actor reads them, in a process that lives as long as this: no file can end or hang the caller.
+    """
+    experiment = plan.experiment
+    with closing(ClipReader(experiment.clip, experiment.flow, experiment.data)) as reader:
+        yield from _samples(plan, stage, samples, reader)
+
+
+def _samples(plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader) -> Iterator[SampleLook]:
     for number in range(min(samples, stage.samples)):
         step, slot = divmod(number, stage.global_batch)
         step += stage.first_step
         # As many workers as samples: each one's share is one sample, so that only this one is decoded.
-        block = decode_share(plan, step, rank=slot, workers=stage.global_batch)
+        block = decode_share(plan, step, rank=slot, workers=stage.global_batch, read=reader.read)
         video = plan.videos[int(block["video"][0])]
         batch, refused = to_batch(plan, step, block)
         if refused:
@@ -102,7 +113,7 @@ def look_at(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[SampleLo
         epoch, _ = plan.epoch_and_videos(step)
         starts = plan.sample(stage, epoch, int(block["video"][0])).starts
         clips = tuple(_clip(plan.experiment, batch, clip, starts[clip]) for clip in (0, 1))
-        yield SampleLook(video, clips, _window(plan.experiment, video, stage.streams))
+        yield SampleLook(video, clips, _window(plan.experiment, video, stage.streams, reader))
 
 
 def _clip(experiment: Experiment, batch: Batch, clip: int, start: int) -> ClipLook:
@@ -142,13 +153,13 @@ def _operations(params: ClipParameters) -> tuple[str, ...]:
     return tuple(done)
 
 
-def _window(experiment: Experiment, video: VideoRow, streams: tuple[Stream, ...]) -> WindowLook:
+def _window(experiment: Experiment, video: VideoRow, streams: tuple[Stream, ...], reader: ClipReader) -> WindowLook:
     """The middle one of the video's evaluation windows."""
     clip = experiment.clip
     starts = evaluation_starts(positions(video, clip), clip.frames, clip.stride, experiment.evaluate.windows)
     number = len(starts) // 2
     try:
-        clips = read_clips(video, [starts[number]], streams, clip, experiment.flow)
+        clips = reader.read(video, [starts[number]], streams)
     except VideoError as error:
         return WindowLook(starts[number], number + 1, len(starts), {}, refused=str(error) or "cannot be read")
     inputs: dict[Stream, Tensor | None] = {

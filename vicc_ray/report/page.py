@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,12 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         raise UserError("report: no run folder was given; name at least one, e.g. runs/quickstart")
     runs = [read_folder(Path(folder)) for folder in run_dirs]
     queries = max(2, QUERIES // len(runs))
-    thumbnails = Thumbnails(GALLERY_BYTES // (len(runs) * queries * (1 + 2 * NEIGHBOURS)))
     names = _distinct(runs)
+    with closing(Thumbnails(GALLERY_BYTES // (len(runs) * queries * (1 + 2 * NEIGHBOURS)))) as thumbnails:
+        sections = [_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)]
     facts = {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
-        "sections": [_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)],
+        "sections": sections,
         "comparison": _compare(runs, names) if len(runs) > 1 else None,
         "spreads": _spreads([one for run in runs for one in run.evaluations]),
         "reproduction": reproduction(run_dirs),

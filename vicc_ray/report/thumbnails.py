@@ -8,31 +8,39 @@ import io
 import numpy as np
 from PIL import Image
 
-from vicc_ray.data.decode import Images, VideoError, read_frames
+from vicc_ray.data.decode import Images, read_frames
+from vicc_ray.data.guarded import Failure, Guarded
 from vicc_ray.data.manifest import probe
 
 LONG_SIDE = 96  # pixels
 FRAMES = 16
 MILLISECONDS = 100  # a frame
+SECONDS = 60.0  # for the frames of one video; a decoder that takes longer counts as hung
 STEP = 2  # video frames from one shown frame to the next, where the video is long enough
 # What to try, from best to smallest, until a thumbnail fits its share of the page: WebP quality, every n-th frame.
 ENCODINGS = ((55, 1), (40, 1), (25, 1), (20, 2), (10, 2), (5, 4))
 
 
 class Thumbnails:
-    """Makes each video's thumbnail once; each is at most `most_bytes` long where its motion allows it."""
+    """Makes each video's thumbnail once; each is at most `most_bytes` long where its motion allows it.
+
+    Videos are decoded in a process of its own, which `close` ends: one that crashes or hangs its decoder has no thumbnail.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self._made: dict[str, str | None] = {}
+        self._frames: Guarded[str, Images] = Guarded(shown_frames, SECONDS)
+
+    def close(self) -> None:
+        """End the process; thumbnails that were made stay."""
+        self._frames.close()
 
     def uri(self, video: str) -> str | None:
         """data:image/webp;... of the middle of `video`, or None where it cannot be read."""
         if video not in self._made:
-            try:
-                self._made[video] = self._encode(shown_frames(video))
-            except (VideoError, OSError, ValueError):
-                self._made[video] = None
+            frames = self._frames(video)
+            self._made[video] = None if isinstance(frames, Failure) else self._encode(frames)
         return self._made[video]
 
     def _encode(self, frames: Images) -> str:

@@ -113,12 +113,15 @@ def plain_command(request: Request, submission_id: str, address: str) -> str:
 
 
 def locked(lock: Path) -> list[str]:
-    """The packages of a requirements file; Ray is the cluster's own, and cannot be changed for a job."""
+    """The packages of a requirements file, without its hashes; Ray is the cluster's own, and cannot be changed for a job.
+
+    The hashes of a lock have 300 KB, and Ray sends what a job's environment is with every task.
+    """
     try:
-        lines = lock.read_text(encoding="utf-8").splitlines()
+        lines = lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     except OSError as error:
         raise UserError(f"--lock {lock}: cannot be read ({error.strerror}); give requirements.lock") from None
-    kept = [line.split(" #")[0].strip() for line in lines]
+    kept = [re.sub(r"\s--hash=\S+", "", line.split(" #")[0]).strip() for line in lines]
     return [line for line in kept if line and not line.startswith("#") and not re.match(r"ray(\[|=|$)", line)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.submit.following import Job, JobClient, follow, last_line
 from vicc_ray.submit.package import pack
 from vicc_ray.submit.request import Environment, Request, Verb, attempt_id, attempt_of, make_request, plain_command
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def submit_experiment(
@@ -153,7 +156,9 @@ def _tell_paths(experiment: Experiment) -> None:
 
 
 def _write(text: str) -> None:
-    console.print(text, end="", markup=False, soft_wrap=True)
+    # Colours and bars that begin their line anew are usual in a job's log; the console would show their codes.
+    plain = _COLOUR.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    console.print(plain, end="", soft_wrap=True)
 
 
 def _return_line(job_id: str, address: str) -> str:

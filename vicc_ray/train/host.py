@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from vicc_ray import distributed
@@ -142,8 +142,11 @@ class _Segment:
 
     def __init__(self, streams: Sequence[Any] | None) -> None:
         self.streams = streams
-        # Worker 0 owns the stream, the others get a handle on it (from worker 0, so it is safe to unpickle).
-        handles = pickle.loads(distributed.broadcast_bytes(ray.cloudpickle.dumps(streams)))
+        # Worker 0 owns the stream, the others get a handle on it. Through Ray, whose token and TLS cover it: handles are
+        # pickled, and what goes over torch's own connections anybody on the network may have written.
+        distributed.barrier()  # waits no longer than train.collective_timeout for worker 0; the next would for ever
+        handles = broadcast_from_rank_zero(streams)
+        assert handles is not None
         self.rest = iterate_blocks(handles[distributed.rank()])
         pool = ThreadPoolExecutor(1, thread_name_prefix="first-block")
         self.first = pool.submit(next, self.rest)

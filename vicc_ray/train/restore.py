@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from vicc_ray import distributed
-from vicc_ray.checkpoint import State, version_changes
+from vicc_ray.checkpoint import CheckpointInfo, State, version_changes
 from vicc_ray.errors import UserError
 from vicc_ray.records import RecordWriter, read_records
 from vicc_ray.run_folder import RunFolder, versions
@@ -27,17 +28,18 @@ def restore(folder: RunFolder, start: Mapping[str, Any], max_failures: int) -> S
         try:
             found = folder.checkpoints.newest(lambda text: events.add(event("damaged checkpoint", text=text)))
             if found:
-                answer["info"], state = found
+                answer["info"], state = asdict(found[0]), found[1]
                 if changed := version_changes(found[0], versions()):
                     events.add(event("versions", text=f"the checkpoint is older than what is installed: {changed}"))
             _note_start(folder, events, start, found[0].step if found else 0, max_failures)
         except UserError as error:
             answer["error"] = str(error)
-    answer = pickle.loads(distributed.broadcast_bytes(pickle.dumps(answer)))  # from worker 0 of this very group
+    # JSON: what goes between workers is neither signed nor encrypted, so nothing of it is unpickled.
+    answer = json.loads(distributed.broadcast_bytes(json.dumps(answer).encode()))
     if answer["error"]:
         raise UserError(answer["error"])
     if answer["info"] and state is None:
-        state = folder.checkpoints.read(answer["info"])
+        state = folder.checkpoints.read(CheckpointInfo(**answer["info"]))
     return state
 
 

@@ -36,6 +36,7 @@ _MAY_CHANGE = (
     "linear",
     "finetune",
     "data.decode_timeout",
+    "data.max_pixels",
     "data.manifest",
     "search.budget",
     "search.concurrency",

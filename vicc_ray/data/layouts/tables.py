@@ -220,11 +220,9 @@ def read_csv(name: str) -> tuple[list[str], list[list[str]]]:
 def read_parquet(name: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a Parquet file's known columns, every cell as stripped text; null is an empty cell."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        source = storage.local_path(name) or io.BytesIO(storage.read_bytes(name))
-        table = pq.read_table(source)
+        table = storage.parquet_table(storage.read_bytes(name))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: cannot be read as a table: {' '.join(str(error).split())}") from error
     nested = [f.name for f in table.schema if pa.types.is_nested(f.type) and f.name.lower() in _FIELDS]
