@@ -12,6 +12,7 @@ from videos import shifted_texture, turn, write_video
 from vicc_ray.data import motion_vectors
 from vicc_ray.data.decode import VideoError, open_video
 from vicc_ray.data.motion_vectors import CELL, is_reference, iterate_motion_vectors, motion_vector_fields
+from vicc_ray.data.pictures import Orientation
 
 SIZE = (144, 192)
 SHIFT = (3.0, -1.5)
@@ -110,7 +111,7 @@ def test_cells_are_painted_and_filled_as_a_slow_loop_does() -> None:
     vectors["dst_y"] = rng.integers(-1, 14, 30) * 4 + vectors["h"] // 2
     vectors["motion_x"], vectors["motion_y"] = rng.integers(-40, 40, (2, 30))
     vectors["motion_scale"] = 4
-    picture = motion_vectors._Picture(1, vectors, past=2, future=3, height=50, width=70, turns=0)
+    picture = motion_vectors._Picture(1, vectors, past=2, future=3, height=50, width=70, orientation=Orientation())
     seen: dict[tuple[int, int], list[Any]] = {}
     for v in vectors:
         per_frame = -1 / 2 if v["source"] < 0 else 1 / 3

@@ -113,7 +113,7 @@ def test_a_reader_gives_what_reading_here_gives(tmp_path: Path, reader: ClipRead
     first = reader.pid
     with pytest.raises(VideoError, match="no such file"):
         reader.read(replace(video, video=str(tmp_path / "gone.mp4")), [0], BOTH)
-    with pytest.raises(VideoError, match=r"frame \d+ was asked for, but the file holds 20"):
+    with pytest.raises(VideoError, match=r"frame \d+ was requested, but the file holds 20"):
         reader.read(replace(video, frames=90), [80], BOTH)
     assert reader.pid == first, "a reason is no crash"
     reader.close()

@@ -134,6 +134,11 @@ class DataConfig(Section):
     decoder: Literal["auto", "pyav"] = Field(
         "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
     )
+    interlaced: Literal["weave", "deinterlace"] = Field(
+        "weave",
+        description="pictures marked interlaced: weave: both fields as one picture, right for progressive films in a broadcast; "
+        "deinterlace: their top fields alone, so that motion has no combs",
+    )
     decode_timeout: float = Field(60, gt=0, description="seconds after which a video's decoder counts as hung")
 
 

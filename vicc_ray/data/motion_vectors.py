@@ -29,7 +29,8 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vicc_ray.data.decode import Decoder, Indices, Timeline, VideoError, fetched, open_video, rotation_of, timeline_of
+from vicc_ray.data.decode import Decoder, Indices, Timeline, VideoError, fetched, open_video, timeline_of
+from vicc_ray.data.pictures import Orientation, orientation_of
 
 Field = NDArray[np.float32]
 
@@ -58,7 +59,7 @@ class _Picture:
     future: int
     height: int
     width: int
-    turns: int
+    orientation: Orientation
 
 
 class _StampsDisagree(Exception):
@@ -193,8 +194,7 @@ def _pictures(path: str, timeline: Timeline, start: int, trusted: bool) -> Itera
                 if index != expected:
                     raise _StampsDisagree
                 vectors = None if no_b and frame.pict_type == PictureType.B else _vectors(frame)
-                turns = rotation_of(frame) // 90
-                yield _Picture(index, vectors, past, future, frame.height, frame.width, turns)
+                yield _Picture(index, vectors, past, future, frame.height, frame.width, orientation_of(frame))
                 expected += 1
             if start and expected == start:
                 raise _StampsDisagree
@@ -285,15 +285,20 @@ def _dense(picture: _Picture, size: tuple[int, int]) -> Field | None:
     cells = _cells(picture)
     if cells is None:
         return None
-    height, width = size[::-1] if picture.turns % 2 else size
+    height, width = picture.orientation.stored(size)
     rows = ((np.arange(height) + 0.5) * (picture.height / height)).astype(np.int64) // CELL
     columns = ((np.arange(width) + 0.5) * (picture.width / width)).astype(np.int64) // CELL
     scale = np.array([width / picture.width, height / picture.height], np.float32)
-    field: Field = cells[rows[:, None], columns] * scale
-    for _ in range(picture.turns):
-        # A quarter turn clockwise: what went right goes down, what went down goes left.
-        field = np.rot90(np.stack([-field[..., 1], field[..., 0]], -1), -1)
-    return field
+    return _upright(cells[rows[:, None], columns] * scale, picture.orientation)
+
+
+def _upright(field: Field, orientation: Orientation) -> Field:
+    """A field of the stored picture as one of the upright picture: places and directions are turned and mirrored alike."""
+    upright = orientation.upright(field)
+    if orientation.transposed:
+        upright = upright[..., ::-1]
+    signs = (-1 if orientation.mirror_x else 1, -1 if orientation.mirror_y else 1)
+    return np.ascontiguousarray(upright * np.array(signs, np.float32))
 
 
 def _cells(picture: _Picture) -> Field | None:

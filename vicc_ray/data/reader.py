@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
 from vicc_ray.data.guarded import Failure, Guarded
 from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.pictures import Interlaced
 from vicc_ray.data.samples import Clips, read_clips
 
 Request = tuple[VideoRow, tuple[int, ...], tuple[Stream, ...]]
@@ -17,7 +18,7 @@ class ClipReader:
     """Reads clips as `vicc_ray.data.samples.read_clips` does, in a child process that starts with the first one.
 
     A crash, a hang (`data.decode_timeout`) or a leak of a decoder costs the video at hand, not the caller. With
-    `data.decoder: pyav` decord is never asked. Picklable before its first use.
+    `data.decoder: pyav` decord is not used. Picklable before its first use.
     """
 
     def __init__(self, clip: ClipConfig, flow: FlowConfig, data: DataConfig) -> None:
@@ -37,7 +38,7 @@ class ClipReader:
         if self.data.decoder == "pyav" and video.decoder == "decord":
             video = replace(video, decoder="pyav")
         if self._guarded is None:
-            self._guarded = Guarded(_Reading(self.clip, self.flow), self.data.decode_timeout)
+            self._guarded = Guarded(_Reading(self.clip, self.flow, self.data.interlaced), self.data.decode_timeout)
         outcome = self._guarded((video, tuple(starts), tuple(streams)))
         if isinstance(outcome, Failure):
             raise VideoError(outcome.reason)
@@ -56,11 +57,12 @@ class _Reading:
 
     clip: ClipConfig
     flow: FlowConfig
+    interlaced: Interlaced
 
     def __call__(self, request: Request) -> Clips | Failure:
         video, starts, streams = request
         try:
-            return read_clips(video, starts, streams, self.clip, self.flow)
+            return read_clips(video, starts, streams, self.clip, self.flow, self.interlaced)
         except VideoError as error:
             return Failure(str(error))
         except Exception as error:

@@ -8,8 +8,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from vicc_ray.data.decode import Images, VideoError, read_frames
+from vicc_ray.data.decode import VideoError, read_frames
 from vicc_ray.data.manifest import probe
+from vicc_ray.data.pictures import Images
 
 LONG_SIDE = 96  # pixels
 FRAMES = 16
