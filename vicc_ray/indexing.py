@@ -84,6 +84,9 @@ def _known(out: str | Path) -> dict[str, VideoRow]:
     except UserError as error:
         console.print(f"note: {error}; every video is probed again", markup=False)
         return {}
+    if earlier.outdated:
+        console.print(f"note: {out} was written by an earlier version; every video is probed again", markup=False)
+        return {}
     return {row.video: row for row in [*earlier.videos, *earlier.refused]}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -50,8 +50,9 @@ class Timeline:
     """What a file's packets promise.
 
     `stamps`: int64 [n], presentation times in units of `time_base` seconds, ascending, one a frame; 0..n-1 where the
-    file has none, repeats them or goes back in time (`exact` is then false). `keys`: int64 [k], the frames at which decoding can start.
-    `open_gops`: after some key come pictures that are shown before it and lean on the stretch before (x265's default).
+    file has none, repeats them or goes back in time (`exact` is then false). `keys`: int64 [k], the frames at which
+    decoding can start. `open_gops`: after some key come pictures that are shown before it and lean on the stretch before
+    (x265's default).
     """
 
     stamps: Indices
@@ -110,6 +111,10 @@ def open_video(video: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _picture_stream(container: InputContainer) -> VideoStream:
+    if container.format.name == "webp_pipe" and _is_animated_webp(container.name):
+        raise VideoError(
+            f"an animated WebP, which PyAV {av.__version__} cannot decode (PyAV 19 can); make an MP4 or a GIF of it"
+        )
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not moving:
         kinds = sorted({stream.type for stream in container.streams})
@@ -119,6 +124,13 @@ def _picture_stream(container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise VideoError("its codec is not known to FFmpeg")
     return stream
+
+
+def _is_animated_webp(path: str) -> bool:
+    """FFmpeg 8 opens these as still pictures and finds no picture in them."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:
@@ -226,18 +238,33 @@ def read_frames(
     return images if np.array_equal(places, np.arange(len(wanted))) else images[places]
 
 
+def open_decord(path: str, size: tuple[int, int] | None) -> Any:
+    """decord's reader of a local file at a size (H, W), None keeps the file's; None where it has none to be used."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    if size is not None:
+        with open_video(path) as (_, stream):
+            # Where it scales the width alone it puts colour half a line beside the picture.
+            if stream.height == size[0] and stream.width != size[1]:
+                return None
+    height, width = size or (-1, -1)
+    try:
+        return decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    except (decord.DECORDError, RuntimeError):
+        return None
+
+
 def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Images | None:
     """decord's answer, or None where it has none to be used. The reader is dropped here: kept ones grow without end."""
     import decord
 
     if not os.path.isfile(path):
         raise VideoError("no such file")
-    decord.logging.set_level(decord.logging.QUIET)
-    height, width = size or (-1, -1)
+    reader = open_decord(path, size)
+    if reader is None or wanted[-1] >= len(reader):
+        return None
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
-        if wanted[-1] >= len(reader):
-            return None
         images: Images = reader.get_batch(wanted.tolist()).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError):
         return None

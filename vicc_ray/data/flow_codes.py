@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from vicc_ray.data.decode import VideoError, decode_from, fetched, timeline_of
+from vicc_ray.data.decode import VideoError, decode_from, fetched, open_decord, timeline_of
 from vicc_ray.data.flow import BOUND, MOTION_VECTORS, Field, flow_between, quantise
 from vicc_ray.data.flow_store import field_count
 from vicc_ray.data.manifest import VideoRow
@@ -69,9 +69,7 @@ def _motion_vectors(row: VideoRow, path: str, size: tuple[int, int], chunk: int)
         yield np.stack(block)
 
 
-def _frames(
-    row: VideoRow, path: str, size: tuple[int, int], chunk: int, interlaced: Interlaced
-) -> Iterator[Images]:
+def _frames(row: VideoRow, path: str, size: tuple[int, int], chunk: int, interlaced: Interlaced) -> Iterator[Images]:
     """The video's frames in order, uint8 RGB [up to `chunk`, H, W, 3] at a time, `row.frames` in all."""
     done = 0
     if row.decoder == "decord":
@@ -93,9 +91,10 @@ def _decord(path: str, frames: int, size: tuple[int, int], chunk: int) -> Iterat
     """Chunks for as long as decord delivers what it was asked for."""
     import decord
 
-    decord.logging.set_level(decord.logging.QUIET)
+    reader = open_decord(path, size)
+    if reader is None:
+        return
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), width=size[1], height=size[0], num_threads=1)
         for start in range(0, frames, chunk):
             numbers = list(range(start, min(start + chunk, frames)))
             images: Images = reader.get_batch(numbers).asnumpy()

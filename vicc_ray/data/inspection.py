@@ -22,11 +22,14 @@ from vicc_ray.data.decode import (
     Timeline,
     VideoError,
     decode_from,
+    open_decord,
     open_video,
     read_timeline,
 )
 from vicc_ray.data.pictures import Images, Orientation, orientation_of, to_image
 
+# Counts changes of what is found in one and the same file; what was found by other rules is not taken over.
+RULES = 2
 # One packet of these is one picture. Others (MPEG-4 part 2 has empty pictures, VP8 hidden ones) are decoded whole,
 # once, to count.
 ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "ffv1", "png"}
@@ -36,7 +39,7 @@ INDEXED_CONTAINERS = {"mov", "matroska", "avi"}
 # packets and not pictures, it answers requests for later frames of H.264 and MPEG-2 with those of the first second; MPEG-TS
 # and -PS have no index at all.
 DECORD_CONTAINERS = {"mov", "matroska"}
-DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}
+DECORD_CODECS = {"h264", "hevc", "vp8", "vp9"}
 # Its conversion of other formats (10 bit, 4:2:2) to RGB differs from PyAV's by several grey levels.
 DECORD_FORMATS = {"yuv420p", "yuvj420p"}
 # (H, W) at which the first picture of both readers is compared; all others are at the file's size.
@@ -90,7 +93,7 @@ def inspect(path: str, every: bool) -> Findings:
     fps, constant_rate = _rate(timeline, rate, look.stamps_hold)
     return Findings(
         frames=look.frames,
-        declared_frames=declared or _declared(timeline, promised, look.frames, fps),
+        declared_frames=declared or _declared(timeline, promised, look.frames, rate or fps),
         fps=fps,
         constant_rate=constant_rate,
         width=look.width,
@@ -124,8 +127,8 @@ def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
     return 0.0
 
 
-def _declared(timeline: Timeline, promised: float, frames: int, fps: float) -> int:
-    """The number of frames that a header means which tells an end (seconds) and no number; 0: nothing can be told of it.
+def _declared(timeline: Timeline, promised: float, frames: int, rate: float) -> int:
+    """The number of frames that a header means that tells an end (seconds), a rate and no number; 0: nothing can be told of it.
 
     The last picture may be shown as long as any other: a header that is off by no more than that is honest.
     """
@@ -133,8 +136,8 @@ def _declared(timeline: Timeline, promised: float, frames: int, fps: float) -> i
         return 0
     first, last = (float(timeline.stamps[place]) * timeline.time_base for place in (0, -1))
     longest = float(np.diff(timeline.seconds).max())
-    honest = abs(promised - (last + 1 / fps)) <= longest
-    return frames if honest else max(round((promised - first) * fps), 1)
+    honest = abs(promised - (last + 1 / rate)) <= longest
+    return frames if honest else max(round((promised - first) * rate), 1)
 
 
 @dataclass(frozen=True)
@@ -279,18 +282,11 @@ class _Decord:
             self._right = self._right and all(self._same(fresh, i, look.samples[i]) for i in run.tolist())
         return self._right
 
-    def _open(self, size: tuple[int, int] = (-1, -1)) -> Any:
+    def _open(self, size: tuple[int, int] | None = None) -> Any:
         """A new reader, or () where decord cannot read the file."""
-        import decord
-
-        decord.logging.set_level(decord.logging.QUIET)
-        try:
-            return decord.VideoReader(
-                self._path, ctx=decord.cpu(0), width=size[1], height=size[0], num_threads=1
-            )
-        except (decord.DECORDError, RuntimeError):
-            self._right = False
-            return ()
+        reader = open_decord(self._path, size)
+        self._right = self._right and reader is not None
+        return () if reader is None else reader
 
     def _same(self, reader: Any, index: int, ours: bytes) -> bool:
         picture = self._picture(reader, index)

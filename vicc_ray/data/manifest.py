@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vicc_ray import storage
 from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
-from vicc_ray.data.inspection import inspect
+from vicc_ray.data.inspection import RULES, inspect
 from vicc_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,11 +108,13 @@ class Manifest:
     """The rows of one data set: `videos` can be used, `refused` cannot. Of a path that comes twice the first stays.
 
     `dataset` names it where its layout told (ucf101, hmdb51, kinetics), `fold` is the official split in use; None: nobody
-    knows. Both are for the reader of results and no part of the fingerprint.
+    knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an earlier
+    version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos; its rows name PyAV.
     """
 
     def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
         self.dataset, self.fold = dataset, fold
+        self.outdated = False
         unique: dict[str, VideoRow] = {}
         for row in rows:
             unique.setdefault(row.video, row)
@@ -155,7 +157,9 @@ class Manifest:
         import pyarrow.parquet as pq
 
         rows = [asdict(row) for row in [*self.videos, *self.refused]]
-        schema = _schema().with_metadata({_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold})})
+        schema = _schema().with_metadata(
+            {_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold, "rules": RULES})}
+        )
         written = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
         storage.write_bytes(str(path), written.getvalue())
@@ -190,17 +194,26 @@ class Manifest:
                 raise UserError(
                     f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"
                 )
-        return cls((VideoRow(**row) for row in rows), *_origin(table.schema))
+        dataset, fold, rules = _origin(table.schema)
+        if rules != RULES:
+            rows = [row | {"decoder": "pyav" if row["decoder"] == "decord" else row["decoder"]} for row in rows]
+        manifest = cls((VideoRow(**row) for row in rows), dataset, fold)
+        manifest.outdated = rules != RULES
+        return manifest
 
 
-def _origin(schema: pa.Schema) -> tuple[str | None, int | None]:
-    """Data set and fold of a file's metadata; None of files that tell nothing, such as those written before."""
+def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
+    """Data set, fold and rules of a file's metadata; None of files that tell nothing, such as those written before."""
     try:
         told = json.loads((schema.metadata or {}).get(_NAME, b"{}"))
-        dataset, fold = told.get("dataset"), told.get("fold")
+        dataset, fold, rules = told.get("dataset"), told.get("fold"), told.get("rules")
     except (ValueError, AttributeError):
-        return None, None
-    return dataset if isinstance(dataset, str) else None, fold if isinstance(fold, int) else None
+        return None, None, None
+    return (
+        dataset if isinstance(dataset, str) else None,
+        fold if isinstance(fold, int) else None,
+        rules if isinstance(rules, int) else None,
+    )
 
 
 def _schema() -> pa.Schema:

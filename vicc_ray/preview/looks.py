@@ -148,9 +148,7 @@ def _window(experiment: Experiment, video: VideoRow, streams: tuple[Stream, ...]
     starts = evaluation_starts(positions(video, clip), clip.frames, clip.stride, experiment.evaluate.windows)
     number = len(starts) // 2
     try:
-        clips = read_clips(
-            video, [starts[number]], streams, clip, experiment.flow, experiment.data.interlaced
-        )
+        clips = read_clips(video, [starts[number]], streams, clip, experiment.flow, experiment.data.interlaced)
     except VideoError as error:
         return WindowLook(starts[number], number + 1, len(starts), {}, refused=str(error) or "cannot be read")
     inputs: dict[Stream, Tensor | None] = {
