@@ -11,7 +11,8 @@ from videos import shifted_texture, turn, write_video
 
 from vicc_ray.data import motion_vectors
 from vicc_ray.data.decode import VideoError, open_video
-from vicc_ray.data.motion_vectors import CELL, is_reference, iterate_motion_vectors, motion_vector_fields
+from vicc_ray.data.motion_vectors import CELL, iterate_motion_vectors, motion_vector_fields
+from vicc_ray.data.nal import is_reference
 from vicc_ray.data.pictures import Orientation
 
 SIZE = (144, 192)

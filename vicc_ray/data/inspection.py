@@ -1,8 +1,8 @@
 """What is really in a video file, and which reader returns its frames right, from its packets and from decoding it.
 
 A header's claims are noted, never believed. decord reads only what it was seen to read right in every window of made files
-(`DECORD_CONTAINERS`, `DECORD_CODECS` and what `_plain` says), and of that only files whose pictures prove it: decord's and
-PyAV's are equal bit for bit where this is so, hence no tolerance in which a wrong frame of a quiet scene could hide.
+(`DECORD`, `_plain`, `_fresh_starts`), and of that only files whose pictures prove it: decord's and PyAV's are equal bit for
+bit where this is so, hence no tolerance in which a wrong frame of a quiet scene could hide.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vicc_ray.data import nal
 from vicc_ray.data.clips import STAMP_TOLERANCE
 from vicc_ray.data.decode import (
     Decoder,
@@ -37,9 +38,8 @@ ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video"
 INDEXED_CONTAINERS = {"mov", "matroska", "avi"}
 # Where decord lands right after a seek, whatever the distance of key pictures and with B-frames. In AVI, which numbers
 # packets and not pictures, it answers requests for later frames of H.264 and MPEG-2 with those of the first second; MPEG-TS
-# and -PS have no index at all.
-DECORD_CONTAINERS = {"mov", "matroska"}
-DECORD_CODECS = {"h264", "hevc", "vp8", "vp9"}
+# and -PS have no index at all; H.264 in Matroska has marks of key pictures that are none.
+DECORD = {"mov": {"h264", "hevc", "vp9"}, "matroska": {"vp8", "vp9"}}
 # Its conversion of other formats (10 bit, 4:2:2) to RGB differs from PyAV's by several grey levels.
 DECORD_FORMATS = {"yuv420p", "yuvj420p"}
 # (H, W) at which the first picture of both readers is compared; all others are at the file's size.
@@ -83,9 +83,12 @@ def inspect(path: str, every: bool) -> Findings:
         indexed = bool(INDEXED_CONTAINERS.intersection(container.format.name.split(",")))
         declared = stream.frames
         promised = _promised_seconds(container, stream) if indexed and not declared else 0.0
-        twin = _Decord(path) if _plain(container, stream, codec) and not timeline.open_gops else None
+        plain = _plain(container, stream, codec)
     if not len(timeline):
         raise VideoError("the video stream holds no whole picture")
+    twin = _Decord(path) if plain and timeline.exact and not timeline.open_gops else None
+    if twin is not None and codec in nal.CODECS and not twin.lands_on(_fresh_starts(path, timeline)):
+        twin = None
     whole = every or not timeline.exact or (codec not in ONE_PICTURE_A_PACKET and len(timeline) <= LONG)
     look = _look(path, timeline, whole, twin if every else None)
     # decord skips by time stamps: where they do not hold it returns a neighbour of the requested frame.
@@ -106,16 +109,27 @@ def inspect(path: str, every: bool) -> Findings:
 
 
 def _plain(container: InputContainer, stream: VideoStream, codec: str) -> bool:
-    """Whether decord reads such files right: one stream of progressive pictures of a kind that it was tried on.
+    """Whether decord reads such files right: one stream of pictures of a kind that it was tried on.
 
-    Of several streams it takes the one with the highest bit rate. After a seek into an open GOP it is frames off.
+    Of several streams it takes the one with the highest bit rate.
     """
     return (
-        bool(DECORD_CONTAINERS.intersection(container.format.name.split(",")))
-        and codec in DECORD_CODECS
+        any(codec in DECORD.get(name, ()) for name in container.format.name.split(","))
         and len(container.streams.video) == 1
         and stream.codec_context.pix_fmt in DECORD_FORMATS
     )
+
+
+def _fresh_starts(path: str, timeline: Timeline) -> set[int]:
+    """The frames with which a decoder of H.264 or HEVC can begin and lacks nothing: no leading pictures, no gradual refresh."""
+    with open_video(path) as (container, stream):
+        codec = stream.codec_context.codec.canonical_name
+        length = nal.length_bytes(codec, stream.codec_context.extradata or b"")
+        return {
+            int(np.searchsorted(timeline.stamps, packet.pts))
+            for packet in container.demux(stream)
+            if packet.pts is not None and packet.is_keyframe and nal.starts_afresh(codec, bytes(packet), length)
+        }
 
 
 def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
@@ -262,6 +276,11 @@ class _Decord:
         self._path = path
         self._inorder: Any = None
         self._right = True
+
+    def lands_on(self, frames: set[int]) -> bool:
+        """Whether all frames that it seeks to are among these."""
+        reader = self._open()
+        return self._right and frames.issuperset(int(key) for key in reader.get_key_indices())
 
     def see(self, index: int, ours: bytes) -> None:
         """Compare the next picture in order."""

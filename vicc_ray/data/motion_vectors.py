@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from vicc_ray.data.decode import Decoder, Indices, Timeline, VideoError, fetched, open_video, timeline_of
 from vicc_ray.data.field_vectors import Luma, Reference, field_velocities, luma_of
+from vicc_ray.data.nal import is_reference, length_bytes
 from vicc_ray.data.pictures import Orientation, orientation_of
 
 Field = NDArray[np.float32]
@@ -312,9 +313,7 @@ class _DecodingOrder:
     def __init__(self, stream: VideoStream) -> None:
         context = stream.codec_context
         self._h264 = context.codec.canonical_name == "h264"
-        header = context.extradata or b""
-        # ISO 14496-15: such a header says that units come behind their length; else they come behind start codes.
-        self._length_bytes = (header[4] & 3) + 1 if len(header) > 6 and header[0] == 1 else 0
+        self._length_bytes = length_bytes("h264", context.extradata or b"")
         self._references: deque[int] = deque(maxlen=REFERENCES)
         self._distances: dict[int, tuple[int, int]] = {}
         self._latest = -1
@@ -333,24 +332,6 @@ class _DecodingOrder:
     def distances(self, index: int) -> tuple[int, int]:
         """Frames to the nearest reference before and after; asked once for each picture."""
         return self._distances.pop(index, (1, 1))
-
-
-def is_reference(data: bytes, length_bytes: int) -> bool:
-    """Whether an H.264 packet's first slice has nal_ref_idc above 0 (ITU-T H.264, 7.3.1): others may refer to it."""
-    place = 0
-    while place < len(data):
-        if length_bytes:
-            unit = place + length_bytes
-            following = unit + int.from_bytes(data[place:unit], "big")
-        else:
-            code = data.find(b"\0\0\1", place)
-            if code < 0:
-                return False
-            unit = following = code + 3
-        if unit < len(data) and data[unit] & 31 in (1, 2, 5):
-            return bool(data[unit] >> 5 & 3)
-        place = following
-    return False
 
 
 def _vectors(frame: VideoFrame, codec: str) -> NDArray[Any] | None:
