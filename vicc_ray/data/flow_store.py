@@ -177,9 +177,10 @@ def check_stored(
             )
     missing = store.missing(rows)
     if missing:
+        how = "" if interlaced == "weave" else f" --set data.interlaced={interlaced}"
         raise UserError(
             f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}); fill it "
-            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}'"
+            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}{how}'"
         )
 
 
