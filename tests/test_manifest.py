@@ -164,6 +164,11 @@ def test_an_earlier_versions_choice_of_reader_is_not_believed(
     pq.write_table(pq.read_table(target).replace_schema_metadata({"vicc_ray": "{}"}), target)
     old = Manifest.read(target)
     assert (old.outdated, old.videos[0].decoder) == (True, "pyav")
+    # Runs that began with it, and have a copy of it, still know it.
+    old.write(tmp_path / "copy.parquet")
+    copy = Manifest.read(tmp_path / "copy.parquet")
+    assert (copy.outdated, copy.videos) == (True, old.videos)
+    assert copy.fingerprint() == old.fingerprint() == fresh.fingerprint()
     with console.capture() as told:
         index_videos(str(clips), target, IndexOptions())
     assert "written by an earlier version; every video is probed again" in " ".join(told.get().split())

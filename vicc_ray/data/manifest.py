@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,12 +109,14 @@ class Manifest:
 
     `dataset` names it where its layout told (ucf101, hmdb51, kinetics), `fold` is the official split in use; None: nobody
     knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an earlier
-    version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos; its rows name PyAV.
+    version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos: its rows name PyAV, but it keeps its
+    fingerprint, so that runs that began with it go on.
     """
 
     def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
         self.dataset, self.fold = dataset, fold
         self.outdated = False
+        self._recorded: dict[str, Decoder] = {}
         unique: dict[str, VideoRow] = {}
         for row in rows:
             unique.setdefault(row.video, row)
@@ -148,7 +150,9 @@ class Manifest:
         """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie."""
         digest = blake2b(digest_size=16)
         for row in self.videos:
-            digest.update(repr((row.content_hash, row.frames, row.label, row.split, row.group, row.decoder)).encode())
+            digest.update(
+                repr((row.content_hash, row.frames, row.label, row.split, row.group, self._decoder(row))).encode()
+            )
         return digest.hexdigest()
 
     def write(self, path: str | Path) -> None:
@@ -156,10 +160,9 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [asdict(row) for row in [*self.videos, *self.refused]]
-        schema = _schema().with_metadata(
-            {_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold, "rules": RULES})}
-        )
+        rows = [asdict(row) | {"decoder": self._decoder(row)} for row in [*self.videos, *self.refused]]
+        origin = {"dataset": self.dataset, "fold": self.fold} | ({} if self.outdated else {"rules": RULES})
+        schema = _schema().with_metadata({_NAME: json.dumps(origin)})
         written = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
         storage.write_bytes(str(path), written.getvalue())
@@ -195,11 +198,19 @@ class Manifest:
                     f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"
                 )
         dataset, fold, rules = _origin(table.schema)
-        if rules != RULES:
-            rows = [row | {"decoder": "pyav" if row["decoder"] == "decord" else row["decoder"]} for row in rows]
         manifest = cls((VideoRow(**row) for row in rows), dataset, fold)
-        manifest.outdated = rules != RULES
+        if rules != RULES:
+            manifest._distrust_decord()
         return manifest
+
+    def _distrust_decord(self) -> None:
+        self.outdated = True
+        self._recorded = {row.video: row.decoder for row in self.videos if row.decoder == "decord"}
+        self.videos = [replace(row, decoder="pyav") if row.video in self._recorded else row for row in self.videos]
+
+    def _decoder(self, row: VideoRow) -> Decoder:
+        """The reader as the file of an outdated manifest names it."""
+        return self._recorded.get(row.video, row.decoder)
 
 
 def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
