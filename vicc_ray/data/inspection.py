@@ -275,11 +275,12 @@ class _Decord:
     def __init__(self, path: str) -> None:
         self._path = path
         self._inorder: Any = None
+        self._unused: Any = None  # a reader that has not been anywhere: opening one walks the file
         self._right = True
 
     def lands_on(self, frames: set[int]) -> bool:
         """Whether all frames that it seeks to are among these."""
-        reader = self._open()
+        reader = self._unused = self._open()
         return self._right and frames.issuperset(int(key) for key in reader.get_key_indices())
 
     def see(self, index: int, ours: bytes) -> None:
@@ -289,16 +290,22 @@ class _Decord:
         self._right = self._right and self._same(self._inorder, index, ours)
 
     def agrees(self, look: _Look) -> bool:
-        """Whether all pictures seen were the same, and so is each run of samples to a reader that begins with it."""
+        """Whether all pictures seen were the same, and so is each run of samples to a reader that begins with it.
+
+        A single picture (the last one) follows the run before it. The first one is compared at `SCALED`.
+        """
         scaled = self._open(SCALED)
         if not self._right or len(scaled) != look.frames:
             return False
         picture = self._picture(scaled, 0)
         self._right = picture is not None and np.array_equal(picture, look.first)
-        places = np.array(sorted(look.samples))
+        places, reader = np.array(sorted(look.samples)), None
         for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
-            fresh = self._open() if self._right else None
-            self._right = self._right and all(self._same(fresh, i, look.samples[i]) for i in run.tolist())
+            if not self._right or run.tolist() == [0] != places.tolist():
+                continue
+            if reader is None or len(run) > 1:
+                reader, self._unused = self._unused or self._open(), None
+            self._right = all(self._same(reader, index, look.samples[index]) for index in run.tolist())
         return self._right
 
     def _open(self, size: tuple[int, int] | None = None) -> Any:
