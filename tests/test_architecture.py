@@ -50,7 +50,7 @@ LEVELS = [
     ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
     ["data.inspection", "data.motion_vectors", "data.raft", "data.tvl1", "data.guarded"],
     ["data.decode", "resources", "console", "checkpoint", "records", "pages", "weight_file", "experiments_table"],
-    ["data.clips", "config", "distributed"],
+    ["data.clips", "data.field_vectors", "data.nal", "data.pictures", "config", "distributed"],
     ["storage"],
     ["errors", "interrupts"],
 ]

@@ -126,7 +126,7 @@ def test_any_size_can_be_asked(films: dict[str, Path], decoder: Decoder, size: t
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_what_the_file_cannot_deliver_is_an_error(films: dict[str, Path], tmp_path: Path, decoder: Decoder) -> None:
     whole = films["h264.mp4"]
-    with pytest.raises(VideoError, match="frame 50 was asked for, but the file holds 50"):
+    with pytest.raises(VideoError, match="frame 50 was requested, but the file holds 50"):
         read_frames(str(whole), np.array([3, 50]), decoder=decoder)
     with pytest.raises(VideoError, match="no such file"):
         read_frames(str(tmp_path / "gone.mp4"), np.array([0]), decoder=decoder)

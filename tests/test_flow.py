@@ -17,6 +17,7 @@ from torchvision.models.optical_flow import raft_large, raft_small
 from videos import shifted_texture
 
 from vicc_ray.data.flow import ALGORITHMS, OPENCV, dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
 
 SHIFTS = [(1.0, 0.0), (0.0, 2.0), (-3.0, 1.0), (4.0, -4.0), (2.5, -1.5)]
@@ -75,6 +76,9 @@ def test_fingerprint_names_what_decides_the_numbers() -> None:
         assert print_["algorithm"] == name
         assert print_["opencv"] == cv2.__version__
         assert OPENCV[name].parameters.items() <= print_.items()
+        assert fingerprint(name) == fingerprint(name, None, "weave") != fingerprint(name, None, "deinterlace")
+        assert print_["pictures"] == RULES
+    assert fingerprint("motion_vectors", None, "weave") == fingerprint("motion_vectors", None, "deinterlace")
     assert json.loads(fingerprint("motion_vectors")).keys() == {"algorithm", "libavcodec", "reach", "rules"}
     with pytest.raises(UserError, match="not known"):
         fingerprint("none")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from s3 import s3_bucket
-from videos import shifted_texture, spoil, truncate, write_video
+from videos import shifted_texture, spoil, truncate, write_interlaced, write_video
 
 from vicc_ray import storage
 from vicc_ray.config import FlowConfig
@@ -200,6 +200,8 @@ def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
         FlowStore.create(str(tmp_path), fingerprint("dis"), 4, SIZE)
     with pytest.raises(UserError, match="algorithm is dis there, tvl1 here"):
         FlowStore.create(str(tmp_path), fingerprint("tvl1"), 20, SIZE)
+    with pytest.raises(UserError, match="interlaced is weave there, deinterlace here"):
+        FlowStore.create(str(tmp_path), fingerprint("dis", interlaced="deinterlace"), 20, SIZE)
     newer = fingerprint("dis").replace('"PatchSize": 8', '"PatchSize": 12')
     with pytest.raises(UserError, match="asked for: PatchSize is 8 there, 12 here; "):
         FlowStore.create(str(tmp_path), newer, 20, SIZE)
@@ -237,6 +239,18 @@ def test_stored_and_streamed_flow_agree(algorithm: str, decoder: str, tmp_path: 
         assert np.abs(dequantise(stored) - flow).mean() < 0.1
 
 
+def test_the_flow_of_interlaced_videos_is_that_of_the_chosen_pictures(tmp_path: Path) -> None:
+    moments = shifted_texture(24, 96, 128, 4.0, 0.0)
+    path = str(write_interlaced(tmp_path / "v.mp4", moments, "libx264", {"qp": "0"}))
+    row = dataclasses.replace(_row(12, video=path), decoder="pyav")
+    codes = {}
+    for choice in ("weave", "deinterlace"):
+        codes[choice] = np.concatenate(list(compute_codes(row, "dis", SIZE, interlaced=choice)))  # type: ignore[arg-type]
+        images = read_frames(path, np.arange(12), SIZE, "pyav", choice)  # type: ignore[arg-type]
+        assert np.array_equal(codes[choice], quantise(flow_between(images, "dis")))
+    assert not np.array_equal(*codes.values())
+
+
 @pytest.mark.parametrize("algorithm", ["dis", "motion_vectors"])
 def test_one_frame_has_no_motion_and_a_short_file_is_refused(algorithm: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / "one.mp4", shifted_texture(1, 64, 96, 0, 0))
@@ -264,5 +278,7 @@ def test_an_experiment_that_does_not_fit_its_store_is_told_before_it_begins(tmp_
         check_stored(asked, (16, 24), rows)
     with pytest.raises(UserError, match=r"clip.decode_size: is \[16, 25\], the flow store .* holds \[16, 24\]"):
         check_stored(asked, (16, 25), rows[:1])
+    with pytest.raises(UserError, match=r"data.interlaced: is deinterlace, .* holds weave"):
+        check_stored(asked, (16, 24), rows[:1], "deinterlace")
     with pytest.raises(UserError, match=r"flow.algorithm: is tvl1, .* holds dis"):
         check_stored(asked.model_copy(update={"algorithm": "tvl1"}), (16, 24), rows[:1])

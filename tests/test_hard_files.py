@@ -5,17 +5,20 @@ What is right is told by a plain PyAV loop from the start of the file, turned by
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from videos import OPEN_GOPS, numbered_frames, read_number, spoil, truncate, write_video
+from PIL import Image
+from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, spoil, truncate, write_video
 
 from vicc_ray.data import inspection
 from vicc_ray.data.decode import DECODERS, Decoder, VideoError, read_frames
@@ -299,3 +302,123 @@ def test_four_hours_are_not_decoded_whole(
     for start in (0, 14_390, 28_790):
         got = read_frames(str(path), np.arange(start, start + 8), (32, 48), row.decoder)
         assert [read_number(frame) for frame in got] == [(start + i) % 100 for i in range(8)]
+
+
+# decord, and where it is wrong -----------------------------------------------------------------------------------------
+
+
+def still(n: int) -> np.ndarray:
+    """A scene in which nothing happens but that eight small spots count: neighbours differ by less than 0.1 grey levels."""
+    frames = np.repeat(shifted_texture(1, 240, 320, 0, 0), n, 0)
+    for i, bit in itertools.product(range(n), range(8)):
+        frames[i, 200:206, 40 + 12 * bit : 46 + 12 * bit] = 150 if i >> bit & 1 else 90
+    return frames
+
+
+@pytest.mark.parametrize("pictures", [quiet, still, numbered_frames])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.avi", "libx264", {"bf": "0"}),
+        ("a.avi", "libx264", {"bf": "2"}),
+        ("a.avi", "mpeg2video", {"bf": "0"}),
+        ("a.avi", "mpeg4", {"bf": "2"}),
+        ("a.mp4", "mpeg4", {"bf": "2"}),
+        ("a.mkv", "mpeg2video", {"bf": "2"}),
+        ("a.mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=20"}),
+        ("a.mkv", "libx264", {"x264-params": "intra-refresh=1:keyint=20"}),
+        ("a.mp4", "libx264", {}),
+        ("a.mkv", "libx264", {"bf": "0"}),
+        ("a.webm", "libvpx-vp9", {}),
+    ],
+)
+@pytest.mark.parametrize("gop", [8, 25])
+def test_every_window_has_the_requested_frames(
+    tmp_path: Path, pictures: Callable[[int], np.ndarray], name: str, codec: str, options: dict[str, str], gop: int
+) -> None:
+    """Bit for bit those of a plain loop from the start: in a quiet scene any tolerance takes neighbours for the frame."""
+    path = write_video(tmp_path / name, pictures(80), codec, gop=gop, options=options)
+    row = probe(str(path))
+    with av.open(str(path)) as container:
+        truth = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert row.frames == len(truth)
+    for start in (0, 3, 12, 31, 47, 52, row.frames - 8):
+        got = read_frames(str(path), np.arange(start, start + 8), None, row.decoder)
+        assert np.array_equal(got, truth[start : start + 8]), (row.decoder, start)
+    assert check(str(path)).decoder == row.decoder
+    if row.decoder == "decord":
+        assert codec in ("libx264", "libvpx-vp9") and path.suffix != ".avi"
+
+
+def test_a_second_video_stream_is_not_for_decord(tmp_path: Path) -> None:
+    """It takes that with the higher bit rate, whichever is shown."""
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        streams = []
+        for frames in (numbered_frames(20), numbered_frames(20, 192, 288, start=100)):
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            streams.append((stream, frames))
+        for i in range(20):
+            for stream, frames in streams:
+                frame = av.VideoFrame.from_ndarray(frames[i], format="rgb24")
+                frame.pts = i
+                container.mux(stream.encode(frame))
+        for stream, _ in streams:
+            container.mux(stream.encode(None))
+    row = probe(str(tmp_path / "a.mp4"))
+    assert (row.decoder, row.height) == ("pyav", 64)
+
+
+# Time stamps -----------------------------------------------------------------------------------------------------------
+
+UNEVEN = [40 * i for i in range(15)] + [600 + 100 * i for i in range(15)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".ts"])
+def test_the_same_pictures_have_the_same_rate_in_every_container(tmp_path: Path, suffix: str) -> None:
+    row = probe(str(write_video(tmp_path / f"a{suffix}", numbered_frames(30), stamps=UNEVEN)))
+    assert (row.fps, row.frames, row.constant_rate) == (pytest.approx(29 / 2.0), 30, False)
+    assert row.duration_seconds == pytest.approx(30 * 2.0 / 29)
+    assert row.declared_frames in (0, 30), "an honest file"
+
+
+def test_a_matroska_that_is_cut_short_promises_more_than_it_has(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", numbered_frames(60))
+    assert probe(str(path)).declared_frames == 60
+    row = probe(str(truncate(path, 0.5)))
+    assert 0 < row.frames < 50 < row.declared_frames <= 61
+
+
+@pytest.mark.parametrize("second", [20, 0, 400], ids=["on", "back", "later"])
+@pytest.mark.parametrize("bf", ["0", "2"])
+def test_joined_transport_streams_are_counted_as_they_are_read(tmp_path: Path, second: int, bf: str) -> None:
+    """Time goes on or back at the seam, and the packet before it is flagged corrupt."""
+    parts = []
+    for part, start in enumerate((0, second)):
+        path = tmp_path / f"{part}.ts"
+        stamps = [1000 + 40 * (start + i) for i in range(20)]
+        parts.append(
+            write_video(path, numbered_frames(20, start=20 * part), stamps=stamps, options={"bf": bf}).read_bytes()
+        )
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    row = probe(str(path))
+    truth = [read_number(image) for image in plain(path, None)]
+    assert row.frames == len(truth) >= 39
+    assert check(str(path)).frames == row.frames
+    for start in (0, 7, 16, 25, row.frames - 4):
+        got = read_frames(str(path), np.arange(start, start + 4), None, row.decoder)
+        assert [read_number(image) for image in got] == truth[start : start + 4]
+
+
+def test_an_animated_webp_is_not_called_damaged(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(image) for image in numbered_frames(10)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=40, lossless=True)
+    if av.library_versions["libavformat"][0] > 62:
+        assert probe(str(tmp_path / "a.webp")).frames == 10
+    else:
+        with pytest.raises(VideoError, match=r"^an animated WebP, which PyAV .* cannot decode"):
+            probe(str(tmp_path / "a.webp"))
+    pictures[3].save(tmp_path / "still.webp", lossless=True)
+    assert probe(str(tmp_path / "still.webp")).frames == 1

@@ -183,7 +183,31 @@ def test_a_manifest_knows_its_data_set(tmp_path: Path) -> None:
     for metadata in (None, {"other": "x"}, {"vicc_ray": "no JSON"}, {"vicc_ray": "[1]"}, {"vicc_ray": '{"fold": "1"}'}):
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "old.parquet")
         old = Manifest.read(tmp_path / "old.parquet")
-        assert (old.dataset, old.fold, old.videos) == (None, None, rows)
+        assert (old.dataset, old.fold, len(old)) == (None, None, 1)
+
+
+def test_an_earlier_versions_choice_of_reader_is_not_believed(
+    tmp_path: Path,
+) -> None:
+    """It trusted decord with files that decord reads wrong; PyAV reads all that decord does, and the same."""
+    clips, target = tmp_path / "clips", tmp_path / "m.parquet"
+    clips.mkdir()
+    write_video(clips / "a.mp4", numbered_frames(12))
+    index_videos(str(clips), target, IndexOptions())
+    fresh = Manifest.read(target)
+    assert (fresh.outdated, fresh.videos[0].decoder) == (False, "decord")
+    pq.write_table(pq.read_table(target).replace_schema_metadata({"vicc_ray": "{}"}), target)
+    old = Manifest.read(target)
+    assert (old.outdated, old.videos[0].decoder) == (True, "pyav")
+    # Runs that began with it, and have a copy of it, still know it.
+    old.write(tmp_path / "copy.parquet")
+    copy = Manifest.read(tmp_path / "copy.parquet")
+    assert (copy.outdated, copy.videos) == (True, old.videos)
+    assert copy.fingerprint() == old.fingerprint() == fresh.fingerprint()
+    with console.capture() as told:
+        index_videos(str(clips), target, IndexOptions())
+    assert "written by an earlier version; every video is probed again" in " ".join(told.get().split())
+    assert Manifest.read(target).videos == fresh.videos
 
 
 @pytest.mark.parametrize(

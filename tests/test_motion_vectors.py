@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from videos import shifted_texture, turn, write_video
+from videos import set_matrix, shifted_texture, turn, write_interlaced, write_video
 
 from vicc_ray.data import motion_vectors
 from vicc_ray.data.decode import VideoError, open_video
-from vicc_ray.data.motion_vectors import CELL, is_reference, iterate_motion_vectors, motion_vector_fields
+from vicc_ray.data.motion_vectors import CELL, iterate_motion_vectors, motion_vector_fields
+from vicc_ray.data.nal import is_reference
+from vicc_ray.data.pictures import Orientation
 
 SIZE = (144, 192)
 SHIFT = (3.0, -1.5)
@@ -30,6 +32,10 @@ FILES: dict[str, tuple[str, str, dict[str, str]]] = {
     "mpeg4": ("mpeg4", "e.avi", {}),
     "mpeg4 with B-frames": ("mpeg4", "f.mp4", {"bf": "2"}),
     "mpeg2 with B-frames": ("mpeg2video", "g.mkv", {"bf": "2"}),
+    "snow": ("snow", "h.avi", {"strict": "experimental"}),
+    "snow, two references": ("snow", "i.nut", {"strict": "experimental", "refs": "2"}),
+    "rv20": ("rv20", "j.rm", {}),
+    "interlaced h264": ("libx264", "k.mp4", {"x264-params": "tff=1"}),
 }
 
 
@@ -48,6 +54,57 @@ def test_shifts_are_found(name: str, tmp_path: Path) -> None:
     inner = fields[:, 16:-16, 16:-16]
     error = np.abs(inner.mean((1, 2)) - SHIFT).max(1)
     assert error.max() < 0.5, error
+
+
+def test_all_intra_marks_are_not_believed(tmp_path: Path) -> None:
+    """AVI marks every picture of H.261 and H.263 as a key; both have vectors."""
+    for codec, size in (("h261", (288, 352)), ("h263", (144, 176))):
+        path = write_video(tmp_path / f"{codec}.avi", shifted_texture(N, *size, *SHIFT), codec)
+        fields = motion_vector_fields(str(path), np.arange(N - 1), size)
+        assert np.abs(fields.mean((0, 1, 2)) - SHIFT).max() < 0.3
+
+
+INTERLACED: dict[str, tuple[str, str, dict[str, str], bool]] = {
+    "h264": ("libx264", "a.mp4", {"x264-params": "ref=1:bframes=0"}, True),
+    "h264, bottom field first": ("libx264", "a.mp4", {"x264-params": "ref=1:bframes=0"}, False),
+    "h264 with B-frames": ("libx264", "a.ts", {"x264-params": "ref=1:bframes=2"}, True),
+    "h264 of several references": ("libx264", "a.mkv", {}, True),
+    "mpeg4": ("mpeg4", "a.avi", {"qscale": "2"}, True),
+}
+
+
+@pytest.mark.parametrize("name", sorted(INTERLACED))
+@pytest.mark.parametrize("motion", [(4.0, 6.0), (0.0, 5.0), (-6.0, 1.0)])
+def test_vectors_of_fields_count_in_frame_lines(name: str, motion: tuple[float, float], tmp_path: Path) -> None:
+    """FFmpeg exports them in field lines (half as much), or doubled twice; half a picture nearer where fields alternate."""
+    codec, file, options, top_first = INTERLACED[name]
+    moments = shifted_texture(2 * N, 192, 256, motion[0] / 2, motion[1] / 2)
+    path = write_interlaced(tmp_path / file, moments, codec, dict(options), top_first)
+    fields = motion_vector_fields(str(path), np.arange(N - 1), (192, 256))
+    assert np.abs(np.median(fields, (0, 1, 2)) - motion).max() < 0.3
+    assert np.abs(fields.mean((0, 1, 2)) - motion).max() < 0.3
+    if codec == "libx264":
+        assert (np.abs(fields - np.array(motion)).max(-1) < 0.75).mean() > 0.9
+        assert np.array_equal(motion_vector_fields(str(path), np.array([13, 7]), (192, 256)), fields[[13, 7]])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "moved"),
+    [
+        ((-1, 0, 0, 1), (-3.0, -1.5)),
+        ((1, 0, 0, -1), (3.0, 1.5)),
+        ((0, 1, 1, 0), (-1.5, 3.0)),
+        ((0, -1, -1, 0), (1.5, -3.0)),
+    ],
+)
+def test_vectors_are_mirrored_with_the_picture(
+    matrix: tuple[int, int, int, int], moved: tuple[float, float], tmp_path: Path
+) -> None:
+    path = set_matrix(_file(tmp_path, "h264"), matrix)
+    size = SIZE if matrix[0] else SIZE[::-1]
+    fields = motion_vector_fields(str(path), np.arange(N - 1), size)
+    assert fields.shape[1:3] == size
+    assert np.abs(fields.mean((0, 1, 2)) - moved).max() < 0.3
 
 
 @pytest.mark.parametrize("name", ["h264", "mpeg4"])
@@ -110,7 +167,7 @@ def test_cells_are_painted_and_filled_as_a_slow_loop_does() -> None:
     vectors["dst_y"] = rng.integers(-1, 14, 30) * 4 + vectors["h"] // 2
     vectors["motion_x"], vectors["motion_y"] = rng.integers(-40, 40, (2, 30))
     vectors["motion_scale"] = 4
-    picture = motion_vectors._Picture(1, vectors, past=2, future=3, height=50, width=70, turns=0)
+    picture = motion_vectors._Picture(1, vectors, past=2, future=3, height=50, width=70, orientation=Orientation())
     seen: dict[tuple[int, int], list[Any]] = {}
     for v in vectors:
         per_frame = -1 / 2 if v["source"] < 0 else 1 / 3

@@ -201,6 +201,7 @@ def test_features_are_made_once_in_one_pass_and_what_is_missing_again(judge: Jud
         ({"clip": {"fps": 5}}, set(NAMES)),
         ({"evaluate": {"windows": "centre"}}, set(NAMES)),
         ({"data": {"decoder": "pyav"}}, set(NAMES)),
+        ({"data": {"interlaced": "deinterlace"}}, set(NAMES)),
         ({"flow": {"bound": 4}}, {"Flow-2"}),
         ({"augment": {"style": "reference"}}, {"Flow-2"}),
         ({"seed": 4}, set()),

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, write_video
+from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, write_interlaced, write_video
 
 from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
+from vicc_ray.data.decode import read_frames
 from vicc_ray.data.manifest import VideoError, VideoRow, probe
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import Clips, positions, read_clips
@@ -113,7 +114,7 @@ def test_a_reader_gives_what_reading_here_gives(tmp_path: Path, reader: ClipRead
     first = reader.pid
     with pytest.raises(VideoError, match="no such file"):
         reader.read(replace(video, video=str(tmp_path / "gone.mp4")), [0], BOTH)
-    with pytest.raises(VideoError, match=r"frame \d+ was asked for, but the file holds 20"):
+    with pytest.raises(VideoError, match=r"frame \d+ was requested, but the file holds 20"):
         reader.read(replace(video, frames=90), [80], BOTH)
     assert reader.pid == first, "a reason is no crash"
     reader.close()
@@ -148,6 +149,17 @@ def test_pyav_can_be_asked_for(tmp_path: Path) -> None:
         reader = ClipReader(clip, FlowConfig(), DataConfig(decoder=decoder))  # type: ignore[arg-type]
         assert (numbers(reader.read(video, [5], ("rgb",))) == [[5, 6, 7, 8]]) == right
         reader.close()
+
+
+def test_interlaced_pictures_are_read_as_the_experiment_says(tmp_path: Path) -> None:
+    path = write_interlaced(tmp_path / "a.mp4", shifted_texture(16, 96, 128, 6.0, 0.0), "libx264", {"qp": "0"})
+    video, seen = row_of(path), []
+    for choice in ("weave", "deinterlace"):
+        reader = ClipReader(clip_config(), FlowConfig(), DataConfig(interlaced=choice))  # type: ignore[arg-type]
+        seen.append(reader.read(video, [2], ("rgb",))["rgb"][0])
+        assert np.array_equal(seen[-1], read_frames(str(path), np.arange(2, 6), SIZE, "pyav", choice))  # type: ignore[arg-type]
+        reader.close()
+    assert not np.array_equal(*seen)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system tells no process's memory")

@@ -102,13 +102,31 @@ def write_video(
 
 def turn(path: Path, clockwise: int) -> Path:
     """Write into an MP4's track header that the picture is to be shown turned clockwise by 90, 180 or 270 degrees."""
+    return set_matrix(path, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[clockwise])
+
+
+def set_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write a display matrix (a, b, c, d) into an MP4's track header: x' = a x + c y, y' = b x + d y."""
     data = bytearray(path.read_bytes())
-    matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[clockwise]
     a, b, c, d = (value * 0x10000 for value in matrix)
     place = data.index(b"tkhd") + 4 + 40  # after the box's name: version, times, ids, layer, volume
     data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
     path.write_bytes(data)
     return path
+
+
+def write_interlaced(
+    path: Path, moments: NDArray[np.uint8], codec: str, options: dict[str, str], top_first: bool = True
+) -> Path:
+    """Frame i has its earlier field from picture 2 i of `moments` and its later one from picture 2 i + 1; marked interlaced."""
+    first = 0 if top_first else 1
+    frames = moments[::2].copy()
+    frames[:, 1 - first :: 2] = moments[1::2, 1 - first :: 2]
+    marks = {
+        "libx264": {"x264-params": f"{'tff' if top_first else 'bff'}=1:{options.pop('x264-params', '')}"},
+        "dvvideo": {},
+    }
+    return write_video(path, frames, codec, options=marks.get(codec, {"flags": "+ildct+ilme"}) | options)
 
 
 def truncate(path: Path, keep: float) -> Path:

@@ -187,7 +187,7 @@ def flow(
     where = store or asked.flow.store
     if where is None:
         raise UserError("--store: is not set; name a folder or URI for the flow, for example --store flow/tvl1")
-    options = FlowOptions(workers, gpu, address, verbose, asked.data.max_refused)
+    options = FlowOptions(workers, gpu, address, verbose, asked.data.max_refused, asked.data.interlaced)
     store_flow(Manifest.read(manifest), where, asked.flow, asked.clip.decode_size, options)
     console.print(f"train with it: --set flow.source=store --set flow.store={where}", markup=False)
 

@@ -139,6 +139,11 @@ class DataConfig(Section):
     decoder: Literal["auto", "pyav"] = Field(
         "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
     )
+    interlaced: Literal["weave", "deinterlace"] = Field(
+        "weave",
+        description="pictures marked interlaced: weave: both fields as one picture, right for progressive films in a broadcast; "
+        "deinterlace: their top fields alone, so that motion has no combs",
+    )
     decode_timeout: float = Field(60, gt=0, description="seconds after which a video's decoder counts as hung")
     max_pixels: int = Field(
         MAX_PIXELS, gt=0, description="pixels of a picture (8192 x 4352) above which a video counts as unreadable"

@@ -13,6 +13,7 @@ from vicc_ray.data.flow_store import FlowStore
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure
 from vicc_ray.data.jobs import run_on_cluster
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.pictures import Interlaced
 from vicc_ray.errors import UserError
 from vicc_ray.progress import Counter
 from vicc_ray.session import job_session
@@ -31,12 +32,14 @@ class StoreVideo:
     algorithm: str
     weights: str | None
     device: str
+    interlaced: Interlaced
 
     def __call__(self, row: VideoRow) -> int:
         """Stores the fields of a video; returns its frames."""
         store = self.store
         bound_pixels(max(MAX_PIXELS, row.width * row.height))  # whoever indexed it has decided
-        store.write(row, compute_codes(row, self.algorithm, store.size, store.bound, self.weights, self.device))
+        how = (self.algorithm, store.size, store.bound, self.weights, self.device)
+        store.write(row, compute_codes(row, *how, interlaced=self.interlaced))
         return row.frames
 
 
@@ -49,6 +52,7 @@ class FlowOptions:
     address: str | None = None
     verbose: bool = False
     max_refused: float = 0.01
+    interlaced: Interlaced = "weave"
 
 
 def store_flow(
@@ -58,14 +62,15 @@ def store_flow(
 
     UserError where the store holds other fields, and at the end where too many videos could not be done.
     """
-    store = FlowStore.create(folder, fingerprint(flow.algorithm, flow.weights), flow.bound, size)
+    store = FlowStore.create(folder, fingerprint(flow.algorithm, flow.weights, options.interlaced), flow.bound, size)
     left = store.missing(manifest.videos)
     there = len({row.content_hash for row in manifest.videos}) - len(left)
     if there:
         console.print(f"{folder}: {there} videos are there already")
     failures: list[tuple[str, str]] = []
     if left:
-        function = StoreVideo(store, flow.algorithm, flow.weights, "cuda" if options.use_gpu else "cpu")
+        device = "cuda" if options.use_gpu else "cpu"
+        function = StoreVideo(store, flow.algorithm, flow.weights, device, options.interlaced)
         with (
             quiet(scratch_log("flow"), options.verbose),
             job_session(options.workers, options.use_gpu, options.address, options.verbose) as actors,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,9 @@ def _known(out: str | Path) -> dict[str, VideoRow]:
         earlier = Manifest.read(out)
     except UserError as error:
         console.print(f"note: {error}; every video is probed again", markup=False)
+        return {}
+    if earlier.outdated:
+        console.print(f"note: {out} was written by an earlier version; every video is probed again", markup=False)
         return {}
     return {row.video: row for row in [*earlier.videos, *earlier.refused]}
 

@@ -1,8 +1,8 @@
 """Frames from a video file: decord where it can be trusted, PyAV everywhere else.
 
-Two facts shape this file. decord is the faster reader, but of a container without an index, of a file whose packets do
-not all hold a frame, or of a codec that it does not know it returns other frames than the asked ones without a word, so
-`vicc_ray.data.manifest.probe` decides once for each video which reader is right for it. And a header's frame count is a
+Two facts shape this file. decord is the faster reader, but of many files (`vicc_ray.data.inspection` says which) it
+returns other frames than the requested ones without an error, so `vicc_ray.data.manifest.probe` decides once for each
+video which reader is right for it; their images are equal (`vicc_ray.data.pictures`). And a header's frame count is a
 claim: here frame i is the i-th picture that the file shows, counted over its packets or over its decoded pictures.
 
 Shapes: n frames, H rows, W columns; images are uint8 RGB [n, H, W, 3], the right way up.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -27,6 +27,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vicc_ray.config import MAX_PIXELS
+from vicc_ray.data.pictures import Images, Interlaced, to_image
 from vicc_ray.errors import UserError
 from vicc_ray.storage import local_copy
 
@@ -40,7 +41,6 @@ _ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else
 
 _bound = MAX_PIXELS  # see `bound_pixels`
 
-Images = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 
@@ -57,8 +57,9 @@ class Timeline:
     """What a file's packets promise.
 
     `stamps`: int64 [n], presentation times in units of `time_base` seconds, ascending, one a frame; 0..n-1 where the
-    file has none or repeats them (`exact` is then false). `keys`: int64 [k], the frames at which decoding can start.
-    `open_gops`: after some key come pictures that are shown before it and lean on the stretch before (x265's default).
+    file has none, repeats them or goes back in time (`exact` is then false). `keys`: int64 [k], the frames at which
+    decoding can start. `open_gops`: after some key come pictures that are shown before it and lean on the stretch before
+    (x265's default).
     """
 
     stamps: Indices
@@ -127,6 +128,10 @@ def open_video(video: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _picture_stream(container: InputContainer) -> VideoStream:
+    if container.format.name == "webp_pipe" and _is_animated_webp(container.name):
+        raise VideoError(
+            f"an animated WebP, which PyAV {av.__version__} cannot decode (PyAV 19 can); make an MP4 or a GIF of it"
+        )
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not moving:
         kinds = sorted({stream.type for stream in container.streams})
@@ -146,20 +151,34 @@ def _check_size(stream: VideoStream) -> None:
         )
 
 
+def _is_animated_webp(path: str) -> bool:
+    """FFmpeg 8 opens these as still pictures and finds no picture in them."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
 def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:
-    """Walk all packets, decoding none. Left out: what is never shown (edit lists), cut off or before the first key."""
+    """Walk all packets, decoding none. Left out: what is never shown (edit lists) and what comes before the first key.
+
+    Packets flagged corrupt count: the decoder is handed them, and mostly makes a picture of them.
+    """
     # A four-hour video has half a million packets: numbers in arrays, not objects in lists.
     stamps, flags = array("q"), bytearray()
-    shown, keyed, open_gops = 0, False, False
+    shown, keyed, open_gops, joined = 0, False, False, False
     last_key: int | None = None
+    latest: int | None = None
     try:
         for packet in container.demux(stream):
             keyed = keyed or packet.is_keyframe
-            if packet.size and keyed and not packet.is_discard and not packet.is_corrupt:
+            if packet.size and keyed and not packet.is_discard:
                 shown += 1
                 if packet.pts is not None:
                     stamps.append(packet.pts)
                     flags.append(packet.is_keyframe)
+                    # A key is shown after all that comes before it in the file; where not, another recording begins.
+                    joined = joined or (packet.is_keyframe and latest is not None and packet.pts < latest)
+                    latest = packet.pts if latest is None else max(latest, packet.pts)
                     last_key = packet.pts if packet.is_keyframe else last_key
                     open_gops = open_gops or (last_key is not None and packet.pts < last_key)
     except av.error.FFmpegError:
@@ -168,7 +187,7 @@ def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:
     unordered = np.array(stamps, np.int64)
     order = np.argsort(unordered, kind="stable")
     ordered = unordered[order]
-    if len(ordered) != shown or (np.diff(ordered) == 0).any():
+    if joined or len(ordered) != shown or (np.diff(ordered) == 0).any():
         return Timeline(np.arange(shown), np.zeros(1, np.int64), False, base)
     # Pictures shown before the first key refer to what is not in the file.
     late = ordered >= unordered[:1]
@@ -214,31 +233,19 @@ def decode_from(video: str, timeline: Timeline, start: int) -> Iterator[VideoFra
             raise VideoError(f"damaged: decoding stops {where} ({error.strerror})") from error
 
 
-def rotation_of(frame: VideoFrame) -> int:
-    """How far the picture must be turned clockwise to stand upright: 0, 90, 180 or 270 degrees."""
-    return round(-frame.rotation / 90) % 4 * 90
-
-
-def to_image(frame: VideoFrame, size: tuple[int, int] | None) -> Images:
-    """One decoded picture as uint8 RGB [H, W, 3], upright; `size` is the upright (H, W), None keeps the file's."""
-    turns = rotation_of(frame) // 90
-    height, width = size or (None, None)
-    if turns % 2:
-        height, width = width, height
-    # Bilinear is decord's filter too: the two readers agree to a grey level or so.
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR")
-    image: Images = np.rot90(scaled.to_ndarray(), -turns)
-    return image
-
-
 def read_frames(
-    video: str, indices: Indices, size: tuple[int, int] | None = None, decoder: Decoder = "decord"
+    video: str,
+    indices: Indices,
+    size: tuple[int, int] | None = None,
+    decoder: Decoder = "decord",
+    interlaced: Interlaced = "weave",
 ) -> Images:
     """The frames `indices` of one video: int64 [n] -> uint8 RGB [n, H, W, 3], upright, scaled while decoding.
 
     Indices count the pictures that the file shows, from 0; they may repeat and stand in any order, and only the range
     that they span is decoded, by one thread. `size` is (H, W) of the upright picture; None keeps the file's. `decoder`
-    is the manifest's choice for this video; where decord fails, PyAV is asked. Nothing is kept open after the call.
+    is the manifest's choice for this video; where decord fails, PyAV reads it. `interlaced`: see
+    `vicc_ray.data.pictures`; videos for decord have no interlaced pictures. Nothing is kept open after the call.
 
     Raises `VideoError` where the file cannot deliver every one of these frames.
     """
@@ -252,8 +259,25 @@ def read_frames(
     with fetched(video) as path:
         images = _read_decord(path, wanted, size) if decoder == "decord" else None
         if images is None:
-            images = _read_pyav(path, wanted, size, sequential=decoder == "pyav-sequential")
+            images = _read_pyav(path, wanted, _Look(size, interlaced), sequential=decoder == "pyav-sequential")
     return images if np.array_equal(places, np.arange(len(wanted))) else images[places]
+
+
+def open_decord(path: str, size: tuple[int, int] | None) -> Any:
+    """decord's reader of a local file at a size (H, W), None keeps the file's; None where it has none to be used."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    if size is not None:
+        with open_video(path) as (_, stream):
+            # Where it scales the width alone it puts colour half a line beside the picture.
+            if stream.height == size[0] and stream.width != size[1]:
+                return None
+    height, width = size or (-1, -1)
+    try:
+        return decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    except (decord.DECORDError, RuntimeError):
+        return None
 
 
 def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Images | None:
@@ -262,12 +286,10 @@ def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Im
 
     if not os.path.isfile(path):
         raise VideoError("no such file")
-    decord.logging.set_level(decord.logging.QUIET)
-    height, width = size or (-1, -1)
+    reader = open_decord(path, size)
+    if reader is None or wanted[-1] >= len(reader):
+        return None
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
-        if wanted[-1] >= len(reader):
-            return None
         images: Images = reader.get_batch(wanted.tolist()).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError):
         return None
@@ -276,19 +298,35 @@ def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Im
     return images if right else None
 
 
-def _read_pyav(path: str, wanted: Indices, size: tuple[int, int] | None, sequential: bool) -> Images:
+@dataclass(frozen=True)
+class _Look:
+    """How pictures become images."""
+
+    size: tuple[int, int] | None
+    interlaced: Interlaced
+
+    def image(self, frame: VideoFrame) -> Images:
+        return to_image(frame, self.size, self.interlaced)
+
+
+def _read_pyav(path: str, wanted: Indices, look: _Look, sequential: bool) -> Images:
     timeline = timeline_of(path)
-    if wanted[-1] >= len(timeline):
-        raise VideoError(f"frame {wanted[-1]} was asked for, but the file holds {len(timeline)}")
     if timeline.exact and not sequential:
+        if wanted[-1] >= len(timeline):
+            raise _beyond(int(wanted[-1]), len(timeline))
         key = int(np.searchsorted(timeline.keys, wanted[0], side="right")) - 1
-        # Containers without an index (MPEG-TS, -PS) land past the asked key, but hardly past three.
+        # Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
         for start in timeline.keys[[key, max(key - 2, 0)]]:
             try:
-                return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, size, len(timeline))
+                return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, look, len(timeline))
             except _StampsDisagree:
                 pass
-    return _collect(enumerate(decode_from(path, timeline, 0)), wanted, size, len(timeline))
+    # Frames are what decoding shows, as indexing counted them: packets may promise more or fewer.
+    return _collect(enumerate(decode_from(path, timeline, 0)), wanted, look, len(timeline))
+
+
+def _beyond(frame: int, frames: int) -> VideoError:
+    return VideoError(f"frame {frame} was requested, but the file holds {frames}")
 
 
 def _located(path: str, timeline: Timeline, start: int, wanted: int) -> Iterator[tuple[int, VideoFrame]]:
@@ -310,18 +348,19 @@ def _located(path: str, timeline: Timeline, start: int, wanted: int) -> Iterator
     raise _StampsDisagree  # the wanted ones did not come; counting from the start says why
 
 
-def _collect(
-    frames: Iterator[tuple[int, VideoFrame]], wanted: Indices, size: tuple[int, int] | None, promised: int
-) -> Images:
-    """The `wanted` (ascending) of numbered frames; `promised`: how many the file was said to have."""
+def _collect(frames: Iterator[tuple[int, VideoFrame]], wanted: Indices, look: _Look, promised: int) -> Images:
+    """The `wanted` (ascending) of numbered frames; `promised`: how many packets there are."""
     images: list[Images] = []
+    index = -1
     for index, frame in frames:
         if index == wanted[len(images)]:
-            images.append(to_image(frame, size))
+            images.append(look.image(frame))
             if images[0].shape != images[-1].shape:
                 raise VideoError(f"the picture's size changes at frame {index}; give a size to scale all frames to")
         if len(images) == len(wanted):
             return np.stack(images)
+    if index + 1 >= promised:
+        raise _beyond(int(wanted[-1]), index + 1)
     raise VideoError(
         f"decoding ended before frame {wanted[len(images)]} of {promised}: the file is cut short or damaged"
     )

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vicc_ray.data import motion_vectors, raft, tvl1
+from vicc_ray.data.pictures import RULES, Interlaced
 from vicc_ray.errors import UserError
 
 Field = NDArray[np.float32]
@@ -74,8 +75,9 @@ def flow_between(
     return flow
 
 
-def fingerprint(algorithm: str, weights: str | None = None) -> str:
-    """All that decides the algorithm's numbers, as one line of JSON: its name, parameters and library's version.
+def fingerprint(algorithm: str, weights: str | None = None, interlaced: Interlaced = "weave") -> str:
+    """All that decides the algorithm's numbers, as one line of JSON: its name, parameters and library's version, and how
+    pictures are made (`interlaced` among it) where it compares pictures.
 
     For `raft` the file `weights` is read and its hash is among them; `UserError` where it is missing or not RAFT's.
     """
@@ -88,6 +90,8 @@ def fingerprint(algorithm: str, weights: str | None = None) -> str:
         decides = motion_vectors.identity()
     else:
         decides = {"opencv": cv2.__version__, **OPENCV[algorithm].parameters}
+    if algorithm != MOTION_VECTORS:
+        decides |= {"pictures": RULES, "interlaced": interlaced}
     return json.dumps({"algorithm": algorithm, **decides}, sort_keys=True)
 
 

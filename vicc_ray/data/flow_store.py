@@ -31,6 +31,7 @@ from vicc_ray import storage
 from vicc_ray.config import FlowConfig
 from vicc_ray.data.decode import Indices, VideoError
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.pictures import Interlaced
 from vicc_ray.errors import UserError
 
 Codes = NDArray[np.uint8]
@@ -152,7 +153,9 @@ class FlowStore:
             yield chunk
 
 
-def check_stored(flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRow]) -> None:
+def check_stored(
+    flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRow], interlaced: Interlaced = "weave"
+) -> None:
     """UserError where the experiment reads its flow from a store that is absent, holds other flow, or lacks videos.
 
     The library that measured it may be another version than the one here: what is stored is what counts.
@@ -160,11 +163,13 @@ def check_stored(flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRo
     if flow.source != "store" or flow.store is None:
         return
     store = FlowStore.open(flow.store)
-    made_by = json.loads(store.fingerprint)["algorithm"]
+    made_from = json.loads(store.fingerprint)
+    made_by = made_from["algorithm"]
     for name, there, here in (
         ("flow.algorithm", made_by, flow.algorithm),
         ("flow.bound", store.bound, flow.bound),
         ("clip.decode_size", list(store.size), list(size)),
+        ("data.interlaced", made_from.get("interlaced", interlaced), interlaced),
     ):
         if there != here:
             raise UserError(
@@ -172,9 +177,10 @@ def check_stored(flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRo
             )
     missing = store.missing(rows)
     if missing:
+        how = "" if interlaced == "weave" else f" --set data.interlaced={interlaced}"
         raise UserError(
             f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}); fill it "
-            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}'"
+            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}{how}'"
         )
 
 

@@ -1,41 +1,49 @@
-"""What is really in a video file, and which reader returns its frames right: asked of the packets and of the decoder.
+"""What is really in a video file, and which reader returns its frames right, from its packets and from decoding it.
 
-A header's claims are noted, never believed. Pictures are compared at SAMPLE_SIZE, uint8 RGB [32, 32, 3].
+A header's claims are noted, never believed. decord reads only what it was seen to read right in every window of made files
+(`DECORD`, `_plain`, `_fresh_starts`), and of that only files whose pictures prove it: decord's and PyAV's are equal bit for
+bit where this is so, hence no tolerance in which a wrong frame of a quiet scene could hide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vicc_ray.data import nal
 from vicc_ray.data.clips import STAMP_TOLERANCE
 from vicc_ray.data.decode import (
     Decoder,
-    Images,
     Timeline,
     VideoError,
     decode_from,
+    open_decord,
     open_video,
     read_timeline,
-    rotation_of,
-    to_image,
 )
+from vicc_ray.data.pictures import Images, Orientation, orientation_of, to_image
 
+# Counts changes of what is found in one and the same file; what was found by other rules is not taken over.
+RULES = 2
 # One packet of these is one picture. Others (MPEG-4 part 2 has empty pictures, VP8 hidden ones) are decoded whole,
 # once, to count.
 ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mjpeg", "ffv1", "png"}
-# decord seeks by an index; in containers without one (MPEG-PS, -TS) it was seen to be 12 frames off from the start.
-# Those have no header with a length either: what FFmpeg tells of them it measured itself.
+# These have a header with a length. Of others (MPEG-PS, -TS) FFmpeg measures it itself.
 INDEXED_CONTAINERS = {"mov", "matroska", "avi"}
-SAMPLE_SIZE = (32, 32)
-# Mean grey levels between decord's and PyAV's picture at that size: rounding gives up to 3, 10-bit sources included.
-SAME_PICTURE = 5.0
-# By so many grey levels a picture may be nearer to its neighbour in time than to itself before it is taken for it.
-NEIGHBOUR = 0.2
+# Where decord lands right after a seek, whatever the distance of key pictures and with B-frames. In AVI, which numbers
+# packets and not pictures, it answers requests for later frames of H.264 and MPEG-2 with those of the first second; MPEG-TS
+# and -PS have no index at all; H.264 in Matroska has marks of key pictures that are none.
+DECORD = {"mov": {"h264", "hevc", "vp9"}, "matroska": {"vp8", "vp9"}}
+# Its conversion of other formats (10 bit, 4:2:2) to RGB differs from PyAV's by several grey levels.
+DECORD_FORMATS = {"yuv420p", "yuvj420p"}
+# (H, W) at which the first picture of both readers is compared; all others are at the file's size.
+SCALED = (128, 171)
 # Frames: a video or a stretch longer than this (a quarter of an hour) is tried at its ends, not decoded whole.
 LONG = 25_000
 # Frames tried at the head of such a video.
@@ -66,67 +74,101 @@ def inspect(path: str, every: bool) -> Findings:
 
     Decodes the first picture and the stretch after the last key frame (where a cut or damaged file shows itself); all
     pictures where packets do not tell their number, or with `every`. Of a very long video only the ends are decoded,
-    unless `every` asks for all. decord is chosen where its pictures are PyAV's there.
+    unless `every` asks for all. decord is chosen where it can be (`_plain`) and its pictures are PyAV's there.
     """
     with open_video(path) as (container, stream):
         timeline = read_timeline(container, stream)
         codec = stream.codec_context.codec.canonical_name
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         indexed = bool(INDEXED_CONTAINERS.intersection(container.format.name.split(",")))
-        claim = _claim(container, stream) if indexed else _Claim(stream.frames, 0)
+        declared = stream.frames
+        promised = _promised_seconds(container, stream) if indexed and not declared else 0.0
+        plain = _plain(container, stream, codec)
     if not len(timeline):
         raise VideoError("the video stream holds no whole picture")
-    # After a seek into an open GOP decord is a frame off, which a quiet video would not show.
-    twin = _Decord(path) if indexed and not timeline.open_gops else None
+    twin = _Decord(path) if plain and timeline.exact and not timeline.open_gops else None
+    if twin is not None and codec in nal.CODECS and not twin.lands_on(_fresh_starts(path, timeline)):
+        twin = None
     whole = every or not timeline.exact or (codec not in ONE_PICTURE_A_PACKET and len(timeline) <= LONG)
     look = _look(path, timeline, whole, twin if every else None)
-    # decord skips by time stamps: where they do not hold it returns a neighbour of the asked frame.
-    right = twin is not None and look.stamps_hold and twin.agrees(look)
+    # decord skips by time stamps: where they do not hold it returns a neighbour of the requested frame.
+    right = twin is not None and look.plain and look.stamps_hold and twin.agrees(look)
     fps, constant_rate = _rate(timeline, rate, look.stamps_hold)
     return Findings(
         frames=look.frames,
-        declared_frames=look.frames if abs(look.frames - claim.frames) <= claim.within else claim.frames,
+        declared_frames=declared or _declared(timeline, promised, look.frames, rate or fps),
         fps=fps,
         constant_rate=constant_rate,
         width=look.width,
         height=look.height,
-        rotation=look.rotation,
+        rotation=look.orientation.degrees,
         duration_seconds=look.frames / fps if fps else 0.0,
         codec=codec,
         decoder="decord" if right else "pyav" if look.stamps_hold else "pyav-sequential",
     )
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """A header's number of frames (0: none is given) and by how many frames it can be off without lying."""
+def _plain(container: InputContainer, stream: VideoStream, codec: str) -> bool:
+    """Whether decord reads such files right: one stream of pictures of a kind that it was tried on.
 
-    frames: int
-    within: int
+    Of several streams it takes the one with the highest bit rate.
+    """
+    return (
+        any(codec in DECORD.get(name, ()) for name in container.format.name.split(","))
+        and len(container.streams.video) == 1
+        and stream.codec_context.pix_fmt in DECORD_FORMATS
+    )
 
 
-def _claim(container: InputContainer, stream: VideoStream) -> _Claim:
-    if stream.frames:
-        return _Claim(stream.frames, 0)
-    seconds = 0.0
+def _fresh_starts(path: str, timeline: Timeline) -> set[int]:
+    """The frames with which a decoder of H.264 or HEVC can begin and lacks nothing: no leading pictures, no gradual refresh."""
+    with open_video(path) as (container, stream):
+        codec = stream.codec_context.codec.canonical_name
+        length = nal.length_bytes(codec, stream.codec_context.extradata or b"")
+        return {
+            int(np.searchsorted(timeline.stamps, packet.pts))
+            for packet in container.demux(stream)
+            if packet.pts is not None and packet.is_keyframe and nal.starts_afresh(codec, bytes(packet), length)
+        }
+
+
+def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """When the header of a file that counts no frames says that the pictures end; 0.0: it does not say it."""
     if stream.duration and stream.time_base:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration and len(container.streams) == 1:  # of several streams it may be another's
-        seconds = container.duration / 1e6
-    # A duration tells the number of frames to within one.
-    return _Claim(round(seconds * float(stream.average_rate or 0)), 1)
+        return float(stream.duration * stream.time_base)
+    if container.duration and len(container.streams) == 1:  # of several streams it may be another's
+        return float(container.duration / 1e6)
+    return 0.0
+
+
+def _declared(timeline: Timeline, promised: float, frames: int, rate: float) -> int:
+    """The number of frames that a header means that tells an end (seconds), a rate and no number; 0: nothing can be told of it.
+
+    The last picture may be shown as long as any other: a header that is off by no more than that is honest.
+    """
+    if not promised or not timeline.exact or len(timeline) < 2:
+        return 0
+    first, last = (float(timeline.stamps[place]) * timeline.time_base for place in (0, -1))
+    longest = float(np.diff(timeline.seconds).max())
+    honest = abs(promised - (last + 1 / rate)) <= longest
+    return frames if honest else max(round((promised - first) * rate), 1)
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What decoding showed: pictures, whether their time stamps are the packets', some of them at `SAMPLE_SIZE`."""
+    """What decoding showed: pictures, whether their time stamps are the packets', digests of some of them.
+
+    `plain`: none is interlaced, turned or mirrored. `first`: the first picture at `SCALED`.
+    """
 
     frames: int
     width: int
     height: int
-    rotation: int
+    orientation: Orientation
     stamps_hold: bool
-    samples: dict[int, Images]
+    plain: bool
+    first: Images
+    samples: dict[int, bytes]
 
 
 def _look(path: str, timeline: Timeline, whole: bool, twin: _Decord | None) -> _Look:
@@ -137,16 +179,43 @@ def _look(path: str, timeline: Timeline, whole: bool, twin: _Decord | None) -> _
     first = next(decode_from(path, timeline, 0), None)
     if first is None:
         raise VideoError("no picture can be decoded")
-    frames, hold, samples = len(timeline), False, {0: to_image(first, SAMPLE_SIZE)}
+    orientation = orientation_of(first)
+    samples = _Samples(twin, orientation == Orientation())
+    samples.take(0, first)
+    frames, hold = len(timeline), False
     if not whole:
-        tried = [_decode(path, timeline, *ends, samples, twin)[1] for ends in _stretches(timeline)]
+        tried = [_decode(path, timeline, *ends, samples)[1] for ends in _stretches(timeline)]
         # Where seeking to a long video's end misses it, its head tells about the time stamps.
         hold = tried[0] if frames > LONG else all(tried)
     if not hold:
-        samples = {0: samples[0]}
-        frames, hold = _decode(path, timeline, 0, frames, samples, twin)
-    height, width = to_image(first, None).shape[:2]
-    return _Look(frames, width, height, rotation_of(first), hold, samples)
+        samples.digests.clear()
+        frames, hold = _decode(path, timeline, 0, frames, samples)
+    height, width = orientation.stored((first.height, first.width))
+    scaled = to_image(first, SCALED)
+    return _Look(frames, width, height, orientation, hold, samples.plain, scaled, samples.digests)
+
+
+class _Samples:
+    """Digests of pictures at the file's size, to be compared with decord's; `twin` is shown all that are decoded.
+
+    `plain` turns false at the first interlaced picture.
+    """
+
+    def __init__(self, twin: _Decord | None, plain: bool) -> None:
+        self.twin, self.plain = twin, plain
+        self.digests: dict[int, bytes] = {}
+
+    def see(self, index: int, frame: VideoFrame, wanted: bool) -> None:
+        """The next picture in order; its digest is kept where `wanted`."""
+        self.plain = self.plain and not frame.interlaced_frame
+        if wanted or (self.twin is not None and self.plain):
+            digest = self.take(index, frame) if wanted else _digest(to_image(frame, None))
+            if self.twin is not None:
+                self.twin.see(index, digest)
+
+    def take(self, index: int, frame: VideoFrame) -> bytes:
+        self.digests[index] = _digest(to_image(frame, None))
+        return self.digests[index]
 
 
 def _stretches(timeline: Timeline) -> list[tuple[int, int]]:
@@ -161,111 +230,105 @@ def _key_before(timeline: Timeline, frame: int) -> int:
     return int(timeline.keys[max(int(np.searchsorted(timeline.keys, frame, side="right")) - 1, 0)])
 
 
-def _decode(
-    path: str, timeline: Timeline, start: int, stop: int, samples: dict[int, Images], twin: _Decord | None
-) -> tuple[int, bool]:
+def _decode(path: str, timeline: Timeline, start: int, stop: int, samples: _Samples) -> tuple[int, bool]:
     """Decode frames `start` to `stop`, or to the file's end where that is promised to be `stop`: how many; as promised?
 
     Adds to `samples` the last picture and the runs that show where decord's seeking lands: from about the last key on,
-    with a `twin` also from other places.
+    and from other places where all are decoded for a twin.
     """
     frames = len(timeline)
     landings = [_key_before(timeline, frames - RUN)]
-    if twin is not None:
+    if samples.twin is not None:
         landings += np.random.default_rng(frames).integers(0, frames, LANDINGS).tolist()
     wanted = {landing + step for landing in landings for step in range(RUN)}
     shown, hold, last = 0, timeline.exact, None
     for index, last in enumerate(decode_from(path, timeline, start), start):
         hold = hold and index < frames and last.pts == timeline.stamps[index]
-        if index in wanted or twin is not None:
-            image = to_image(last, SAMPLE_SIZE)
-            if index in wanted:
-                samples[index] = image
-            if twin is not None:
-                twin.see(index, image)
+        samples.see(index, last, index in wanted)
         shown += 1
         if index + 1 == stop < frames:
             break
     if last is not None:
-        samples[start + shown - 1] = to_image(last, SAMPLE_SIZE)
+        samples.take(start + shown - 1, last)
     return shown, hold and shown == stop - start
 
 
 def _rate(timeline: Timeline, declared: float, trusted: bool) -> tuple[float, bool]:
     """Frames a second, and whether frame k may be taken as shown at k / rate.
 
-    The header's rate where the packets' times bear it out, else theirs. Times that decoding does not bear out
-    (not `trusted`) are no reason to leave the even grid.
+    The header's rate where the pictures' times bear it out; else the rate of those times, which are the same in every
+    container, where how long the last picture is shown is not. Times that decoding does not bear out (not `trusted`) are
+    no reason to leave the even grid of the header's rate.
     """
     times = timeline.seconds if timeline.exact else np.zeros(1)
     measured = (len(times) - 1) / float(times[-1]) if times[-1] > 0 else declared
     for rate in (declared, measured):
         if rate > 0 and np.abs(times - np.arange(len(times)) / rate).max() <= STAMP_TOLERANCE:
             return rate, True
-    return declared if abs(declared - measured) <= 0.05 * measured else measured, not trusted
+    near = abs(declared - measured) <= 0.05 * measured
+    return declared if near and not trusted else measured, not trusted
 
 
 class _Decord:
-    """decord's reading of a file, to be compared with PyAV's; opened at the first question.
-
-    A picture must be like PyAV's and no nearer to that before or after it: in a quiet video all look alike.
-    """
+    """decord's reading of a file, to be compared with PyAV's: the same pictures, or it is not used."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._reader: Any = None
+        self._inorder: Any = None
+        self._unused: Any = None  # a reader that has not been anywhere: opening one walks the file
         self._right = True
-        self._before: tuple[Images, Images] | None = None  # decord's and PyAV's picture before the one just seen
 
-    def see(self, index: int, ours: Images) -> None:
+    def lands_on(self, frames: set[int]) -> bool:
+        """Whether all frames that it seeks to are among these."""
+        reader = self._unused = self._open()
+        return self._right and frames.issuperset(int(key) for key in reader.get_key_indices())
+
+    def see(self, index: int, ours: bytes) -> None:
         """Compare the next picture in order."""
-        theirs = self._picture(index)
-        if theirs is None:
-            return
-        before = self._before
-        self._right = _same(theirs, ours, [before[1]] if before else []) and (not before or _same(*before, [ours]))
-        self._before = theirs, ours
+        if self._inorder is None:
+            self._inorder = self._open()
+        self._right = self._right and self._same(self._inorder, index, ours)
 
     def agrees(self, look: _Look) -> bool:
-        """Whether all pictures seen were the same, and the samples are when asked for in a random order."""
-        self._picture(0)
-        if self._reader is None or len(self._reader) != look.frames:
+        """Whether all pictures seen were the same, and so is each run of samples to a reader that begins with it.
+
+        A single picture (the last one) follows the run before it. The first one is compared at `SCALED`.
+        """
+        scaled = self._open(SCALED)
+        if not self._right or len(scaled) != look.frames:
             return False
-        for index in np.random.default_rng(0).permutation(sorted(look.samples)).tolist():
-            theirs = self._picture(index)
-            if theirs is None:
-                return False
-            beside = [look.samples[other] for other in (index - 1, index + 1) if other in look.samples]
-            self._right = _same(theirs, look.samples[index], beside)
+        picture = self._picture(scaled, 0)
+        self._right = picture is not None and np.array_equal(picture, look.first)
+        places, reader = np.array(sorted(look.samples)), None
+        for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+            if not self._right or run.tolist() == [0] != places.tolist():
+                continue
+            if reader is None or len(run) > 1:
+                reader, self._unused = self._unused or self._open(), None
+            self._right = all(self._same(reader, index, look.samples[index]) for index in run.tolist())
         return self._right
 
-    def _picture(self, index: int) -> Images | None:
-        """Picture `index` at `SAMPLE_SIZE`; None where decord has none, or once it was wrong."""
+    def _open(self, size: tuple[int, int] | None = None) -> Any:
+        """A new reader, or () where decord cannot read the file."""
+        reader = open_decord(self._path, size)
+        self._right = self._right and reader is not None
+        return () if reader is None else reader
+
+    def _same(self, reader: Any, index: int, ours: bytes) -> bool:
+        picture = self._picture(reader, index)
+        return picture is not None and _digest(picture) == ours
+
+    def _picture(self, reader: Any, index: int) -> Images | None:
+        """None where decord has none."""
         import decord
 
-        if not self._right:
-            return None
-        height, width = SAMPLE_SIZE
         try:
-            if self._reader is None:
-                decord.logging.set_level(decord.logging.QUIET)
-                cpu = decord.cpu(0)
-                self._reader = decord.VideoReader(self._path, ctx=cpu, width=width, height=height, num_threads=1)
-            image: Images = self._reader[index].asnumpy()
+            image: Images = reader[index].asnumpy()
         except (decord.DECORDError, RuntimeError, IndexError):
-            self._right = False
             return None
         return image
 
 
-def _same(theirs: Images, ours: Images, beside: list[Images]) -> bool:
-    """Whether two readers' pictures are the same one, and not that `beside` it in time."""
-    if theirs.shape != ours.shape:
-        return False
-    distance = _distance(theirs, ours)
-    return distance <= SAME_PICTURE and all(distance <= _distance(theirs, other) + NEIGHBOUR for other in beside)
-
-
-def _distance(one: Images, other: Images) -> float:
-    """Mean absolute difference in grey levels."""
-    return float(np.abs(one.astype(np.int16) - other).mean())
+def _digest(image: Images) -> bytes:
+    """Equal where the pictures are, in size and in every pixel."""
+    return blake2b(image.tobytes(), digest_size=16, key=repr(image.shape).encode()).digest()

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vicc_ray import storage
 from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
-from vicc_ray.data.inspection import inspect
+from vicc_ray.data.inspection import RULES, inspect
 from vicc_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,11 +130,15 @@ class Manifest:
     """The rows of one data set: `videos` can be used, `refused` cannot. Of a path that comes twice the first stays.
 
     `dataset` names it where its layout told (ucf101, hmdb51, kinetics), `fold` is the official split in use; None: nobody
-    knows. Both are for the reader of results and no part of the fingerprint.
+    knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an earlier
+    version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos: its rows name PyAV, but it keeps its
+    fingerprint, so that runs that began with it go on.
     """
 
     def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
         self.dataset, self.fold = dataset, fold
+        self.outdated = False
+        self._recorded: dict[str, Decoder] = {}
         unique: dict[str, VideoRow] = {}
         for row in rows:
             unique.setdefault(row.video, row)
@@ -176,7 +180,9 @@ class Manifest:
         """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie."""
         digest = blake2b(digest_size=16)
         for row in self.videos:
-            digest.update(repr((row.content_hash, row.frames, row.label, row.split, row.group, row.decoder)).encode())
+            digest.update(
+                repr((row.content_hash, row.frames, row.label, row.split, row.group, self._decoder(row))).encode()
+            )
         return digest.hexdigest()
 
     def write(self, path: str | Path) -> None:
@@ -184,8 +190,9 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [asdict(row) for row in [*self.videos, *self.refused]]
-        schema = _schema().with_metadata({_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold})})
+        rows = [asdict(row) | {"decoder": self._decoder(row)} for row in [*self.videos, *self.refused]]
+        origin = {"dataset": self.dataset, "fold": self.fold} | ({} if self.outdated else {"rules": RULES})
+        schema = _schema().with_metadata({_NAME: json.dumps(origin)})
         written = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
         storage.write_bytes(str(path), written.getvalue())
@@ -224,17 +231,34 @@ class Manifest:
                 raise UserError(
                     f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"
                 )
-        return cls((VideoRow(**row) for row in rows), *_origin(table.schema))
+        dataset, fold, rules = _origin(table.schema)
+        manifest = cls((VideoRow(**row) for row in rows), dataset, fold)
+        if rules != RULES:
+            manifest._distrust_decord()
+        return manifest
+
+    def _distrust_decord(self) -> None:
+        self.outdated = True
+        self._recorded = {row.video: row.decoder for row in self.videos if row.decoder == "decord"}
+        self.videos = [replace(row, decoder="pyav") if row.video in self._recorded else row for row in self.videos]
+
+    def _decoder(self, row: VideoRow) -> Decoder:
+        """The reader as the file of an outdated manifest names it."""
+        return self._recorded.get(row.video, row.decoder)
 
 
-def _origin(schema: pa.Schema) -> tuple[str | None, int | None]:
-    """Data set and fold of a file's metadata; None of files that tell nothing, such as those written before."""
+def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
+    """Data set, fold and rules of a file's metadata; None of files that tell nothing, such as those written before."""
     try:
         told = json.loads((schema.metadata or {}).get(_NAME, b"{}"))
-        dataset, fold = told.get("dataset"), told.get("fold")
+        dataset, fold, rules = told.get("dataset"), told.get("fold"), told.get("rules")
     except (ValueError, AttributeError):
-        return None, None
-    return dataset if isinstance(dataset, str) else None, fold if isinstance(fold, int) else None
+        return None, None, None
+    return (
+        dataset if isinstance(dataset, str) else None,
+        fold if isinstance(fold, int) else None,
+        rules if isinstance(rules, int) else None,
+    )
 
 
 def _schema() -> pa.Schema:

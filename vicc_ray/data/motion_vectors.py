@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import av
@@ -29,16 +30,26 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vicc_ray.data.decode import Decoder, Indices, Timeline, VideoError, fetched, open_video, rotation_of, timeline_of
+from vicc_ray.data.decode import Decoder, Indices, Timeline, VideoError, fetched, open_video, timeline_of
+from vicc_ray.data.field_vectors import Luma, Reference, field_velocities, luma_of
+from vicc_ray.data.nal import is_reference, length_bytes
+from vicc_ray.data.pictures import Orientation, orientation_of
 
 Field = NDArray[np.float32]
 
 # Codecs whose decoder in FFmpeg exports vectors, each seen to do so rightly.
 CODECS = frozenset(
-    {"h264", "mpeg1video", "mpeg2video", "mpeg4", "h263", "flv1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"}
+    {
+        *("h264", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
+        *("h261", "h263", "flv1", "rv10", "rv20", "snow"),
+    }
 )
 # FFmpeg keeps no vectors of MPEG-4's B-frames and exports zeros: they count as frames without vectors.
 NO_B_VECTORS = frozenset({"mpeg4"})
+# Interlaced, their blocks may lie in fields, and nothing that FFmpeg exports says so: `field_vectors`.
+FIELD_BLOCKS = frozenset({"h264"})
+# FFmpeg's field orders (AVFieldOrder) with the bottom field shown first.
+BOTTOM_FIELD_FIRST = (3, 4)
 CELL = 4
 REACH = 4
 # References that are remembered: H.264 allows 16.
@@ -49,7 +60,8 @@ REFERENCES = 16
 class _Picture:
     """One decoded picture: FFmpeg's table of vectors (None: there is none to be used) and the file's picture size.
 
-    `past`, `future`: frames to the pictures referred to before and after it.
+    `past`, `future`: frames to the pictures referred to before and after it. `velocities`: float32 [n, 2] pixels a frame,
+    where the vectors alone do not tell them.
     """
 
     index: int
@@ -58,7 +70,16 @@ class _Picture:
     future: int
     height: int
     width: int
-    turns: int
+    orientation: Orientation
+    velocities: Field | None = None
+
+
+# Frame index, picture, distances to the references before and after it, velocities where they had to be found out.
+_Decoded = tuple[int, VideoFrame, int, int, Field | None]
+
+
+class _FieldsMet(Exception):
+    """A picture has blocks in fields: its pixels are needed."""
 
 
 class _StampsDisagree(Exception):
@@ -67,7 +88,7 @@ class _StampsDisagree(Exception):
 
 def identity() -> dict[str, Any]:
     """What decides the numbers: FFmpeg's version and this file's rules."""
-    return {"libavcodec": ".".join(map(str, av.library_versions["libavcodec"])), "reach": REACH, "rules": 1}
+    return {"libavcodec": ".".join(map(str, av.library_versions["libavcodec"])), "reach": REACH, "rules": 2}
 
 
 def motion_vector_fields(video: str, origins: Indices, size: tuple[int, int], decoder: Decoder = "pyav") -> Field:
@@ -113,15 +134,23 @@ def iterate_motion_vectors(video: str, size: tuple[int, int], decoder: Decoder =
 
 
 def _checked_timeline(path: str) -> Timeline:
-    with open_video(path) as (_, stream):
+    with open_video(path) as (container, stream):
         codec = stream.codec_context.codec.canonical_name
-    advice = "use flow.algorithm dis, farneback, tvl1 or raft"
-    if codec not in CODECS:
-        raise VideoError(f"FFmpeg exports no motion vectors of {codec}; {advice}")
-    timeline = timeline_of(path)
-    if len(timeline) > 1 and len(timeline.keys) == len(timeline):
-        raise VideoError(f"every picture is a key frame, so that it holds no motion vectors; {advice}")
+        advice = "use flow.algorithm dis, farneback, tvl1 or raft"
+        if codec not in CODECS:
+            raise VideoError(f"FFmpeg exports no motion vectors of {codec}; {advice}")
+        timeline = timeline_of(path)
+        if len(timeline) > 1 and len(timeline.keys) == len(timeline) and _all_intra(container, stream):
+            raise VideoError(f"every picture is a key frame, so that it holds no motion vectors; {advice}")
     return timeline
+
+
+def _all_intra(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the first pictures are really coded alone: AVI flags all of H.261 and H.263 so, wrongly."""
+    try:
+        return all(frame.pict_type == PictureType.I for frame in islice(container.decode(stream), REFERENCES))
+    except av.error.FFmpegError:
+        return True
 
 
 def _collect(fields: Iterator[tuple[int, Field]], wanted: Indices, size: tuple[int, int]) -> Field:
@@ -178,24 +207,41 @@ def _between(
 
 def _pictures(path: str, timeline: Timeline, start: int, trusted: bool) -> Iterator[_Picture]:
     """Pictures in the order of showing from frame `start` on. Untrusted time stamps: counted, and B-frames have no vectors."""
+    following = start
+    try:
+        for picture in _decoded(path, timeline, start, trusted, rebuilt=False):
+            yield picture
+            following = picture.index + 1
+    except _FieldsMet:
+        for picture in _decoded(path, timeline, start, trusted, rebuilt=True):
+            if picture.index >= following:
+                yield picture
+
+
+def _decoded(path: str, timeline: Timeline, start: int, trusted: bool, rebuilt: bool) -> Iterator[_Picture]:
+    """As `_pictures`; `_FieldsMet` at a picture whose vectors mean nothing without its pixels, where they are not `rebuilt`."""
     with open_video(path) as (container, stream):
         # Vectors come before the pixels are rebuilt; leaving that out halves the time.
-        exporting = {"flags2": "+export_mvs", "skip_idct": "all", "skip_loop_filter": "all"}
+        skipped = {} if rebuilt else {"skip_idct": "all", "skip_loop_filter": "all"}
+        exporting = {"flags2": "+export_mvs", **skipped}
         stream.codec_context.options = stream.codec_context.options | exporting
-        no_b = stream.codec_context.codec.canonical_name in NO_B_VECTORS or not trusted
+        codec = stream.codec_context.codec.canonical_name
+        no_b = codec in NO_B_VECTORS or not trusted
         if start:
             container.seek(int(timeline.stamps[start]), stream=stream)
         try:
             frames = _by_stamps(container, stream, timeline) if trusted else _by_count(container, stream)
+            if codec in FIELD_BLOCKS:
+                frames = _with_references(frames, stream) if rebuilt else _without_fields(frames)
             expected = start
-            for index, frame, past, future in frames:
+            for index, frame, past, future, velocities in frames:
                 if index < start:
                     continue
                 if index != expected:
                     raise _StampsDisagree
-                vectors = None if no_b and frame.pict_type == PictureType.B else _vectors(frame)
-                turns = rotation_of(frame) // 90
-                yield _Picture(index, vectors, past, future, frame.height, frame.width, turns)
+                vectors = None if no_b and frame.pict_type == PictureType.B else _vectors(frame, codec)
+                where = (frame.height, frame.width, orientation_of(frame))
+                yield _Picture(index, vectors, past, future, *where, velocities)
                 expected += 1
             if start and expected == start:
                 raise _StampsDisagree
@@ -203,9 +249,42 @@ def _pictures(path: str, timeline: Timeline, start: int, trusted: bool) -> Itera
             raise VideoError(f"damaged: decoding stops ({error.strerror})") from error
 
 
-def _by_stamps(
-    container: InputContainer, stream: VideoStream, timeline: Timeline
-) -> Iterator[tuple[int, VideoFrame, int, int]]:
+def _without_fields(frames: Iterator[_Decoded]) -> Iterator[_Decoded]:
+    for decoded in frames:
+        if decoded[1].interlaced_frame:
+            raise _FieldsMet
+        yield decoded
+
+
+def _with_references(frames: Iterator[_Decoded], stream: VideoStream) -> Iterator[_Decoded]:
+    """The same with the velocities of interlaced pictures, each held back until the later picture it refers to is there."""
+    lumas: dict[int, Luma] = {}
+    waiting: deque[_Decoded] = deque()
+    for decoded in frames:
+        index, frame, _, _, _ = decoded
+        lumas[index] = luma_of(frame)
+        lumas.pop(index - 2 * REFERENCES, None)
+        waiting.append(decoded)
+        while waiting and (waiting[0][0] + waiting[0][3] in lumas or len(waiting) > REFERENCES):
+            yield _resolved(waiting.popleft(), lumas, stream)
+    while waiting:
+        yield _resolved(waiting.popleft(), lumas, stream)
+
+
+def _resolved(decoded: _Decoded, lumas: dict[int, Luma], stream: VideoStream) -> _Decoded:
+    index, frame, past, future, _ = decoded
+    vectors = _vectors(frame, "h264")
+    if vectors is None or not frame.interlaced_frame:
+        return decoded
+    before, after = (
+        Reference(lumas[place], distance) if place in lumas else None
+        for place, distance in ((index - past, past), (index + future, future))
+    )
+    top_first = int(stream.codec_context.field_order) not in BOTTOM_FIELD_FIRST
+    return index, frame, past, future, field_velocities(vectors, lumas[index], before, after, top_first)
+
+
+def _by_stamps(container: InputContainer, stream: VideoStream, timeline: Timeline) -> Iterator[_Decoded]:
     """(frame index, picture, distance to the reference before it, and after it); the packets' order tells references."""
     order = _DecodingOrder(stream)
     for packet in container.demux(stream):
@@ -218,13 +297,13 @@ def _by_stamps(
                 continue
             if place == len(timeline) or timeline.stamps[place] != frame.pts:
                 raise _StampsDisagree
-            yield place, frame, *order.distances(place)
+            yield place, frame, *order.distances(place), None
 
 
-def _by_count(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoFrame, int, int]]:
+def _by_count(container: InputContainer, stream: VideoStream) -> Iterator[_Decoded]:
     last = 0
     for index, frame in enumerate(container.decode(stream)):
-        yield index, frame, max(index - last, 1), 1
+        yield index, frame, max(index - last, 1), 1, None
         if frame.pict_type != PictureType.B:
             last = index
 
@@ -235,9 +314,7 @@ class _DecodingOrder:
     def __init__(self, stream: VideoStream) -> None:
         context = stream.codec_context
         self._h264 = context.codec.canonical_name == "h264"
-        header = context.extradata or b""
-        # ISO 14496-15: such a header says that units come behind their length; else they come behind start codes.
-        self._length_bytes = (header[4] & 3) + 1 if len(header) > 6 and header[0] == 1 else 0
+        self._length_bytes = length_bytes("h264", context.extradata or b"")
         self._references: deque[int] = deque(maxlen=REFERENCES)
         self._distances: dict[int, tuple[int, int]] = {}
         self._latest = -1
@@ -258,27 +335,24 @@ class _DecodingOrder:
         return self._distances.pop(index, (1, 1))
 
 
-def is_reference(data: bytes, length_bytes: int) -> bool:
-    """Whether an H.264 packet's first slice has nal_ref_idc above 0 (ITU-T H.264, 7.3.1): others may refer to it."""
-    place = 0
-    while place < len(data):
-        if length_bytes:
-            unit = place + length_bytes
-            following = unit + int.from_bytes(data[place:unit], "big")
-        else:
-            code = data.find(b"\0\0\1", place)
-            if code < 0:
-                return False
-            unit = following = code + 3
-        if unit < len(data) and data[unit] & 31 in (1, 2, 5):
-            return bool(data[unit] >> 5 & 3)
-        place = following
-    return False
-
-
-def _vectors(frame: VideoFrame) -> NDArray[Any] | None:
+def _vectors(frame: VideoFrame, codec: str) -> NDArray[Any] | None:
     side = frame.side_data.get("MOTION_VECTORS")
-    return None if side is None else side.to_ndarray()
+    if side is None:
+        return None
+    vectors: NDArray[Any] = side.to_ndarray().copy()
+    if codec == "mpeg4":
+        # Only field blocks are so wide and low there. FFmpeg has them in frame lines already and doubles them once more.
+        vectors["motion_y"][(vectors["w"] == 16) & (vectors["h"] == 8)] //= 2
+    return vectors
+
+
+def _velocities(picture: _Picture, vectors: NDArray[Any]) -> Field:
+    """float32 [n, 2], pixels a frame. FFmpeg: the block at dst is found at dst + motion / scale in what it refers to."""
+    # Snow tells which of the pictures before is meant: -1 is the last one, -2 that before it.
+    past = picture.past * np.maximum(-vectors["source"], 1)
+    per_frame = np.where(vectors["source"] < 0, -1.0 / past, 1.0 / picture.future) / vectors["motion_scale"]
+    velocities = np.stack([vectors["motion_x"], vectors["motion_y"]], -1) * per_frame[:, None]
+    return np.asarray(velocities, np.float32)
 
 
 def _dense(picture: _Picture, size: tuple[int, int]) -> Field | None:
@@ -286,15 +360,20 @@ def _dense(picture: _Picture, size: tuple[int, int]) -> Field | None:
     cells = _cells(picture)
     if cells is None:
         return None
-    height, width = size[::-1] if picture.turns % 2 else size
+    height, width = picture.orientation.stored(size)
     rows = ((np.arange(height) + 0.5) * (picture.height / height)).astype(np.int64) // CELL
     columns = ((np.arange(width) + 0.5) * (picture.width / width)).astype(np.int64) // CELL
     scale = np.array([width / picture.width, height / picture.height], np.float32)
-    field: Field = cells[rows[:, None], columns] * scale
-    for _ in range(picture.turns):
-        # A quarter turn clockwise: what went right goes down, what went down goes left.
-        field = np.rot90(np.stack([-field[..., 1], field[..., 0]], -1), -1)
-    return field
+    return _upright(cells[rows[:, None], columns] * scale, picture.orientation)
+
+
+def _upright(field: Field, orientation: Orientation) -> Field:
+    """A field of the stored picture as one of the upright picture: places and directions are turned and mirrored alike."""
+    upright = orientation.upright(field)
+    if orientation.transposed:
+        upright = upright[..., ::-1]
+    signs = (-1 if orientation.mirror_x else 1, -1 if orientation.mirror_y else 1)
+    return np.ascontiguousarray(upright * np.array(signs, np.float32))
 
 
 def _cells(picture: _Picture) -> Field | None:
@@ -303,8 +382,7 @@ def _cells(picture: _Picture) -> Field | None:
     if v is None or not len(v):
         return None
     shape = (-(-picture.height // CELL), -(-picture.width // CELL))
-    # FFmpeg: the block at dst in this picture is found at dst + motion / scale in the one that it refers to.
-    per_frame = np.where(v["source"] < 0, -1.0 / picture.past, 1.0 / picture.future) / v["motion_scale"]
+    velocities = _velocities(picture, v) if picture.velocities is None else picture.velocities
     sums = np.zeros((3, shape[0] * shape[1]))
     for w, h in np.unique(np.stack([v["w"], v["h"]], -1), axis=0).tolist():
         of = (v["w"] == w) & (v["h"] == h)
@@ -313,8 +391,7 @@ def _cells(picture: _Picture) -> Field | None:
         rows, columns = np.broadcast_arrays(rows, columns)
         inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
         flat = (rows * shape[1] + columns)[inside]
-        velocity = np.stack([v["motion_x"][of], v["motion_y"][of], np.ones(of.sum())])
-        velocity[:2] *= per_frame[of]
+        velocity = np.concatenate([velocities[of].T, np.ones((1, of.sum()))])
         for total, values in zip(sums, velocity, strict=True):
             total += np.bincount(flat, np.broadcast_to(values[:, None, None], inside.shape)[inside], len(total))
     if not sums[2].any():

@@ -22,6 +22,7 @@ from vicc_ray import storage
 from vicc_ray.config import MAX_PIXELS
 from vicc_ray.data.decode import bound_pixels
 from vicc_ray.data.guarded import Failure, run_guarded
+from vicc_ray.data.inspection import RULES
 from vicc_ray.data.layouts import Candidate, deduplicate
 from vicc_ray.data.manifest import Manifest, VideoRow, check, probe
 from vicc_ray.errors import UserError
@@ -188,7 +189,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
         # The line begins with a break: what an interruption cut before it stays a line of its own.
-        self._file.write(f"\n{json.dumps(asdict(row))}\n".encode())
+        self._file.write(f"\n{json.dumps(asdict(row) | {'rules': RULES})}\n".encode())
 
     def close(self) -> None:
         """Let go of the file, which stays for the next run."""
@@ -207,6 +208,8 @@ def _parse(line: bytes) -> VideoRow | None:
         cells = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(cells, dict) or set(cells) != {field.name for field in fields(VideoRow)}:
+    if not isinstance(cells, dict) or cells.pop("rules", None) != RULES:
+        return None
+    if set(cells) != {field.name for field in fields(VideoRow)}:
         return None
     return VideoRow(**cells)

@@ -10,6 +10,7 @@ from vicc_ray.data.decode import bound_pixels
 from vicc_ray.data.flow import TORCH
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
 from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.pictures import Interlaced
 from vicc_ray.data.samples import Clips, read_clips
 
 Request = tuple[VideoRow, tuple[int, ...], tuple[Stream, ...]]
@@ -19,7 +20,7 @@ class ClipReader:
     """Reads clips as `vicc_ray.data.samples.read_clips` does, in a child process that starts with the first one.
 
     A crash, a hang (`data.decode_timeout`) or a leak of a decoder costs the video at hand, not the caller. With
-    `data.decoder: pyav` decord is never asked. Picklable before its first use.
+    `data.decoder: pyav` decord is not used. Picklable before its first use.
     """
 
     def __init__(self, clip: ClipConfig, flow: FlowConfig, data: DataConfig) -> None:
@@ -43,7 +44,7 @@ class ClipReader:
                 f"its pictures have {video.width} x {video.height} pixels, more than data.max_pixels = {self.data.max_pixels}"
             )
         if self._guarded is None:
-            reading = _Reading(self.clip, self.flow, self.data.max_pixels)
+            reading = _Reading(self.clip, self.flow, self.data.max_pixels, self.data.interlaced)
             memory = None if self.flow.source == "stream" and self.flow.algorithm in TORCH else MEMORY_BYTES
             self._guarded = Guarded(reading, self.data.decode_timeout, memory_bytes=memory)
         outcome = self._guarded((video, tuple(starts), tuple(streams)))
@@ -65,12 +66,13 @@ class _Reading:
     clip: ClipConfig
     flow: FlowConfig
     max_pixels: int
+    interlaced: Interlaced
 
     def __call__(self, request: Request) -> Clips | Failure:
         video, starts, streams = request
         bound_pixels(self.max_pixels)
         try:
-            return read_clips(video, starts, streams, self.clip, self.flow)
+            return read_clips(video, starts, streams, self.clip, self.flow, self.interlaced)
         except VideoError as error:
             return Failure(str(error))
         except Exception as error:

@@ -20,6 +20,7 @@ from vicc_ray.data.flow import MOTION_VECTORS, flow_between, quantise
 from vicc_ray.data.flow_store import FlowStore
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.motion_vectors import motion_vector_fields
+from vicc_ray.data.pictures import Interlaced
 
 Clips = dict[Stream, NDArray[np.uint8]]
 
@@ -30,10 +31,16 @@ def positions(video: VideoRow, clip: ClipConfig) -> int:
 
 
 def read_clips(
-    video: VideoRow, starts: Sequence[int], streams: Sequence[Stream], clip: ClipConfig, flow: FlowConfig
+    video: VideoRow,
+    starts: Sequence[int],
+    streams: Sequence[Stream],
+    clip: ClipConfig,
+    flow: FlowConfig,
+    interlaced: Interlaced = "weave",
 ) -> Clips:
     """The clips of a video that begin at the positions `starts`, of the streams named; decodes every needed frame once.
 
+    `interlaced` is the experiment's `data.interlaced`.
     Raises `VideoError` with the reason where the file cannot deliver them.
     """
     places = positions(video, clip)
@@ -51,7 +58,7 @@ def read_clips(
         if measured:
             needed = np.union1d(needed, np.minimum(_origins(wanted, video) + 1, video.frames - 1))
         if "rgb" in streams or measured:
-            frames = read_frames(path, needed, clip.decode_size, video.decoder)
+            frames = read_frames(path, needed, clip.decode_size, video.decoder, interlaced)
         if "flow" in streams and flow.source == "stream" and not measured:
             vectors = motion_vector_fields(path, _origins(wanted, video), clip.decode_size, video.decoder)
             clips["flow"] = _at(quantise(vectors, flow.bound), wanted, video)

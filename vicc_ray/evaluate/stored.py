@@ -16,6 +16,7 @@ from typing import Literal
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.flow_store import FlowStore
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.feature_store import Source, file_hash, matches, read_source
 from vicc_ray.run_folder import RunFolder
@@ -103,6 +104,8 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
         "decode_size": "x".join(map(str, clip.decode_size)),
         "size": clip.size,
         "decoder": experiment.data.decoder,
+        "interlaced": experiment.data.interlaced,
+        "pictures": RULES,
         "windows": side.windows,
         "jitter": " ".join(f"{value:g}" for value in (*augment.jitter, JITTER_P)) if side.jitter else None,
         "seed": experiment.seed if random else None,

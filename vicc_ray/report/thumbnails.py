@@ -8,9 +8,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from vicc_ray.data.decode import Images, read_frames
+from vicc_ray.data.decode import read_frames
 from vicc_ray.data.guarded import Failure, Guarded
 from vicc_ray.data.manifest import probe
+from vicc_ray.data.pictures import Images
 
 LONG_SIDE = 96  # pixels
 FRAMES = 16

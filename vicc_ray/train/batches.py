@@ -116,7 +116,9 @@ def _read(
     try:
         if read is not None:
             return read(video, starts, stage.streams), ""
-        return read_clips(video, starts, stage.streams, experiment.clip, experiment.flow), ""
+        return read_clips(
+            video, starts, stage.streams, experiment.clip, experiment.flow, experiment.data.interlaced
+        ), ""
     except VideoError as error:
         return empty_clips(len(starts), stage.streams, experiment.clip), str(error) or "cannot be read"
 

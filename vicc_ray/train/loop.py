@@ -65,7 +65,7 @@ def run_task(
 ) -> RunFolder:
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
     plan = task.plan(experiment, manifest)
-    check_stored(experiment.flow, experiment.clip.decode_size, plan.videos)
+    check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data.interlaced)
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
     resumes = folder.open(experiment, manifest.fingerprint())
