@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -592,6 +593,15 @@ class SearchConfig(Section):
     seed: int = Field(0, ge=0, description="of the sampler")
 
 
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """For checks of other modules inside of a validator, whose errors are told with the source of the settings."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 class Experiment(Section):
     """Everything that defines a run."""
 
@@ -615,6 +625,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
+        for field, place in self.places.items():
+            # Refused before anything is written, for every verb: a run's folder keeps its settings.
+            with _as_value_error():
+                storage.refuse_credentials(place, field)
         if self.model.batch_norm == "shuffle" and self.objective.second_view_gradient:
             raise ValueError(
                 "model.batch_norm: shuffle works on a view without gradient; set objective.second_view_gradient: false"
@@ -633,6 +647,17 @@ class Experiment(Section):
                 if stage.stage_length(stream).value <= 0:
                     raise ValueError(f"schedule.{kind}.length: 0 trains nothing; it must be above 0")
         return self
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The settings that name a file or folder, by path or URI; those that are not set are left out."""
+        named = {
+            "runs": self.runs,
+            "data.manifest": self.data.manifest,
+            "flow.store": self.flow.store,
+            "flow.weights": self.flow.weights,
+        }
+        return {field: place for field, place in named.items() if place is not None}
 
     @property
     def run_folder(self) -> str:
@@ -668,7 +693,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         field, sign, value = text.partition("=")
         if not sign or not field:
             raise UserError(f"--set {text}: write it as path=value, for example --set optim.lr=0.3")
-        _set(tree, field.split("."), _yaml_value(value, f"--set {text}"))
+        _set(tree, field.split("."), _yaml_value(value, f"--set {field}"))
     return tree
 
 

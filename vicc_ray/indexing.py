@@ -48,6 +48,8 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
     leaves its journal beside the manifest and the next one goes on from it.
     """
     found = scan(source, options.layout, options.split, options.fold)
+    for candidate in found:
+        storage.refuse_credentials(candidate.path, f"{source}: a video")
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     with Journal(out) as journal:

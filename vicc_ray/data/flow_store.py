@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 import posixpath
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import av
 import numpy as np
@@ -230,19 +228,7 @@ def _appearing(name: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="vicc-flow-") as scratch:
         path = Path(scratch) / "entry"
         yield str(path)
-        system, remote = storage.open_filesystem(name)
-        folder, base = posixpath.split(remote)
-        # A transfer that breaks off may leave an object with a part of the bytes, so it has another name until its end.
-        draft = posixpath.join(folder, f".{base}.{uuid4().hex}")
-        system.create_dir(folder, recursive=True)
-        try:
-            with path.open("rb") as source, system.open_output_stream(draft) as target:
-                shutil.copyfileobj(source, target, storage.CHUNK)
-            system.move(draft, remote)
-        except BaseException:
-            with suppress(OSError):
-                system.delete_file(draft)
-            raise
+        storage.upload(path, name)
 
 
 def _encode(path: str, codes: Iterator[Codes], count: int, size: tuple[int, int]) -> int:

@@ -67,8 +67,7 @@ def pack(experiment: Experiment, folder: Path) -> Package:
 
 def portable(experiment: Experiment) -> Experiment:
     """The experiment as it reads on another machine: paths absolute, the manifest beside it."""
-    places = {"runs": experiment.runs, "flow.store": experiment.flow.store, "flow.weights": experiment.flow.weights}
-    changes = {field: storage.absolute(name) for field, name in places.items() if name is not None}
+    changes = {field: storage.absolute(name) for field, name in experiment.places.items()}
     return with_settings(experiment, changes | {"data.manifest": MANIFEST}, "submit")
 
 
