@@ -137,6 +137,10 @@ def test_what_the_web_refuses(web: tuple[str, dict[str, bytes]], tmp_path: Path)
             storage.download(f"{address}/{name}", tmp_path / "copy")
     with pytest.raises(PermissionError, match="status 403"):
         storage.describe(f"{address}/closed")
+    for question in (storage.describe, storage.exists, storage.read_bytes):  # an outage is no deletion
+        with pytest.raises(OSError, match="503") as busy:
+            question(f"{address}/busy")
+        assert not isinstance(busy.value, FileNotFoundError)
     with pytest.raises(OSError, match="Cannot connect"):
         storage.read_bytes("http://127.0.0.1:1/x.mp4")
     with pytest.raises(UserError, match="can only be read"):

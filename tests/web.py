@@ -11,13 +11,14 @@ from typing import Any
 
 @contextmanager
 def web_server() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Its address, and what it has by path; /closed answers with 403. As the simplest servers, without HEAD and ranges."""
+    """Its address, and what it has by path; /closed answers with 403, /busy with 503. As the simplest servers, without HEAD and ranges."""
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             data = files.get(self.path)
-            self.send_response(403 if self.path == "/closed" else 404 if data is None else 200)
+            refused = {"/closed": 403, "/busy": 503}
+            self.send_response(refused.get(self.path, 404 if data is None else 200))
             self.send_header("Content-Length", str(len(data or b"")))
             self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
             self.end_headers()

@@ -67,7 +67,13 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
                 counter.advance()
         manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
         _tell(source, out, manifest, found)
-        manifest.write(out)
+        try:
+            manifest.write(out)
+        except OSError as error:
+            raise UserError(
+                f"{out}: cannot be written ({' '.join(str(error).split())[:200]}); what was found is kept in {journal.path}, so "
+                "the same command goes on when it can be"
+            ) from error
         journal.remove()
     return manifest
 
@@ -79,8 +85,11 @@ def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None
 
 
 def _known(out: str | Path) -> dict[str, VideoRow]:
-    if not storage.exists(str(out)):
-        return {}
+    try:
+        if not storage.exists(str(out)):
+            return {}
+    except OSError as error:
+        raise UserError(f"{out}: cannot be looked at ({' '.join(str(error).split())[:200]})") from error
     try:
         earlier = Manifest.read(out)
     except UserError as error:
