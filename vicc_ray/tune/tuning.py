@@ -101,7 +101,7 @@ def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest
         kind = (changed.flow, changed.clip.decode_size)
         if kind not in seen:
             seen.append(kind)
-            check_stored(changed.flow, changed.clip.decode_size, videos)
+            check_stored(changed.flow, changed.clip.decode_size, videos, changed.data.max_refused)
 
 
 def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool = False) -> SweepFolder:
