@@ -651,12 +651,8 @@ class Experiment(Section):
     @property
     def places(self) -> dict[str, str]:
         """The settings that name a file or folder, by path or URI; those that are not set are left out."""
-        named = {
-            "runs": self.runs,
-            "data.manifest": self.data.manifest,
-            "flow.store": self.flow.store,
-            "flow.weights": self.flow.weights,
-        }
+        places = (self.runs, self.data.manifest, self.flow.store, self.flow.weights)
+        named = dict(zip(PLACES, places, strict=True))
         return {field: place for field, place in named.items() if place is not None}
 
     @property
@@ -664,6 +660,9 @@ class Experiment(Section):
         """The run's folder: an absolute path, or a URI."""
         return storage.join(storage.absolute(self.runs), self.name)
 
+
+# Fields that name a file or folder; see `Experiment.places`.
+PLACES = ("runs", "data.manifest", "flow.store", "flow.weights")
 
 # Fields whose change leaves what is learnt as it is: a run may be resumed under another value of them.
 FREE_FIELDS = (
@@ -723,6 +722,16 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any], source: s
     for path, value in settings.items():
         _set(tree, path.split("."), value)
     return make_experiment(tree, source)
+
+
+def without_places(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON without those that name files and folders (`Experiment.places`), for what leaves this machine."""
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    for field in PLACES:
+        section, _, name = field.rpartition(".")
+        inside = kept.get(section, {}) if section else kept
+        inside.pop(name, None)
+    return kept
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
