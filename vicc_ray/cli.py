@@ -293,7 +293,8 @@ def report(
 
     folders = [RunFolder.at(run) for run in runs]
     for folder in folders:
-        folder.pull()
+        with folder.problems_told():
+            folder.pull()
         folder.experiment()
     target = out or folders[0].report
     write_report([folder.path for folder in folders], target)
