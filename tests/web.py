@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def web_server() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Its address, and what it has by path; /closed answers with 403, /busy with 503. As the simplest servers, without HEAD and ranges."""
+    """Its address, and what it has by path; /closed answers with 403, /busy with 503. Neither HEAD nor ranges."""
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):

@@ -293,7 +293,7 @@ def report(
 
     folders = [RunFolder.at(run) for run in runs]
     for folder in folders:
-        with folder.problems_told():
+        with folder.as_user_errors():
             folder.pull()
         folder.experiment()
     target = out or folders[0].report

@@ -117,7 +117,7 @@ class RunFolder:
         return path
 
     @contextmanager
-    def problems_told(self) -> Iterator[None]:
+    def as_user_errors(self) -> Iterator[None]:
         """For a verb's own process: what the disk or the store refuses is a UserError that names the folder.
 
         Workers let the OSError pass, as the store may be back when they are started again.
@@ -207,7 +207,7 @@ class RunFolder:
         """The manifest that the experiment names, else the one that the run was started with; UserError without either."""
         if experiment.data.manifest is not None:
             return Manifest.read(experiment.data.manifest)
-        with self.problems_told():
+        with self.as_user_errors():
             self.fetch(self.manifest)
         if self.manifest.is_file():
             return Manifest.read(self.manifest)

@@ -51,7 +51,7 @@ class Status:
 
 def read_status(folder: RunFolder) -> Status:
     """The status of a run folder; UserError where it is none."""
-    with folder.problems_told():
+    with folder.as_user_errors():
         folder.pull()
     experiment = folder.experiment()
     stages = _stages(folder, experiment)

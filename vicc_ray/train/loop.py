@@ -76,7 +76,7 @@ def run_task(
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
     # Nothing of a run that another driver is at work on is changed, so the lock comes first.
     with alone_in(folder):
-        with folder.problems_told():
+        with folder.as_user_errors():
             folder.pull()
             resumes = folder.open(experiment, manifest.fingerprint())
             folder.keep_manifest(manifest)
