@@ -432,7 +432,7 @@ def test_without_the_note_of_its_videos_a_sweep_goes_on_with_none(tmp_path: Path
     folder.open(asked, "videos")
     (folder.path / "sweep.json").unlink() if damage is None else (folder.path / "sweep.json").write_bytes(damage)
     with pytest.raises(
-        UserError, match=r"its sweep\.json cannot be read .* cannot be told whether the videos are still the same"
+        UserError, match=r"its sweep\.json cannot be read .* is not known whether the videos are still the same"
     ):
         folder.open(asked, "other videos")
 

@@ -595,7 +595,7 @@ class SearchConfig(Section):
 
 @contextmanager
 def _as_value_error() -> Iterator[None]:
-    """For checks of other modules inside of a validator, whose errors are told with the source of the settings."""
+    """For checks of other modules inside of a validator, whose errors are reported with the source of the settings."""
     try:
         yield
     except UserError as error:

@@ -89,7 +89,7 @@ def _known(out: str | Path) -> dict[str, VideoRow]:
         if not storage.exists(str(out)):
             return {}
     except OSError as error:
-        raise UserError(f"{out}: cannot be looked at ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{out}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     try:
         earlier = Manifest.read(out)
     except UserError as error:

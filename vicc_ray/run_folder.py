@@ -268,7 +268,7 @@ class RunFolder:
                 raise ValueError("its data_fingerprint is missing")
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{self}: its provenance.json cannot be read ({getattr(error, 'strerror', None) or error}), so it cannot be told "
+                f"{self}: its provenance.json cannot be read ({getattr(error, 'strerror', None) or error}), so it is not known "
                 "which videos the run learns from; put the file back, or choose another folder with --set name=..."
             ) from None
         return loaded

@@ -102,7 +102,7 @@ def _try_lock(handle: int) -> None:
 
 
 def is_held(folder: RunFolder) -> bool | None:
-    """Whether a process of this machine works in the folder, without writing there; None where it cannot be told."""
+    """Whether a process of this machine works in the folder, without writing there; None where that is unknown."""
     try:
         handle = os.open(folder.path / "lock", os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):

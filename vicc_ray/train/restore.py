@@ -55,8 +55,8 @@ def _attempts_in_vain(events: Sequence[Mapping[str, Any]], session: str) -> int:
 
 def agree(problem: str | None) -> None:
     """UserError on every worker where one of them has a problem that starting again cannot solve; all call it."""
-    told = [part.decode() for part in distributed.gather_bytes((problem or "").encode())]
-    found = next(filter(None, told), None)
+    problems = [part.decode() for part in distributed.gather_bytes((problem or "").encode())]
+    found = next(filter(None, problems), None)
     if found:
         raise UserError(found)
 

@@ -163,13 +163,13 @@ class SweepFolder:
             )
 
     def _facts(self) -> Any:
-        """What sweep.json says; UserError where it is missing or damaged: then it cannot be told which videos were used."""
+        """What sweep.json says; UserError where it is missing or damaged: then it is not known which videos were used."""
         file = self.path / "sweep.json"
         try:
             return json.loads(file.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{self}: its sweep.json cannot be read ({getattr(error, 'strerror', None) or error}), so it cannot be told "
+                f"{self}: its sweep.json cannot be read ({getattr(error, 'strerror', None) or error}), so it is not known "
                 "whether the videos are still the same; put the file back, or choose another folder with --set name=..."
             ) from None
 
