@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,3 +216,54 @@ def test_other_versions_are_told(tmp_path: Path) -> None:
     info = CheckpointStore(str(tmp_path)).write(state(1), about(1, versions={"torch": "2.14", "ray": "2.60"}))
     assert version_changes(info, {"torch": "2.14", "ray": "2.60"}) == ""
     assert version_changes(info, {"torch": "2.15"}) == "torch 2.14 -> 2.15, ray 2.60 -> absent"
+
+
+def test_going_back_past_damaged_ones_ends_them_and_keeps_the_sound_ones(store: CheckpointStore) -> None:
+    for step in (2, 4, 6, 8):
+        store.write(state(step), about(step))
+        store.prune(3)
+    for step in (6, 8):
+        _spoil(store, step, b"x")
+    found = store.newest()
+    assert found
+    assert found[0].step == 4
+    for step in (5, 7):
+        store.write(state(step), about(step))
+        store.prune(2)
+    assert [info.step for info in store.listing()] == [7, 5]
+    assert not storage.exists(storage.join(store.folder, "step-000000008"))
+    found = store.newest(lambda text: pytest.fail(text))
+    assert found
+    assert found[0].step == 7
+
+
+def _markers() -> list[bytes]:
+    """What a damaged disk may make of a marker."""
+    whole = {"step": 5, "stage": "RGB-1", "samples": 40, "bytes": 9, "digest": "ab", "time": 1.0, "workers": 1}
+    numbers, texts = ("step", "samples", "bytes", "time", "workers"), ("stage", "digest")
+    wrong = [{**whole, name: value} for name in numbers for value in (None, "x", [], {})]
+    wrong += [{**whole, name: value} for name in texts for value in (None, 7, [], {})]
+    wrong += [{**whole, "versions": 3}, {**whole, "recall": "good"}, {**whole, "more": 1}, {**whole, "step": -5}]
+    others: list[Any] = [None, 7, "x", [], {}, {"a": 1}, *wrong]
+    random = [bytes(np.random.default_rng(seed).integers(0, 256, 40, np.uint8)) for seed in range(20)]
+    return [b"", b"{", b"\xff\xfe", b"[" * 100_000, *random, *(json.dumps(one).encode() for one in others)]
+
+
+def test_a_marker_of_any_bytes_marks_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.write(state(3), about(3))
+    store.write(state(5), about(5))
+    for marker in _markers():
+        _spoil(store, 5, marker, MARKER)
+        assert [info.step for info in store.listing()] == [3], marker[:200]
+        found = store.newest()
+        assert found
+        assert found[0].step == 3
+
+
+def test_a_marker_of_another_step_marks_no_checkpoint(store: CheckpointStore) -> None:
+    """A copied one would send the reader to another folder, and the pruner too."""
+    store.write(state(3), about(3))
+    store.write(state(5), about(5))
+    _spoil(store, 5, storage.read_bytes(storage.join(store.folder, "step-000000003", MARKER)), MARKER)
+    assert [info.step for info in store.listing()] == [3]

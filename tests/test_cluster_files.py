@@ -184,8 +184,7 @@ def test_shell_scripts_parse(name: str) -> None:
 SLURM = {
     "scontrol": '[[ $1 == show ]] && { echo node1; echo node2; } || echo "scontrol $*" >> "$CALLS"',
     "srun": 'if [[ " $* " == *" hostname "* ]]; then echo "10.0.0.1 fe80::1"; exit; fi\n'
-    'printf "%s\\n" "$@" > "$ARGV"; sleep "$SLEEP"; exit "$STATUS"',
-    "python3": "echo abc",
+    'echo "$RAY_TMPDIR" > "$ARGV.tmpdir"; printf "%s\\n" "$@" > "$ARGV"; sleep "$SLEEP"; exit "$STATUS"',
 }
 
 
@@ -236,20 +235,60 @@ def test_slurm_tells_the_runs_failure(tmp_path: Path) -> None:
     assert not (tmp_path / "calls").exists()
 
 
+def _time_is_up(job: subprocess.Popen[str], begun: Path) -> None:
+    """SIGUSR1, as --signal=B:USR1@300 sends it, when the run has begun."""
+    for _ in range(100):
+        if begun.exists():
+            break
+        threading.Event().wait(0.05)
+    threading.Event().wait(0.2)
+    job.send_signal(10)
+
+
 def test_slurm_job_goes_back_into_the_queue_when_its_time_is_up(tmp_path: Path) -> None:
     job = slurm_job(tmp_path, sleep="1.5", status=130)
     try:
-        for _ in range(100):
-            if (tmp_path / "argv").exists():
-                break
-            threading.Event().wait(0.05)
-        threading.Event().wait(0.2)
-        job.send_signal(10)  # SIGUSR1, as --signal=B:USR1@300 does
+        _time_is_up(job, tmp_path / "argv")
         assert job.wait(20) == 0
     finally:
         job.kill()
     assert (tmp_path / "runs" / "mine" / "stop").exists()
     assert (tmp_path / "calls").read_text() == "scontrol requeue 77\n"
+
+
+def test_slurm_job_goes_back_when_the_run_has_no_folder_to_be_told_in(tmp_path: Path) -> None:
+    job = slurm_job(tmp_path, sleep="1.5", status=130, NAME="absent")
+    try:
+        _time_is_up(job, tmp_path / "argv")
+        assert job.wait(20) == 0
+    finally:
+        job.kill()
+    assert "scontrol requeue 77\n" in (tmp_path / "calls").read_text()
+
+
+def test_slurm_nodes_refuse_a_temporary_folder_that_somebody_made(tmp_path: Path) -> None:
+    """Its name cannot be known before, it is closed to others, and the files of the run are not."""
+    names = set()
+    for attempt in ("one", "two"):
+        (tmp_path / attempt).mkdir()
+        (tmp_path / "node").mkdir()
+        assert slurm_job(tmp_path / attempt, TMPDIR=str(tmp_path / "node")).wait(20) == 0
+        argv = (tmp_path / attempt / "argv").read_text().split("\n")
+        script = argv[argv.index("-c") + 1]
+        name = (tmp_path / attempt / "argv.tmpdir").read_text().strip()
+        names.add(name)
+        assert Path(name).parent == tmp_path / "node"
+
+        def start(name: str = name, script: str = script) -> int:
+            command = ["bash", "-c", script, "bash", "true"]
+            return subprocess.run(command, env=os.environ | {"RAY_TMPDIR": name}, stderr=subprocess.DEVNULL).returncode
+
+        assert start() == 0
+        assert Path(name).stat().st_mode & 0o777 == 0o700
+        assert start() != 0
+        shutil.rmtree(tmp_path / "node")
+    assert len(names) == 2
+    assert "umask" not in (CLUSTER / "slurm.sbatch").read_text()
 
 
 # -- the notice of a spot machine

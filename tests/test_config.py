@@ -160,3 +160,17 @@ def test_an_alias_may_be_used(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("clip: {frames: &n 16}\nseed: *n\n")
     assert load_experiment(path).seed == 16
+
+
+@pytest.mark.parametrize("field", ["runs", "data.manifest", "flow.store", "flow.weights"])
+@pytest.mark.parametrize("uri", ["s3://KEY:HUSH@bucket/x", "abfs://c@a.dfs.core.windows.net/x?sv=1&sig=HUSH"])
+def test_no_verb_takes_credentials_in_a_uri(field: str, uri: str) -> None:
+    section, _, name = field.rpartition(".")
+    tree = {section: {name: uri}} if section else {name: uri}
+    with pytest.raises(UserError, match=rf"x\.yaml: {field}: the URI carries credentials") as told:
+        make_experiment(tree, "x.yaml")
+    assert "HUSH" not in str(told.value)
+    container = "abfs://videos@account.dfs.core.windows.net/x"
+    assert (
+        make_experiment({section: {name: container}} if section else {name: container}, "x").places[field] == container
+    )

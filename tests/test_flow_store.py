@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from s3 import s3_bucket
 from videos import shifted_texture, spoil, truncate, write_interlaced, write_video
 
 from vicc_ray import storage
-from vicc_ray.config import FlowConfig
+from vicc_ray.config import DataConfig, FlowConfig
 from vicc_ray.data.decode import VideoError, read_frames
 from vicc_ray.data.flow import OPENCV, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow_codes import compute_codes
@@ -279,6 +280,40 @@ def test_an_experiment_that_does_not_fit_its_store_is_told_before_it_begins(tmp_
     with pytest.raises(UserError, match=r"clip.decode_size: is \[16, 25\], the flow store .* holds \[16, 24\]"):
         check_stored(asked, (16, 25), rows[:1])
     with pytest.raises(UserError, match=r"data.interlaced: is deinterlace, .* holds weave"):
-        check_stored(asked, (16, 24), rows[:1], "deinterlace")
+        check_stored(asked, (16, 24), rows[:1], DataConfig(interlaced="deinterlace"))
     with pytest.raises(UserError, match=r"flow.algorithm: is tvl1, .* holds dis"):
         check_stored(asked.model_copy(update={"algorithm": "tvl1"}), (16, 24), rows[:1])
+
+
+@pytest.mark.parametrize(
+    "name", ["", "aa", "/tmp/evil", "../../evil/aaaaaaaaaaaaaaaaaaaaaaaa", "A" * 32, "a" * 31 + "\n"]
+)
+def test_a_content_hash_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    """It comes from a manifest, which anybody may have made."""
+    store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis"), 20, (16, 24))
+    row = VideoRow("a.mp4", frames=3, content_hash=name)
+    for attempt in (lambda: store.write(row, []), lambda: store.missing([row]), lambda: store.has(row)):
+        with pytest.raises(UserError, match=r"a\.mp4: its row has no content hash of 32 hex digits"):
+            attempt()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["store", "store.json"]
+
+
+def test_what_vicc_flow_was_content_with_training_is_too(tmp_path: Path) -> None:
+    rows = [VideoRow(f"{n}.mp4", frames=3, content_hash=f"{n:032x}") for n in range(10)]
+    store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis"), 20, (16, 24))
+    for row in rows[:9]:
+        store.write(row, [np.full((2, 16, 24, 2), 128, np.uint8)])
+    asked = FlowConfig(source="store", store=store.folder)
+    assert check_stored(asked, (16, 24), rows, DataConfig(max_refused=0.1)) == rows[9:]
+    with pytest.raises(UserError, match=r"lacks 1 of 10 videos .* or raise data.max_refused \(now 0.05\)"):
+        check_stored(asked, (16, 24), rows, DataConfig(max_refused=0.05))
+
+
+def test_a_header_of_any_json_is_told(tmp_path: Path) -> None:
+    store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis"), 20, (16, 24))
+    header = tmp_path / "store" / "store.json"
+    whole = json.loads(header.read_text())
+    for change in ({"fingerprint": 7}, {"fingerprint": {}}, {"bound": "x"}, {"height": None}, {"format": [1]}):
+        header.write_text(json.dumps(whole | change))
+        with pytest.raises(UserError, match="make it again"):
+            FlowStore.open(store.folder)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vicc_ray.config import make_experiment, with_settings
 from vicc_ray.errors import UserError
 from vicc_ray.interop import import_published
 from vicc_ray.interop.exporting import export
@@ -431,3 +432,20 @@ def test_clips_too_small_to_trace_are_refused(tmp_path: Path, format: str) -> No
     with pytest.raises(UserError, match="too small"):
         export(small_file(), format, tmp_path / "x", clip_shape=(1, 32, 32))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torchscript", "onnx"])
+def test_an_export_says_nothing_of_where_its_run_was(form: str, tmp_path: Path) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    places = {"runs": "/home/hush/runs", "data.manifest": "s3://hush/m.parquet", "flow.store": "/hush/flow"}
+    settings = with_settings(make_experiment({"name": "mine"}, "x"), places | {"flow.weights": "/hush/raft.pt"}, "x")
+    file = replace(small_file(), meta={"name": "RGB-1", "experiment": settings.model_dump(mode="json")})
+    export(file, form, tmp_path / "out", clip_shape=CLIP)
+    data = (tmp_path / "out").read_bytes()
+    if zipfile.is_zipfile(tmp_path / "out"):
+        with zipfile.ZipFile(tmp_path / "out") as archive:
+            data = b"".join(archive.read(name) for name in archive.namelist())
+    assert b"prototypes" in data  # the other settings are there
+    assert b"hush" not in data
+    assert file.meta["experiment"]["runs"] == "/home/hush/runs"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from videos import numbered_frames, spoil, truncate, write_video
+from web import web_server
 
 from vicc_ray.console import console
 from vicc_ray.data.decode import VideoError
@@ -386,3 +387,37 @@ def test_an_index_goes_to_a_store_and_is_known_there(
     assert first.videos == again.videos
     assert f"{len(first)} of {len(first)} videos are known and unchanged" in told.get()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_videos_on_the_web_are_indexed_and_known_again(tmp_path: Path, videos: Manifest) -> None:
+    """As a list of URLs, and as one URL whose query is no glob."""
+    source = Path(videos.videos[0].video)
+    with web_server() as (address, files):
+        files["/v/one.mp4"] = files["/v/two.mp4?part=2"] = source.read_bytes()
+        urls = [f"{address}/v/one.mp4", f"{address}/v/gone.mp4"]
+        (tmp_path / "list.txt").write_text("\n".join(urls))
+        made = index_videos(str(tmp_path / "list.txt"), tmp_path / "m.parquet")
+        assert [(row.video, row.frames) for row in made.videos] == [(urls[0], videos.videos[0].frames)]
+        assert [(row.video, row.refused) for row in made.refused] == [(urls[1], "no such file")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vicc_ray.indexing.probe_named", lambda path: pytest.fail(f"{path} was opened again"))
+            patch.setattr("vicc_ray.indexing.run_guarded", lambda *_: iter(()))
+            again = index_videos(str(tmp_path / "list.txt"), tmp_path / "m.parquet")
+        assert again.videos == made.videos
+        single = index_videos(f"{address}/v/two.mp4?part=2", tmp_path / "one.parquet")
+        assert [row.content_hash for row in single.videos] == [made.videos[0].content_hash]
+
+
+def test_a_list_with_signed_urls_is_refused_before_anything_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("https://host/a.mp4\nhttps://host/b.mp4?X-Amz-Signature=HUSH")
+    with pytest.raises(UserError, match=r"list\.txt: a video: the URI carries credentials") as told:
+        index_videos(str(tmp_path / "list.txt"), tmp_path / "m.parquet")
+    assert "HUSH" not in str(told.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt"]
+
+
+def test_a_manifest_whose_hash_is_a_path_is_refused(tmp_path: Path, videos: Manifest) -> None:
+    for name in ("/tmp/evil", "../../evil", "a/b", "%2e"):
+        Manifest([replace(videos.videos[0], content_hash=name)]).write(tmp_path / "m.parquet")
+        with pytest.raises(UserError, match=f"content_hash '{name}' of .* is none"):
+            Manifest.read(tmp_path / "m.parquet")

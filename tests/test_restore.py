@@ -1,63 +1,155 @@
-"""What a start of several workers goes on from, and what it believes of what it hears from the others."""
+"""Starts of the workers are counted before anything is read, so that no damage to a run's folder starts them for ever."""
 
 from __future__ import annotations
 
-import pickle
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from processes import run_processes
 from tiny import tiny_experiment
 
-from vicc_ray import distributed
+from vicc_ray import distributed, storage
+from vicc_ray.checkpoint import MARKER
+from vicc_ray.config import Experiment
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import UserError
+from vicc_ray.records import append_record, read_events
 from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.restore import restore
+from vicc_ray.train.batches import TrainingPlan
+from vicc_ray.train.loop import run_task
+from vicc_ray.train.pretraining import Pretraining
+from vicc_ray.train.restore import agree, count_attempt, restore
+from vicc_ray.train.schedule import Stage
 
-START = {"session": "one", "nodes": 1}
-
-
-class Touch:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (self.path, "w")
+START = {"session": "this", "nodes": 1, "requester": None}
 
 
-def _restore(path: str) -> tuple[int, float] | None:
-    state = restore(RunFolder(Path(path)), START, max_failures=1)
-    return (state["step"], float(state["x"].sum())) if state else None
+def _attempts(folder: RunFolder, allowed: int, session: str = "this") -> int:
+    """Attempts that are let through, of at most 20 that come to no start."""
+    for number in range(20):
+        with suppress(UserError):
+            count_attempt(folder, session, allowed)
+            continue
+        return number
+    raise AssertionError("without end")
 
 
-def _restore_beside_a_stranger(path: str, mark: str) -> str:
-    """Worker 0 is not ours: it sends a pickle where worker 1 waits for what to go on from."""
-    if distributed.rank() == 0:
-        distributed.broadcast_bytes(pickle.dumps(Touch(mark)))
-        return ""
-    with pytest.raises(ValueError) as refusal:  # noqa: PT011 - text that is no JSON, or no text
-        restore(RunFolder(Path(path)), START, max_failures=1)
-    return str(refusal.value)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+@pytest.mark.parametrize("allowed", [0, 1, 5])
+def test_attempts_that_come_to_no_start_have_an_end(tmp_path: Path, allowed: int) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.open(tiny_experiment(), "0" * 32)
-    return folder
+    assert _attempts(folder, allowed) == allowed + 1
+    assert _attempts(folder, allowed, "another driver") == allowed + 1
 
 
-def test_every_worker_goes_on_from_the_newest_checkpoint(folder: RunFolder) -> None:
-    assert run_processes(_restore, 2, str(folder.path)) == [None, None]
-    about: dict[str, Any] = {"step": 4, "stage": "RGB-1", "samples": 32, "workers": 2, "recall": 0.5}
-    folder.checkpoints.write({"step": 4, "x": torch.ones(3)}, about | {"versions": {"torch": "1"}})
-    assert run_processes(_restore, 2, str(folder.path)) == [(4, 3.0), (4, 3.0)]
+def test_the_reason_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    count_attempt(folder, "this", 0)
+    append_record(folder.events, {"kind": "failed", "time": time.time(), "text": "worker 0: no such codec"})
+    with pytest.raises(UserError, match=r"train.max_failures: 0\): worker 0: no such codec; see"):
+        count_attempt(folder, "this", 0)
 
 
-def test_nothing_that_another_worker_sends_is_unpickled(folder: RunFolder, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    run_processes(_restore_beside_a_stranger, 2, str(folder.path), str(mark))
-    assert not mark.exists()
+def test_a_start_begins_the_count_anew_and_has_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for _ in range(2):
+        count_attempt(folder, "this", 1)
+        count_attempt(folder, "this", 1)
+        assert restore(folder, START, 1) is None
+    count_attempt(folder, "this", 1)
+    with pytest.raises(UserError, match="training failed 2 times in a row at the checkpoint of step 0"):
+        restore(folder, START, 1)
+
+
+def test_a_damaged_line_hides_no_attempt(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for number in range(3):
+        count_attempt(folder, "this", 2)
+        with folder.events.open("ab") as file:
+            file.write((b"\xff\xfe\n", b"{}\n", b'{"kind": "start"}\n')[number])
+    with pytest.raises(UserError, match="failed 3 times"):
+        count_attempt(folder, "this", 2)
+
+
+def test_what_is_damaged_leads_to_the_checkpoint_before(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (3, 5):
+        about = {"step": step, "stage": "RGB-1", "samples": 8 * step, "workers": 1}
+        folder.checkpoints.write({"step": step, "trainer": {}}, about)
+    storage.write_bytes(storage.join(folder.checkpoints.folder, "step-000000005", MARKER), b"\xff\xfe\x00")
+    found = restore(folder, START, 1)
+    assert found
+    assert found["step"] == 3
+
+
+def test_attempts_are_counted_in_a_store_too(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt may be on another machine."""
+    for machine in range(3):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(machine)))
+        folder = RunFolder.at(f"{bucket}/runs/mine", mirror="worker-0")
+        if machine == 2:
+            with pytest.raises(UserError, match="failed 2 times"):
+                count_attempt(folder, "this", 1)
+        else:
+            count_attempt(folder, "this", 1)
+            folder.pull()
+            assert [event["kind"] for event in read_events(folder.events)] == ["attempt"] * (machine + 1)
+
+
+def _one_has_a_problem(path: str) -> list[str]:
+    told = []
+    try:
+        agree("cut" if distributed.rank() == 1 else None)
+    except UserError as error:
+        told.append(str(error))
+    agree(None)
+    try:
+        for _ in range(3):
+            count_attempt(RunFolder(Path(path)), "this", 1)
+    except UserError as error:
+        told.append(str(error)[:33])
+    return told
+
+
+def test_every_worker_comes_to_the_same_end(tmp_path: Path) -> None:
+    ends = run_processes(_one_has_a_problem, 2, str(tmp_path / "run"))
+    assert ends == [["cut", "the workers failed 2 times in a row"[:33]]] * 2
+    assert len(read_events(tmp_path / "run" / "events.jsonl")) == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(400)
+def test_workers_that_fail_before_their_start_end_the_run(tmp_path: Path, videos: Manifest) -> None:
+    """With `train.max_failures: 1` two attempts are made, whatever it is that fails."""
+
+    @dataclass(frozen=True)
+    class Broken:
+        """Plans in the driver and not in a worker."""
+
+        driver: int
+
+        def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
+            if os.getpid() != self.driver:
+                raise OSError(5, "Input/output error")
+            return Pretraining().plan(experiment, manifest)
+
+        def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+            return False
+
+        def open_stage(self, *_: Any) -> Any:
+            raise AssertionError
+
+        def close_stage(self, *_: Any) -> None:
+            raise AssertionError
+
+    experiment = tiny_experiment(runs=str(tmp_path))
+    folder = RunFolder.at(experiment.run_folder)
+    with pytest.raises(UserError, match=r"the workers failed 2 times in a row .*Input/output error"):
+        run_task(Broken(os.getpid()), experiment, videos, folder)
+    kinds = [event["kind"] for event in read_events(folder.events)]
+    assert kinds.count("attempt") == 2
+    assert "start" not in kinds

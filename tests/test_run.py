@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.objective import NonFiniteError, Outcome
-from vicc_ray.records import read_records
+from vicc_ray.records import read_records, unreadable_videos
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
 from vicc_ray.train.monitor import Monitor, monitor_plan
@@ -254,8 +258,6 @@ def test_a_block_of_another_step_is_refused(videos: Manifest) -> None:
 
 
 def _without_some(videos: Manifest, broken: int, folder: Path) -> Manifest:
-    from dataclasses import replace
-
     rows = []
     for number, row in enumerate(videos.videos):
         bad = folder / f"gone_{number}.mp4"
@@ -408,3 +410,58 @@ def test_the_monitor_does_without_what_cannot_be_read(finished: tuple[RunFolder,
     assert without(rows) == whole(encoder, "rgb")
     assert set(without(rows[1:])) == set(whole(encoder, "rgb"))
     assert without(rows[: whole.plan.gallery]) == without(rows[whole.plan.gallery :]) == without([]) == {}
+
+
+def _points(folder: RunFolder, tag: str) -> list[int]:
+    """Steps of a curve as TensorBoard shows it: a session's start drops the points from its step on."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    points: list[int] = []
+    for file in sorted(folder.tensorboard.glob("events*"), key=lambda file: file.stat().st_mtime_ns):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                points = [step for step in points if step < event.step]
+            points += [event.step for value in event.summary.value if value.tag == tag]
+    return points
+
+
+def test_tensorboard_keeps_the_point_at_the_checkpoint(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder = _open(plan, tmp_path / "tiny", videos)
+    first = PlainHost(plan, kill_at=7)
+    with pytest.raises(Stopped):
+        train(Pretraining(), plan, folder, first, None, None)
+    time.sleep(1.1)  # its files are named after whole seconds
+    restored = next(state for state in first.saved if state["step"] == 6)
+    train(Pretraining(), plan, folder, PlainHost(plan), restored, None)
+    told = [r["samples"] for r in read_records(folder.metrics) if r["kind"] == "train" and r["stage"] == "RGB-2"]
+    assert told == [40, 48, 56, 64]
+    assert _points(folder, "RGB-2/loss") == told
+
+
+def test_videos_that_are_back_do_not_count_any_more(videos: Manifest, tmp_path: Path) -> None:
+    """2 of 16 were away in a first session; in the next one they are back and 2 others are away: 3 are allowed."""
+    train_rows = [row for row in videos.videos if row.split == "train"]
+    places = {row.video: str(tmp_path / f"{number}.mp4") for number, row in enumerate(train_rows)}
+    manifest = Manifest([replace(row, video=places.get(row.video, row.video)) for row in videos.videos])
+    for row in train_rows[2:]:
+        shutil.copyfile(row.video, places[row.video])
+    plan = tiny_plan(tiny_experiment(data={"max_refused": 0.2}), manifest)
+    folder = _open(plan, tmp_path / "tiny", manifest)
+    first = PlainHost(plan, kill_at=4)
+    with pytest.raises(Stopped):
+        train(Pretraining(), plan, folder, first, None, None)
+    away = {places[row.video] for row in train_rows[:2]}
+    assert set(unreadable_videos(folder.refused)) == away
+    for row in train_rows[:2]:
+        shutil.copyfile(row.video, places[row.video])
+    gone = {places[row.video] for row in train_rows[2:4]}
+    for video in gone:
+        Path(video).unlink()
+    assert train(Pretraining(), plan, folder, PlainHost(plan), first.saved[-1], None) == plan.steps
+    assert set(unreadable_videos(folder.refused)) == gone
+    assert {r["video"] for r in read_records(folder.refused) if "reason" in r} == away | gone

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vicc_ray import storage
 from vicc_ray.config import make_experiment
+from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.records import RecordWriter, append_record, forget_records_after, read_records, write_text
+from vicc_ray.progress import RunProgress, Tail
+from vicc_ray.records import (
+    METRICS,
+    RecordWriter,
+    append_record,
+    forget_records_after,
+    read_events,
+    read_metrics,
+    read_records,
+    unreadable_videos,
+    write_text,
+)
 from vicc_ray.run_folder import RunFolder
 
 
@@ -139,3 +153,121 @@ def test_a_file_is_fetched_again_where_it_changed_and_only_there(
     other.pull()
     assert fetched == [other.config]
     assert other.config.read_text() == "seed: 2"
+
+
+def test_a_mirror_has_nothing_that_its_store_has_not(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was deleted in its store is gone, whatever this machine still had of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    experiment = make_experiment({"runs": f"{bucket}/runs", "name": "mine"}, "x")
+    folder = RunFolder.at(f"{bucket}/runs/mine")
+    folder.open(experiment, "data-a")
+    for path in (folder.encoder("RGB-1"), folder.metrics, folder.tensorboard / "events.1", folder.logs / "ray.log"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{}\n")
+    folder.push(folder.encoder("RGB-1"), folder.metrics)
+    (folder.path / "lock").touch()
+    folder.features.mkdir()
+    (folder.features / "of-this-machine.parquet").touch()
+    folder.pull()
+    assert folder.encoders() == ["RGB-1"]
+    assert not list(folder.tensorboard.iterdir())  # never came to the store
+    storage.remove(f"{bucket}/runs/mine/metrics.jsonl")
+    folder.pull()
+    assert not folder.metrics.exists()
+    assert folder.features.is_dir() and list(folder.features.iterdir())
+    storage.remove_folder(f"{bucket}/runs/mine")
+    folder.pull()
+    assert sorted(path.name for path in folder.path.rglob("*") if path.is_file()) == ["lock", "ray.log"]
+    assert folder.encoders() == []
+    assert folder.open(experiment, "data-b") is False
+
+
+def test_a_file_that_is_gone_in_the_store_is_not_fetched_from_the_past(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = RunFolder.at(f"{bucket}/runs/mine")
+    folder.path.mkdir(parents=True)
+    folder.metrics.write_text("{}\n")
+    assert not folder.fetch(folder.metrics).exists()
+
+
+def test_runs_whose_names_have_marks_of_urls_are_two(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for number in (1, 2):
+        experiment = make_experiment({"runs": f"{bucket}/exp#{number}", "name": "mine", "seed": number}, "x")
+        assert RunFolder.at(experiment.run_folder).open(experiment, "data") is False
+    for number in (1, 2):
+        folder = RunFolder.at(f"{bucket}/exp#{number}/mine")
+        folder.pull()
+        assert folder.experiment().seed == number
+
+
+DAMAGED = [
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    b"null",
+    b"7",
+    b'"x"',
+    b"[1]",
+    b'{"kind": 7}',
+    b'{"kind": "train", "step": "x"}',
+    b"{}",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_is_passed_over_wherever_records_are_read(line: bytes, tmp_path: Path) -> None:
+    run, now = RunFolder(tmp_path), time.time()
+    event = {"kind": "start", "step": 0, "workers": 1, "session": "a", "time": now}
+    record = {"kind": "train", "stage": "RGB-1", "step": 4, "loss": 1.0, "time": now}
+    for path, good in ((run.events, event), (run.metrics, record), (run.refused, {"video": "a", "reason": "gone"})):
+        whole = json.dumps(good).encode()
+        path.write_bytes(b"\n".join([whole, line, whole, b""]))
+    assert [one["step"] for one in read_events(run.events)] == [0, 0]
+    assert [one["step"] for one in read_metrics(run.metrics, "train")] == [4, 4]
+    assert unreadable_videos(run.refused) == {"a": "gone"}
+    assert [one["step"] for one in Tail(run.metrics, METRICS).read()] == [4, 4]
+    forget_records_after(run.metrics, 3)
+    assert read_metrics(run.metrics, "train") == []
+    RunProgress(run, [])._read()
+
+
+def test_provenance_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    experiment = make_experiment({}, "x")
+    folder.open(experiment, "data-a")
+    for data in (b"", b"\xff", b"[]", b'{"commit": 1}', b"[" * 100_000):
+        (folder.path / "provenance.json").write_bytes(data)
+        with pytest.raises(UserError, match=r"provenance\.json cannot be read"):
+            folder.open(experiment, "data-a")
+
+
+def test_a_video_counts_as_unreadable_until_it_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "refused.jsonl"
+    for record in ({"video": "a", "reason": "gone"}, {"video": "b", "reason": "cut"}, {"video": "a", "readable": True}):
+        append_record(path, record)
+    assert unreadable_videos(path) == {"b": "cut"}
+    append_record(path, {"video": "a", "reason": "gone again"})
+    assert unreadable_videos(path) == {"b": "cut", "a": "gone again"}
+
+
+def test_a_manifest_is_kept_as_it_is_now(tmp_path: Path, videos: Manifest) -> None:
+    """Workers read the run's copy: of moved videos, or where that copy was damaged, it must not be the old one."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.keep_manifest(videos)
+    moved = Manifest([replace(row, video=f"/elsewhere{row.video}") for row in videos.videos])
+    assert moved.fingerprint() == videos.fingerprint()
+    folder.keep_manifest(moved)
+    assert Manifest.read(folder.manifest).videos == moved.videos
+    before = folder.manifest.stat().st_mtime_ns
+    folder.keep_manifest(moved)
+    assert folder.manifest.stat().st_mtime_ns == before
+    folder.manifest.write_bytes(folder.manifest.read_bytes()[:100])
+    folder.keep_manifest(moved)
+    assert Manifest.read(folder.manifest).videos == moved.videos

@@ -41,7 +41,7 @@ from vicc_ray.submit.request import (
     parse_workers,
     plain_command,
 )
-from vicc_ray.submit.verbs import find_job, follow_job, submit_or_attach
+from vicc_ray.submit.verbs import _folder, find_job, follow_job, submit_or_attach
 
 ROOT = Path(__file__).parent.parent
 
@@ -258,6 +258,33 @@ def test_texts_of_options() -> None:
     assert parse_variables(["A=b=c", "D="]) == {"A": "b=c", "D": ""}
     with pytest.raises(UserError, match="--env A-B: write it as NAME=VALUE"):
         parse_variables(["A-B=c"])
+
+
+def test_two_runs_of_one_name_are_sent_from_two_folders(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The printed command sends the folder again, so it must be that of its own run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    other = experiment.model_copy(update={"runs": str(tmp_path / "others")})
+    folders = {_folder(one, verb) for one in (experiment, other) for verb in ("train", "evaluate")}
+    assert len(folders) == 4
+    assert _folder(experiment, "train") == _folder(experiment, "train")
+
+
+def test_a_package_that_cannot_be_made_leaves_the_earlier_one(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(experiment, tmp_path / "wd")
+    before = sorted(path for path in packed.folder.rglob("*"))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        pack(experiment, tmp_path / "wd")
+    assert sorted(path for path in packed.folder.rglob("*")) == before
+    assert not list(tmp_path.glob(".wd*"))
 
 
 # -- one job a run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ from tiny import TINY
 
 from vicc_ray.config import Experiment, TrainConfig, make_experiment
 from vicc_ray.errors import UserError
+from vicc_ray.records import read_events
 from vicc_ray.train.schedule import make_stages
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import Journal, open_study, point_of, preview
 from vicc_ray.tune.plan import TrialsPlan
 from vicc_ray.tune.space import search_of
+from vicc_ray.tune.status import sweep_status
 from vicc_ray.tune.sweep import Sweep, best_trial, grace_samples
 from vicc_ray.tune.trials import Look, TrialSpec
 
@@ -420,3 +423,48 @@ def test_what_is_told_of_a_sweep_that_is_ending_counts_every_trial_and_promises_
     sweep.close("stopping")
     sweep.end(1, facts(32, outcome="stopped"))  # it goes on another time
     assert sweep._standing() == "1 trials done of 5, best so far 0.200 (trial 0), running 2 at 0.200 (100%)"
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\xff", b"[" * 100_000])
+def test_without_the_note_of_its_videos_a_sweep_goes_on_with_none(tmp_path: Path, damage: bytes | None) -> None:
+    asked = experiment(tmp_path)
+    folder = SweepFolder.at(asked.run_folder)
+    folder.open(asked, "videos")
+    (folder.path / "sweep.json").unlink() if damage is None else (folder.path / "sweep.json").write_bytes(damage)
+    with pytest.raises(
+        UserError, match=r"its sweep\.json cannot be read .* is not known whether the videos are still the same"
+    ):
+        folder.open(asked, "other videos")
+
+
+def test_the_status_of_a_sweep_that_one_may_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = experiment(tmp_path)
+    folder = SweepFolder.at(asked.run_folder)
+    folder.open(asked, "videos")
+    opened_file = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(path).startswith(str(folder.path)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(13, "Permission denied", path)
+        return opened_file(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        before = sorted(folder.path.iterdir())
+        assert sweep_status(asked)["state"] == "stopped"
+        assert sorted(folder.path.iterdir()) == before
+    with folder.driven():
+        monkeypatch.setattr(os, "open", read_only)
+        assert sweep_status(asked)["state"] == "running"
+
+
+def test_the_events_of_a_sweep_in_a_store_are_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for machine in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        folder = SweepFolder.at(f"{bucket}/sweep")
+        folder.path.mkdir(parents=True)
+        folder.pull()
+        folder.note("start")
+    assert [event["kind"] for event in read_events(folder.events)] == ["start", "start"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -77,17 +78,20 @@ class CheckpointStore:
         self.folder = folder
 
     def listing(self) -> list[CheckpointInfo]:
-        """Whole checkpoints, the newest first; none where the folder does not exist. OSError where the store is away."""
+        """Whole checkpoints, the newest first; none where the folder does not exist. OSError where the store is away.
+
+        A marker that was cut off or damaged, whatever its bytes, marks no checkpoint.
+        """
         if not storage.exists(self.folder):
             return []
         found = []
         for entry in storage.list_files(self.folder):
             if not entry.name.endswith(f"/{MARKER}"):
                 continue
-            try:
-                found.append(CheckpointInfo(**json.loads(storage.read_bytes(entry.name))))
-            except (json.JSONDecodeError, TypeError, FileNotFoundError):
-                continue  # cut off, of another version, or just removed: not a whole checkpoint
+            with suppress(FileNotFoundError):  # just removed
+                info = _parse_marker(storage.read_bytes(entry.name))
+                if info is not None and entry.name == self._file(info.step, MARKER):
+                    found.append(info)
         return sorted(found, key=lambda info: -info.step)
 
     def read(self, info: CheckpointInfo) -> State:
@@ -129,7 +133,10 @@ class CheckpointStore:
         return None
 
     def write(self, state: Mapping[str, Any], info: Mapping[str, Any]) -> CheckpointInfo:
-        """Write a checkpoint, its marker last. `info` holds the fields of `CheckpointInfo` that the bytes do not tell."""
+        """Write a checkpoint, its marker last, then remove those of later steps.
+
+        `info` holds the fields of `CheckpointInfo` that the bytes do not tell.
+        """
         import torch
 
         buffer = io.BytesIO()
@@ -140,7 +147,18 @@ class CheckpointStore:
         storage.remove(self._file(about.step, MARKER))
         storage.write_bytes(self._file(about.step, STATE_FILE), data)
         storage.write_bytes(self._file(about.step, MARKER), json.dumps(asdict(about), indent=2).encode())
+        with suppress(OSError):  # the next one tries again
+            self._remove_after(about.step)
         return about
+
+    def _remove_after(self, step: int) -> None:
+        """Remove what is newer than the checkpoint just written: damaged ones that training went back past.
+
+        Counted as the newest ones they would be kept in place of the sound ones that are written now.
+        """
+        steps = {_step_of(entry.name) for entry in storage.list_files(self.folder)}
+        for later in sorted(found for found in steps if found is not None and found > step):
+            self.remove(later)
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints and the one with the best recall of the newest one's stage."""
@@ -160,6 +178,35 @@ class CheckpointStore:
 
     def _file(self, step: int, *name: str) -> str:
         return storage.join(self.folder, f"step-{step:09d}", *name)
+
+
+_MARKER_FIELDS: dict[str, Any] = {
+    "step": int,
+    "stage": str,
+    "samples": int,
+    "bytes": int,
+    "digest": str,
+    "time": (int, float),
+    "workers": int,
+    "recall": (int, float, type(None)),
+    "versions": dict,
+}
+
+
+def _parse_marker(data: bytes) -> CheckpointInfo | None:
+    """What a marker says; None for anything but a marker of this version."""
+    try:
+        info = CheckpointInfo(**json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = all(isinstance(getattr(info, name), kind) for name, kind in _MARKER_FIELDS.items())
+    return info if whole and info.step >= 0 else None
+
+
+def _step_of(name: str) -> int | None:
+    """The step of a checkpoint by the name of one of its files."""
+    match = re.fullmatch(r"step-(\d+)", name.split("/")[-2])
+    return int(match[1]) if match else None
 
 
 class CheckpointWriter:

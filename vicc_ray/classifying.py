@@ -139,7 +139,6 @@ def _learn(
         }
     )
     own = RunFolder.at(inner.run_folder)
-    own.pull()
     plan = task.plan(inner, manifest)
     if rare := rare_classes(plan):
         notes.append(f"{len(rare)} classes have one training video only: {', '.join(rare[:5])}")

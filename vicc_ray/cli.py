@@ -310,7 +310,8 @@ def report(
 
     folders = [RunFolder.at(run) for run in runs]
     for folder in folders:
-        folder.pull()
+        with folder.as_user_errors():
+            folder.pull()
         folder.experiment()
     target = out or folders[0].report
     write_report([folder.path for folder in folders], target)

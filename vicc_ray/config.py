@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -614,6 +615,15 @@ class SearchConfig(Section):
     seed: int = Field(0, ge=0, description="of the sampler")
 
 
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """For checks of other modules inside of a validator, whose errors are reported with the source of the settings."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 class Experiment(Section):
     """Everything that defines a run."""
 
@@ -637,6 +647,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
+        for field, place in self.places.items():
+            # Refused before anything is written, for every verb: a run's folder keeps its settings.
+            with _as_value_error():
+                storage.refuse_credentials(place, field)
         if self.model.batch_norm == "shuffle" and self.objective.second_view_gradient:
             raise ValueError(
                 "model.batch_norm: shuffle works on a view without gradient; set objective.second_view_gradient: false"
@@ -666,10 +680,20 @@ class Experiment(Section):
         return self
 
     @property
+    def places(self) -> dict[str, str]:
+        """The settings that name a file or folder, by path or URI; those that are not set are left out."""
+        places = (self.runs, self.data.manifest, self.flow.store, self.flow.weights)
+        named = dict(zip(PLACES, places, strict=True))
+        return {field: place for field, place in named.items() if place is not None}
+
+    @property
     def run_folder(self) -> str:
         """The run's folder: an absolute path, or a URI."""
         return storage.join(storage.absolute(self.runs), self.name)
 
+
+# Fields that name a file or folder; see `Experiment.places`.
+PLACES = ("runs", "data.manifest", "flow.store", "flow.weights")
 
 # Fields whose change leaves what is learnt as it is: a run may be resumed under another value of them.
 FREE_FIELDS = (
@@ -700,7 +724,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         field, sign, value = text.partition("=")
         if not sign or not field:
             raise UserError(f"--set {text}: write it as path=value, for example --set optim.lr=0.3")
-        _set(tree, field.split("."), _yaml_value(value, f"--set {text}"))
+        _set(tree, field.split("."), _yaml_value(value, f"--set {field}"))
     return tree
 
 
@@ -730,6 +754,16 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any], source: s
     for path, value in settings.items():
         _set(tree, path.split("."), value)
     return make_experiment(tree, source)
+
+
+def without_places(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON without those that name files and folders (`Experiment.places`), for what leaves this machine."""
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    for field in PLACES:
+        section, _, name = field.rpartition(".")
+        inside = kept.get(section, {}) if section else kept
+        inside.pop(name, None)
+    return kept
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -81,7 +81,8 @@ def _orders(
     run: str, data: Sequence[str], train_on: str | None, test_on: str | None, overrides: Sequence[str]
 ) -> Iterator[Order]:
     folder = RunFolder.at(run)
-    folder.pull()
+    with folder.as_user_errors():
+        folder.pull()
     folder.experiment()
     experiment = load_experiment(folder.config, overrides)
     splits = {"gallery_split": train_on, "query_split": test_on}

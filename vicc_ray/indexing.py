@@ -53,6 +53,8 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
     leaves its journal beside the manifest and the next one goes on from it.
     """
     found = scan(source, options.layout, options.split, options.fold)
+    for candidate in found:
+        storage.refuse_credentials(candidate.path, f"{source}: a video")
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     with Journal(out) as journal:
@@ -71,7 +73,13 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
         _tell(source, out, manifest, found, options.clip)
         _tell_hashes(manifest, earlier)
         _tell_copies(manifest)
-        manifest.write(out)
+        try:
+            manifest.write(out)
+        except OSError as error:
+            raise UserError(
+                f"{out}: cannot be written ({' '.join(str(error).split())[:200]}); what was found is kept in {journal.path}, so "
+                "the same command goes on when it can be"
+            ) from error
         journal.remove()
     return manifest
 
@@ -83,8 +91,11 @@ def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None
 
 
 def _known(out: str | Path) -> dict[str, VideoRow]:
-    if not storage.exists(str(out)):
-        return {}
+    try:
+        if not storage.exists(str(out)):
+            return {}
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     try:
         earlier = Manifest.read(out)
     except UserError as error:

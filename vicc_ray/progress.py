@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from rich.progress import (
 )
 
 from vicc_ray.console import console
+from vicc_ray.records import COUNTED, EVENTS, METRICS, NUMBER, Shape, number, parse_record
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import Stage
 
@@ -90,8 +90,8 @@ class Counter:
 class Tail:
     """Follows a file of JSON lines: `read` gives the records that were added since the last call."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
+    def __init__(self, path: Path, shape: Shape | None = None) -> None:
+        self.path, self.shape, self.offset = path, shape, 0
 
     def read(self) -> list[dict[str, Any]]:
         """New whole lines; all of them again where the file was written anew."""
@@ -106,8 +106,9 @@ class Tail:
                 if not line.endswith(b"\n"):
                     break
                 self.offset += len(line)
-                with suppress(json.JSONDecodeError):  # cut short by a crash
-                    records.append(json.loads(line))
+                record = parse_record(line, self.shape)
+                if record is not None:  # else cut short by a crash, or damaged
+                    records.append(record)
         return records
 
 
@@ -116,7 +117,7 @@ class RunProgress:
 
     def __init__(self, folder: RunFolder, stages: Sequence[Stage]) -> None:
         self.folder, self.stages = folder, {stage.name: stage for stage in stages}
-        self.tails = [Tail(folder.events), Tail(folder.metrics)]
+        self.tails = [Tail(folder.events, EVENTS), Tail(folder.metrics, METRICS)]
         self.since = time.time()  # older records belong to an earlier session of the same run
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -149,7 +150,8 @@ class RunProgress:
         self._read()
 
     def _read(self) -> None:
-        fresh = [record for tail in self.tails for record in tail.read() if record.get("time", 0.0) > self.since]
+        records = [record for tail in self.tails for record in tail.read() if isinstance(record.get("time"), NUMBER)]
+        fresh = [record for record in records if record["time"] > self.since]
         for record in sorted(fresh, key=lambda record: float(record["time"])):
             self.since = float(record["time"])
             self._show(record)
@@ -167,7 +169,9 @@ class RunProgress:
         if event["kind"] == "start":
             self.starts += 1
             if self.starts > 1:
-                console.print(f"going on from step {event['step']} with {event['workers']} workers")
+                console.print(f"going on from step {event.get('step')} with {event.get('workers')} workers")
+        elif event["kind"] in COUNTED:
+            return
         elif "text" in event:
             console.print(f"{event['kind']}: {event['text']}", markup=False)
         else:
@@ -175,13 +179,15 @@ class RunProgress:
 
     def _show_training(self, stage: Stage, record: dict[str, Any]) -> None:
         done = record["step"] - stage.first_step
-        beside = f"ln K {record['ln_k']:.2f}" if "ln_k" in record else f"accuracy {record['accuracy']:.2f}"
-        note = f"loss {record['loss']:.3f} ({beside})  {record['samples_per_second']:.0f} samples/s"
+        rate = number(record, "samples_per_second")
+        name = "ln_k" if "ln_k" in record else "accuracy"
+        beside = f"{'ln K' if name == 'ln_k' else name} {number(record, name):.2f}"
+        note = f"loss {record['loss']:.3f} ({beside})  {rate:.0f} samples/s"
         if self.bar:
             if stage.name not in self.tasks:
                 self.tasks[stage.name] = self.bar.add_task(stage.name, total=stage.steps, note="")
             self.bar.update(self.tasks[stage.name], completed=done, note=note)
         elif done == stage.steps or time.monotonic() - self.told > PLAIN_SECONDS:
             self.told = time.monotonic()
-            left = (stage.steps - done) * stage.global_batch / max(record["samples_per_second"], 1e-9)
+            left = (stage.steps - done) * stage.global_batch / max(rate, 1e-9)
             console.print(f"{stage.name}: step {done} of {stage.steps}, {note}, {left:.0f} s left in this stage")

@@ -9,8 +9,8 @@ RUNS/NAME/config.yaml          the resolved experiment          manifest.parquet
           logs/                what Ray had to say
 
 A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it, and one for each of its workers:
-files are read and written there and pushed to the store, checkpoints go to the store directly. A run under a path is its
-own mirror.
+files are read and written there and pushed to the store, checkpoints go to the store directly. What the store does not
+have (any more) the mirror has not either. A run under a path is its own mirror.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import json
 import os
 import platform
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from vicc_ray import storage
 from vicc_ray.checkpoint import CheckpointStore
@@ -34,7 +36,9 @@ from vicc_ray.errors import UserError
 from vicc_ray.records import write_text
 
 # Not fetched with the others: read where they are, fetched when they are asked for, or of no use elsewhere.
-_NOT_PULLED = ("checkpoints/", "tensorboard/", "logs/", "features/")
+_NOT_PULLED = {"checkpoints", "tensorboard", "logs", "features"}
+# Of this machine alone: a store need not have them. The lock and the logs may be open while a mirror is cleared.
+_OPEN, _OWN = {"lock", "logs"}, {"lock", "logs", "samples", "features"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class RunFolder:
 
     def reached(self, path: Path) -> str:
         """The name by which every machine reads a file of the mirror: its path, or its URI in the store."""
-        return storage.join(str(self), *path.relative_to(self.path).parts)
+        inner = path.relative_to(self.path).parts
+        return storage.join(str(self), *(map(quote, inner) if self.remote else inner))
 
     def push(self, *paths: Path) -> None:
         """Put files of the mirror into the store; those that are not there are passed over."""
@@ -80,23 +85,51 @@ class RunFolder:
                 storage.upload(path, self.reached(path))
 
     def pull(self) -> None:
-        """Bring the mirror up to the store: settings, records, results, encoders."""
-        if self.remote is None or not storage.exists(self.remote):
+        """Make the mirror equal to the store: settings, records, results, encoders; what is gone there goes here too.
+
+        OSError where the store is away or refuses.
+        """
+        if self.remote is None:
             return
-        for entry in storage.list_files(self.remote):
-            inner = entry.name.removeprefix(self.remote).lstrip("/")
-            mine = self.path / inner
-            if not inner.startswith(_NOT_PULLED) and not _is_copy(mine, entry):
-                self.fetch(mine)
+        # Listed before the store is: what is written meanwhile must not count as missing there.
+        mine = [path for path in self.path.rglob("*") if path.is_file()]
+        entries = list(storage.list_files(self.remote)) if storage.exists(self.remote) else []
+        theirs = {unquote(entry.name.removeprefix(self.remote).lstrip("/")): entry for entry in entries}
+        kept = _OWN if theirs else _OPEN
+        for path in mine:
+            inner = path.relative_to(self.path)
+            if inner.as_posix() not in theirs and inner.parts[0] not in kept:
+                path.unlink(missing_ok=True)
+        for name, entry in theirs.items():
+            if not _NOT_PULLED & set(name.split("/")[:-1]) and not _is_copy(self.path / name, entry):
+                fetched = self.fetch(self.path / name)
                 # The store's own time, so that no clock of a machine decides what is newer.
-                os.utime(mine, (entry.modified, entry.modified))
+                with suppress(FileNotFoundError):  # removed there a moment ago
+                    os.utime(fetched, (entry.modified, entry.modified))
 
     def fetch(self, path: Path) -> Path:
-        """The file of the mirror, brought from the store; itself for a run under a path."""
+        """The file of the mirror, as the store has it now, or has it not; itself for a run under a path."""
         if self.remote is not None:
-            with suppress(FileNotFoundError):
+            try:
                 storage.download(self.reached(path), path)
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)
         return path
+
+    @contextmanager
+    def as_user_errors(self) -> Iterator[None]:
+        """For a verb's own process: what the disk or the store refuses is a UserError that names the folder.
+
+        Workers let the OSError pass, as the store may be back when they are started again.
+        """
+        try:
+            yield
+        except OSError as error:
+            reason = " ".join(str(error.strerror or error).split())[:300]
+            raise UserError(
+                f"{self}: cannot be read or written ({reason}); check the rights there and the connection, or choose another "
+                "folder"
+            ) from error
 
     @property
     def config(self) -> Path:
@@ -174,6 +207,8 @@ class RunFolder:
         """The manifest that the experiment names, else the one that the run was started with; UserError without either."""
         if experiment.data.manifest is not None:
             return Manifest.read(experiment.data.manifest)
+        with self.as_user_errors():
+            self.fetch(self.manifest)
         if self.manifest.is_file():
             return Manifest.read(self.manifest)
         raise UserError(
@@ -197,6 +232,16 @@ class RunFolder:
         self.push(self.path / "provenance.json", self.config)
         return False
 
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Keep the videos as they are indexed now: workers read them from here, so a resumed run follows moved files."""
+        try:
+            kept = Manifest.read(self.manifest)
+        except UserError:
+            kept = None  # none yet, or damaged
+        if kept is None or (kept.videos, kept.refused) != (manifest.videos, manifest.refused):
+            manifest.write(self.manifest)
+            self.push(self.manifest)
+
     def request_stop(self) -> None:
         """Ask the run's workers to end after a checkpoint."""
         write_text(self.stop_request, "")
@@ -215,8 +260,17 @@ class RunFolder:
         return storage.exists(storage.join(self.remote, self.stop_request.name))
 
     def provenance(self) -> dict[str, Any]:
-        """What made the run."""
-        loaded: dict[str, Any] = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+        """What made the run; UserError where provenance.json is missing or damaged, as then nobody knows."""
+        file = self.path / "provenance.json"
+        try:
+            loaded = json.loads(file.read_bytes())
+            if not isinstance(loaded, dict) or not isinstance(loaded.get("data_fingerprint"), str):
+                raise ValueError("its data_fingerprint is missing")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{self}: its provenance.json cannot be read ({getattr(error, 'strerror', None) or error}), so it is not known "
+                "which videos the run learns from; put the file back, or choose another folder with --set name=..."
+            ) from None
         return loaded
 
     def _refuse_another_run(self, experiment: Experiment, data_fingerprint: str) -> None:

@@ -14,7 +14,7 @@ from vicc_ray.config import Experiment
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.records import read_records
+from vicc_ray.records import COUNTED, NUMBER, read_events, read_metrics, unreadable_videos
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import Stage, locate, make_stages, samples_at
 
@@ -51,11 +51,12 @@ class Status:
 
 def read_status(folder: RunFolder) -> Status:
     """The status of a run folder; UserError where it is none."""
-    folder.pull()
+    with folder.as_user_errors():
+        folder.pull()
     experiment = folder.experiment()
     stages = _stages(folder, experiment)
-    records = [record for record in read_records(folder.metrics) if record["kind"] == "train"]
-    events = list(read_records(folder.events))
+    records = read_metrics(folder.metrics, "train")
+    events = read_events(folder.events)
     last = records[-1] if records else None
     step = int(last["step"]) if last else 0
     done = [stage.name for stage in stages if folder.encoder(stage.name).is_file()]
@@ -78,14 +79,14 @@ def read_status(folder: RunFolder) -> Status:
         left=(samples_at(stages, stages[-1].end) - samples_at(stages, step)) / rate if rate else None,
         loss=float(last["loss"]) if last else None,
         recall=_recalls(folder),
-        workers=int(last["workers"]) if last else None,
+        workers=last.get("workers") if last else None,
         workers_min=experiment.train.workers.min,
         workers_max=experiment.train.workers.max,
         checkpoint=checkpoints[0] if checkpoints else None,
         since_record=since,
         starts=sum(event["kind"] == "start" for event in events),
         events=events,
-        unreadable_videos=len({record["video"] for record in read_records(folder.refused)}),
+        unreadable_videos=len(unreadable_videos(folder.refused)),
     )
 
 
@@ -95,7 +96,7 @@ def print_status(status: Status) -> None:
     for name, value in _lines(status):
         table.add_row(name, value)
     console.print(table)
-    shown = [event for event in status.events if event["kind"] != "start"][-5:]
+    shown = [event for event in status.events if event["kind"] not in COUNTED][-5:]
     for event in shown:
         console.print(
             f"{_ago(time.time() - event['time'])} ago: {event['kind']}: {event.get('text', '')}", markup=False
@@ -155,13 +156,17 @@ def _state(finished: bool, records: list[dict[str, Any]], events: list[dict[str,
 
 def _rate(records: list[dict[str, Any]]) -> float | None:
     """Median of the newest records, as a restart's first one is slow."""
-    newest = sorted(float(record["samples_per_second"]) for record in records[-9:])
+    newest = sorted(
+        float(rate) for record in records[-9:] if isinstance(rate := record.get("samples_per_second"), NUMBER)
+    )
     return newest[len(newest) // 2] if newest and newest[len(newest) // 2] > 0 else None
 
 
 def _recalls(folder: RunFolder) -> dict[str, float]:
     """The newest recall of each stage."""
-    return {r["stage"]: float(r["R@1"]) for r in read_records(folder.metrics) if r["kind"] == "monitor" and "R@1" in r}
+    return {
+        r["stage"]: float(r["R@1"]) for r in read_metrics(folder.metrics, "monitor") if isinstance(r.get("R@1"), NUMBER)
+    }
 
 
 def _ago(seconds: float) -> str:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 import posixpath
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import av
 import numpy as np
@@ -28,10 +26,9 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from vicc_ray import storage
-from vicc_ray.config import FlowConfig
+from vicc_ray.config import DataConfig, FlowConfig
 from vicc_ray.data.decode import Indices, VideoError
-from vicc_ray.data.manifest import VideoRow
-from vicc_ray.data.pictures import Interlaced
+from vicc_ray.data.manifest import VideoRow, is_content_hash
 from vicc_ray.errors import UserError
 
 Codes = NDArray[np.uint8]
@@ -77,7 +74,12 @@ class FlowStore:
         found = _read_header(folder)
         if found is None:
             text = json.dumps(asdict(asked) | {"fingerprint": json.loads(fingerprint)}, indent=2) + "\n"
-            storage.write_bytes(_header_name(folder), text.encode())
+            try:
+                storage.write_bytes(_header_name(folder), text.encode())
+            except OSError as error:
+                raise UserError(
+                    f"flow store {folder}: cannot be written: {' '.join(str(error).split())[:200]}"
+                ) from error
         elif found != asked:
             raise UserError(
                 f"flow store {folder}: holds other fields than asked for: {'; '.join(_differences(found, asked))}; "
@@ -141,8 +143,11 @@ class FlowStore:
         return codes if np.array_equal(places, np.arange(len(wanted))) else codes[places]
 
     def _entry(self, row: VideoRow) -> str:
-        if len(row.content_hash) < 8:
-            raise ValueError(f"{row.video}: its row has no content hash; only indexed videos have flow")
+        # It comes from a file and becomes a path: anything else could lead out of the store.
+        if not is_content_hash(row.content_hash):
+            raise UserError(
+                f"{row.video}: its row has no content hash of 32 hex digits; make the manifest with 'vicc index'"
+            )
         return storage.join(self.folder, row.content_hash[:2], f"{row.content_hash}.mkv")
 
     def _checked(self, codes: Iterable[Codes]) -> Iterator[Codes]:
@@ -153,15 +158,20 @@ class FlowStore:
             yield chunk
 
 
-def check_stored(
-    flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRow], interlaced: Interlaced = "weave"
-) -> None:
-    """UserError where the experiment reads its flow from a store that is absent, holds other flow, or lacks videos.
+_DEFAULT = DataConfig()
 
+
+def check_stored(
+    flow: FlowConfig, size: tuple[int, int], rows: Sequence[VideoRow], data: DataConfig = _DEFAULT
+) -> list[VideoRow]:
+    """The videos whose flow the experiment's store lacks: none where flow is not read from a store.
+
+    UserError where the store is absent, holds other flow, or lacks more than the share `max_refused` of the videos. Up to
+    there `vicc flow` was content too: such a video is one that cannot be read, wherever its flow is wanted.
     The library that measured it may be another version than the one here: what is stored is what counts.
     """
     if flow.source != "store" or flow.store is None:
-        return
+        return []
     store = FlowStore.open(flow.store)
     made_from = json.loads(store.fingerprint)
     made_by = made_from["algorithm"]
@@ -169,19 +179,21 @@ def check_stored(
         ("flow.algorithm", made_by, flow.algorithm),
         ("flow.bound", store.bound, flow.bound),
         ("clip.decode_size", list(store.size), list(size)),
-        ("data.interlaced", made_from.get("interlaced", interlaced), interlaced),
+        ("data.interlaced", made_from.get("interlaced", data.interlaced), data.interlaced),
     ):
         if there != here:
             raise UserError(
                 f"{name}: is {here}, the flow store {flow.store} holds {there}; set what it has, or fill another"
             )
     missing = store.missing(rows)
-    if missing:
-        how = "" if interlaced == "weave" else f" --set data.interlaced={interlaced}"
+    if len(missing) > data.max_refused * len(rows):
+        how = "" if data.interlaced == "weave" else f" --set data.interlaced={data.interlaced}"
         raise UserError(
             f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}); fill it "
-            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}{how}'"
+            f"with 'vicc flow MANIFEST --store {flow.store} --algorithm {made_by} --size {size[0]}x{size[1]}{how}', index "
+            f"again without what that refuses, or raise data.max_refused (now {data.max_refused:g})"
         )
+    return missing
 
 
 def field_count(row: VideoRow) -> int:
@@ -211,10 +223,22 @@ def _read_header(folder: str) -> _Header | None:
         raise UserError(f"flow store {folder}: cannot be read: {' '.join(str(error).split())[:200]}") from error
     except ValueError as error:
         raise UserError(f"flow store {folder}: store.json is not JSON; delete the store and make it again") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT or set(data) != {f.name for f in fields(_Header)}:
+    if not _is_header(data):
         found = data.get("format") if isinstance(data, dict) else None
         raise UserError(f"flow store {folder}: has format {found}; this version reads format {FORMAT}; make it again")
     return _Header(**data | {"fingerprint": json.dumps(data["fingerprint"], sort_keys=True)})
+
+
+def _is_header(data: Any) -> bool:
+    """Whether JSON from store.json is a header of this format, whatever else may stand in a damaged file."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT or set(data) != {f.name for f in fields(_Header)}:
+        return False
+    fingerprint, numbers = data["fingerprint"], [data[name] for name in ("bound", "height", "width")]
+    return (
+        isinstance(fingerprint, dict)
+        and isinstance(fingerprint.get("algorithm"), str)
+        and all(isinstance(number, (int, float)) for number in numbers)
+    )
 
 
 def _differences(found: _Header, asked: _Header) -> Iterator[str]:
@@ -236,19 +260,7 @@ def _appearing(name: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="vicc-flow-") as scratch:
         path = Path(scratch) / "entry"
         yield str(path)
-        system, remote = storage.open_filesystem(name)
-        folder, base = posixpath.split(remote)
-        # A transfer that breaks off may leave an object with a part of the bytes, so it has another name until its end.
-        draft = posixpath.join(folder, f".{base}.{uuid4().hex}")
-        system.create_dir(folder, recursive=True)
-        try:
-            with path.open("rb") as source, system.open_output_stream(draft) as target:
-                shutil.copyfileobj(source, target, storage.CHUNK)
-            system.move(draft, remote)
-        except BaseException:
-            with suppress(OSError):
-                system.delete_file(draft)
-            raise
+        storage.upload(path, name)
 
 
 def _encode(path: str, codes: Iterator[Codes], count: int, size: tuple[int, int]) -> int:

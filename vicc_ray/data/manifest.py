@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
@@ -92,6 +93,11 @@ def content_hash(path: str, every: bool = False, edge: int = BLOCK) -> str:
                 file.seek(number * (size - edge) // (BLOCKS - 1))
                 digest.update(file.read(edge))
     return digest.hexdigest()
+
+
+def is_content_hash(text: str) -> bool:
+    """Whether a text is what `content_hash` gives: 32 hex digits, and so safe as a file's name."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def probe(video: str) -> VideoRow:
@@ -227,6 +233,11 @@ class Manifest:
         except (pa.ArrowException, ValueError) as error:
             raise UserError(f"manifest {path}: a column has another type than 'vicc index' writes: {error}") from error
         for row in rows:
+            if re.fullmatch("[0-9a-f]*", row["content_hash"] or "") is None:
+                raise UserError(
+                    f"manifest {path}: content_hash {row['content_hash']!r} of {row['video']} is none (32 hex digits); make the "
+                    "manifest with 'vicc index'"
+                )
             if row["decoder"] not in DECODERS:
                 raise UserError(
                     f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"

@@ -42,7 +42,7 @@ def classify_videos(
         raise UserError("classification: there are no videos to classify; is the split empty?")
     streams = tuple(stream for stream in STREAMS if any(file.stream == stream for file in opened.values()))
     if "flow" in streams:
-        check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data.interlaced)
+        check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), streams)
     arguments = dict(files), experiment, resources.use_gpu, threads

@@ -8,8 +8,6 @@ memory.
 from __future__ import annotations
 
 import json
-import posixpath
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,10 +125,7 @@ def _uploaded(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vicc-features-") as folder:
         copy = Path(folder) / "features.parquet"
         yield copy
-        system, remote = storage.open_filesystem(path)
-        system.create_dir(posixpath.dirname(remote), recursive=True)
-        with copy.open("rb") as whole, system.open_output_stream(remote) as target:
-            shutil.copyfileobj(whole, target, storage.CHUNK)
+        storage.upload(copy, path)
 
 
 class FeatureWriter:

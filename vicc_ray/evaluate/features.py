@@ -49,7 +49,7 @@ def extract_features(
 def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads: int) -> None:
     videos, windows = part.videos, part.windows(experiment)
     if "flow" in part.streams:
-        check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data.interlaced)
+        check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
     paths = {encoder.name: encoder.reached for encoder in part.encoders}
     keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.streams)

@@ -6,13 +6,14 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vicc_ray.config import without_places
 from vicc_ray.errors import UserError
 from vicc_ray.interop.names import BACKBONE_NAMES, MATRICES, published_names
 from vicc_ray.models.encoder import Encoder, EncoderSpec
@@ -147,7 +148,7 @@ def export(
     clip_shape: tuple[int, int, int] = (32, 128, 128),
     guide: EncoderFile | None = None,
 ) -> None:
-    """Writes `encoder_file` in one of FORMATS, whole or not at all.
+    """Writes `encoder_file` in one of FORMATS, whole or not at all, without the paths and URIs of the run that made it.
 
     `clip_shape` (T, H, W) is what torchscript and onnx are traced with; `guide` is the frozen encoder of a cross-stream
     stage, for the published format only. UserError for an unknown format or what the format cannot hold.
@@ -156,6 +157,10 @@ def export(
         raise UserError(f"export format {format!r} is unknown; allowed: {', '.join(FORMATS)}")
     if guide is not None and format != "published":
         raise UserError(f"a guide goes into the published format only, not into {format}")
+    settings = encoder_file.meta.get("experiment")
+    if isinstance(settings, dict):
+        meta = {**encoder_file.meta, "experiment": without_places(settings)}
+        encoder_file = replace(encoder_file, meta=meta)
     FORMATS[format](encoder_file, Path(path), clip_shape, guide)
 
 

@@ -19,7 +19,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.results import Evaluation, Spread, read_all, recipe_of, summarise
 from vicc_ray.experiments_table import PRETRAINING, ROWS, PublishedRow, shipped_experiment
-from vicc_ray.records import read_records
+from vicc_ray.records import NUMBER, read_events, read_records
 from vicc_ray.run_folder import RunFolder
 
 # How a row's protocol is named in an evaluation; recall is set against the number as published and in its exact form.
@@ -118,8 +118,12 @@ def reproduction(folders: Sequence[Path]) -> Reproduction | None:
 
 def pretraining_cost(folder: RunFolder) -> Cost | None:
     """Time between a start of the workers and their records, times their number; pauses and lost work are left out."""
-    told = [r for r in read_records(folder.metrics) if r.get("kind") == "train" and "workers" in r and "time" in r]
-    starts = [r for r in read_records(folder.events) if r.get("kind") == "start" and "time" in r]
+    told = [
+        r
+        for r in read_records(folder.metrics)
+        if r.get("kind") == "train" and isinstance(r.get("workers"), int) and isinstance(r.get("time"), NUMBER)
+    ]
+    starts = [event for event in read_events(folder.events) if event["kind"] == "start"]
     hours = device_hours = 0.0
     before: float | None = None
     for record in sorted([*told, *starts], key=lambda record: float(record["time"])):

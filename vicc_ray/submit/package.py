@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,23 +53,33 @@ def pack(experiment: Experiment, folder: Path) -> Package:
         MANIFEST: _size(manifest),
     }
     _refuse_large(parts)
-    if folder.exists():
-        shutil.rmtree(folder)
-    (folder / "vicc_ray").mkdir(parents=True)
+    # Made beside it and then put in its place, so that no job is sent a half of it.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        _fill(made, code, text, storage.read_bytes(manifest))
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return Package(folder, parts)
+
+
+def _fill(folder: Path, code: list[Path], experiment: bytes, manifest: bytes) -> None:
     root = _root()
     for path in code:
         target = folder / "vicc_ray" / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    (folder / EXPERIMENT).write_bytes(text)
-    (folder / MANIFEST).write_bytes(storage.read_bytes(manifest))
-    return Package(folder, parts)
+    (folder / EXPERIMENT).write_bytes(experiment)
+    (folder / MANIFEST).write_bytes(manifest)
 
 
 def portable(experiment: Experiment) -> Experiment:
     """The experiment as it reads on another machine: paths absolute, the manifest beside it."""
-    places = {"runs": experiment.runs, "flow.store": experiment.flow.store, "flow.weights": experiment.flow.weights}
-    changes = {field: storage.absolute(name) for field, name in places.items() if name is not None}
+    changes = {field: storage.absolute(name) for field, name in experiment.places.items()}
     return with_settings(experiment, changes | {"data.manifest": MANIFEST}, "submit")
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from vicc_ray import storage
 from vicc_ray.config import Experiment, dump_experiment, with_settings
@@ -22,8 +21,6 @@ PACKAGE_VARIABLE = "VICC_EXPERIMENT"
 
 # What every job gets. Ray kills a job 3 s after it asked it to stop; a checkpoint may take longer.
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONUNBUFFERED": "1"}
-
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_?KEY", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def make_request(
 
     UserError for what would carry a secret into the job's description, which everybody sees who sees the cluster.
     """
-    _refuse_secrets(experiment, environment.variables)
+    _refuse_secrets(environment.variables)
     if environment.lock and environment.image:
         raise UserError("--lock and --image: give one of them; an image has its packages already")
     target = portable(experiment)
@@ -165,25 +162,10 @@ def _words(target: Experiment, verb: Verb, extra: Sequence[str]) -> list[str]:
     return [verb, target.run_folder if verb == "evaluate" else EXPERIMENT, *extra]
 
 
-def _refuse_secrets(experiment: Experiment, variables: Mapping[str, str]) -> None:
+def _refuse_secrets(variables: Mapping[str, str]) -> None:
     for name in variables:
-        if _SECRET.search(name):
+        if storage.SECRET_NAME.search(name):
             raise UserError(
                 f"--env {name}: looks like a secret, and everybody who sees the cluster sees a job's variables; give the "
                 "nodes their rights instead (a role of the machine, a service account, a secret of the pod)"
-            )
-    places = {
-        "runs": experiment.runs,
-        "data.manifest": experiment.data.manifest,
-        "flow.store": experiment.flow.store,
-        "flow.weights": experiment.flow.weights,
-    }
-    for field_name, place in places.items():
-        if place is None or "://" not in place:
-            continue
-        parts = urlsplit(place)
-        if parts.username or parts.password or _SECRET.search(parts.query):
-            raise UserError(
-                f"{field_name}: the URI carries credentials, which a run's files would keep; take them out and give the nodes "
-                "their rights instead (a role of the machine, a service account, the store's own settings)"
             )

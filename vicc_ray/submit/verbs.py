@@ -18,8 +18,17 @@ from vicc_ray.console import console, errors
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.submit.following import Job, JobClient, follow, last_line
-from vicc_ray.submit.package import pack
-from vicc_ray.submit.request import Environment, Request, Verb, attempt_id, attempt_of, make_request, plain_command
+from vicc_ray.submit.package import pack, portable
+from vicc_ray.submit.request import (
+    Environment,
+    Request,
+    Verb,
+    attempt_id,
+    attempt_of,
+    make_request,
+    plain_command,
+    submission_base,
+)
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -134,9 +143,9 @@ def _same(job: Job, request: Request) -> Job:
 
 
 def _folder(experiment: Experiment, verb: Verb) -> Path:
-    """Where the working_dir of a run's job is made; it stays, for the printed command."""
+    """Where the working_dir of a run's job is made, apart from another run's of the same name; it stays for the printed command."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "vicc_ray" / "submit" / f"{verb}-{experiment.name}"
+    return cache / "vicc_ray" / "submit" / submission_base(verb, experiment.name, portable(experiment).run_folder)
 
 
 def _tell_paths(experiment: Experiment) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,12 +19,14 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import positions
 from vicc_ray.errors import UserError
 from vicc_ray.interrupts import interrupt
-from vicc_ray.records import read_records
+from vicc_ray.records import unreadable_videos
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan
 
 # Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
 STOP_SECONDS = 20.0
+# For which a process that asks whether a lock is held may hold it itself.
+ASKING_SECONDS = 0.2
 
 
 @contextmanager
@@ -57,9 +60,11 @@ def sigterm_stops(folder: RunFolder) -> Iterator[None]:
 def alone_in(folder: RunFolder) -> Iterator[None]:
     """UserError where another process of this machine (or of the file system, where that has locks) trains in the folder.
 
-    The lock goes with its process, however that ends. Of a run under a URI it is the mirror that is locked.
+    The lock goes with its process, however that ends. Of a run under a URI it is the mirror that is locked. The folder is
+    made where it is missing; nothing else in it is read or written without the lock.
     """
     try:
+        folder.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(
@@ -74,7 +79,7 @@ def alone_in(folder: RunFolder) -> Iterator[None]:
 
 def _lock(folder: RunFolder, handle: int) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _try_lock(handle)
     except BlockingIOError:
         holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
         raise UserError(
@@ -85,6 +90,34 @@ def _lock(folder: RunFolder, handle: int) -> None:
     with suppress(OSError):  # a full disk: who it is stays untold
         os.truncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def _try_lock(handle: int) -> None:
+    """Take the lock; a second try for who only asks for it (`is_held`) and lets go at once."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(ASKING_SECONDS)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(folder: RunFolder) -> bool | None:
+    """Whether a process of this machine works in the folder, without writing there; None where that is unknown."""
+    try:
+        handle = os.open(folder.path / "lock", os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None  # a file system without locks
+    finally:
+        os.close(handle)
+    return False
 
 
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:
@@ -104,7 +137,7 @@ def tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
     """How many videos were learnt from, and what happened to the others."""
     clip = plan.experiment.clip
     short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)
-    lost = len({record["video"] for record in read_records(folder.refused)})
+    lost = len(unreadable_videos(folder.refused))
     console.print(
         f"{len(plan.videos) - lost} videos used, {short} of them padded (shorter than a clip), "
         f"{refused} refused by the index, {lost} unreadable in training"

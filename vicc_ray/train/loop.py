@@ -24,14 +24,15 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.progress import RunProgress
-from vicc_ray.records import RecordWriter, read_records
+from vicc_ray.records import RecordWriter, read_events
 from vicc_ray.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
+from vicc_ray.train.batches import TrainingPlan
 from vicc_ray.train.ending import alone_in, check_refused, sigterm_stops, tell_videos
 from vicc_ray.train.host import RayHost
 from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.restore import event, restore
+from vicc_ray.train.restore import agree, count_attempt, event, restore
 from vicc_ray.train.run import train
 from vicc_ray.train.task import Task
 
@@ -49,7 +50,6 @@ def run_training(
     Interrupted after Ctrl-C.
     """
     folder = RunFolder.at(experiment.run_folder)
-    folder.pull()
     manifest = folder.read_manifest(experiment)
     check_refused(experiment, manifest)
     return run_task(Pretraining(last), experiment, manifest, folder, address, verbose)
@@ -65,29 +65,33 @@ def run_task(
 ) -> RunFolder:
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
     plan = task.plan(experiment, manifest)
-    check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data.interlaced)
+    without = check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data)
+    if without:
+        console.print(
+            f"note: {len(without)} of {len(plan.videos)} videos are not in the flow store; stages that need their flow leave "
+            f"them out (the first: {without[0].video})",
+            markup=False,
+        )
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
-    resumes = folder.open(experiment, manifest.fingerprint())
-    if not folder.manifest.is_file() or not resumes:
-        manifest.write(folder.manifest)
-        folder.push(folder.manifest)
-    left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
-    if not left:
-        console.print(f"{folder}: every stage is finished; nothing to train")
-        return folder
-    if resumes:
-        done = [stage.name for stage in plan.stages if stage not in left]
-        console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""))
-    with (
-        alone_in(folder),
-        quiet(folder.logs / "ray.log", verbose),
-        ray_session(experiment.train, address, verbose) as resources,
-    ):
-        folder.forget_stop()
-        console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
-        with RunProgress(folder, plan.stages), sigterm_stops(folder):
-            _fit(task, experiment, folder, resources)
+    # Nothing of a run that another driver is at work on is changed, so the lock comes first.
+    with alone_in(folder):
+        with folder.as_user_errors():
+            folder.pull()
+            resumes = folder.open(experiment, manifest.fingerprint())
+            folder.keep_manifest(manifest)
+        left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
+        if not left:
+            console.print(f"{folder}: every stage is finished; nothing to train", markup=False)
+            return folder
+        if resumes:
+            done = [stage.name for stage in plan.stages if stage not in left]
+            console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""), markup=False)
+        with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
+            folder.forget_stop()
+            console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
+            with RunProgress(folder, plan.stages), sigterm_stops(folder):
+                _fit(task, experiment, folder, resources)
     folder.pull()
     tell_videos(plan, folder, len(manifest.refused))
     return folder
@@ -96,7 +100,7 @@ def run_task(
 def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
     settings = experiment.train
     _set_timeouts(experiment)
-    ray_private.release({event["requester"] for event in read_records(folder.events) if event.get("requester")})
+    ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
     ray_private.keep_data_actors_here()
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
@@ -171,18 +175,18 @@ def _set_timeouts(experiment: Experiment) -> None:
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
-    folder.pull()
     experiment = Experiment.model_validate(settings["experiment"])
-    torch.set_num_threads(_threads(experiment))
-    manifest = Manifest.read(folder.manifest)
-    task: Task = settings["task"]
-    plan = task.plan(experiment, manifest)
-    host = RayHost(plan, folder, settings["resources"])
+    host: RayHost | None = None
     try:
+        count_attempt(folder, settings["session"], experiment.train.max_failures)
+        folder.pull()
+        torch.set_num_threads(_threads(experiment))
+        manifest, plan = _open(settings["task"], experiment, folder)
+        host = RayHost(plan, folder, settings["resources"])
         start = {"session": settings["session"], "nodes": _nodes(), "requester": ray_private.requester()}
         restored = restore(folder, start, experiment.train.max_failures)
         monitor = host.open(int(restored["step"]) if restored else 0, manifest)
-        step = train(task, plan, folder, host, restored, monitor)
+        step = train(settings["task"], plan, folder, host, restored, monitor)
         return {"step": step, "stopped": step < plan.steps}
     except NonFiniteError:
         raise  # the last checkpoint may be sound, so Ray is to start the workers again
@@ -190,7 +194,22 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         # Trying again cannot help, so this is an end and not a failure for Ray to restart.
         return {"error": str(error)}
     finally:
-        host.close()
+        if host:
+            host.close()
+
+
+def _open(task: Task, experiment: Experiment, folder: RunFolder) -> tuple[Manifest, TrainingPlan]:
+    """The run's videos and plan; UserError on every worker where one of them cannot read them."""
+    found: tuple[Manifest, TrainingPlan] | None = None
+    problem = None
+    try:
+        manifest = Manifest.read(folder.manifest)
+        found = manifest, task.plan(experiment, manifest)
+    except UserError as error:
+        problem = str(error)
+    agree(problem)
+    assert found is not None
+    return found
 
 
 def _threads(experiment: Experiment) -> int:

@@ -4,15 +4,62 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from vicc_ray import distributed
 from vicc_ray.checkpoint import CheckpointInfo, State, version_changes
 from vicc_ray.errors import UserError
-from vicc_ray.records import RecordWriter, read_records
+from vicc_ray.records import COUNTED, RecordWriter, read_events
 from vicc_ray.run_folder import RunFolder, versions
+
+
+def count_attempt(folder: RunFolder, session: str, max_failures: int) -> None:
+    """Count that the workers begin to start, before anything of the run is read that could make them fail.
+
+    Every worker calls it. UserError, on every worker, where more than `max_failures` attempts of this session (one driver's)
+    in a row did not come to a start, which `restore` notes.
+    """
+    answer = b""
+    if distributed.rank() == 0:
+        with suppress(OSError):  # away: counted in the mirror
+            folder.fetch(folder.events)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        earlier = read_events(folder.events)
+        failed = _attempts_in_vain(earlier, session)
+        if failed > max_failures:
+            reasons = [str(record.get("text")) for record in earlier if record["kind"] == "failed"]
+            answer = (
+                f"the workers failed {failed} times in a row before they came to start from a checkpoint "
+                f"(train.max_failures: {max_failures}){': ' if reasons else ''}{''.join(reasons[-1:])}; see {folder.logs}"
+            ).encode()
+        else:
+            RecordWriter(folder.events).add(event("attempt", session=session))
+            with suppress(OSError):
+                folder.push(folder.events)
+    answer = distributed.broadcast_bytes(answer)
+    if answer:
+        raise UserError(answer.decode())
+
+
+def _attempts_in_vain(events: Sequence[Mapping[str, Any]], session: str) -> int:
+    """Attempts of a session since its last start."""
+    count = 0
+    for record in reversed(events):
+        if (record["kind"] in COUNTED and record.get("session") != session) or record["kind"] == "start":
+            break
+        count += record["kind"] == "attempt"
+    return count
+
+
+def agree(problem: str | None) -> None:
+    """UserError on every worker where one of them has a problem that starting again cannot solve; all call it."""
+    problems = [part.decode() for part in distributed.gather_bytes((problem or "").encode())]
+    found = next(filter(None, problems), None)
+    if found:
+        raise UserError(found)
 
 
 def restore(folder: RunFolder, start: Mapping[str, Any], max_failures: int) -> State | None:
@@ -45,10 +92,10 @@ def restore(folder: RunFolder, start: Mapping[str, Any], max_failures: int) -> S
 
 def _note_start(folder: RunFolder, events: RecordWriter, start: Mapping[str, Any], step: int, allowed: int) -> None:
     """Note a start of the workers; UserError where they keep failing without getting anywhere."""
-    earlier = [record for record in read_records(folder.events) if record["kind"] == "start"]
+    earlier = [record for record in read_events(folder.events) if record["kind"] == "start"]
     in_vain = 0
     for record in reversed(earlier):
-        if record["session"] != start["session"] or record["step"] != step:
+        if record.get("session") != start["session"] or record.get("step") != step:
             break
         in_vain += 1
     if in_vain > allowed:

@@ -21,7 +21,7 @@ from vicc_ray import distributed
 from vicc_ray.checkpoint import State
 from vicc_ray.errors import UserError
 from vicc_ray.objective import CollapseWatch, NonFiniteError
-from vicc_ray.records import RecordWriter, forget_records_after, read_records
+from vicc_ray.records import RecordWriter, forget_records_after, read_events, unreadable_videos
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import PADDING, Block, TrainingPlan, to_batch
 from vicc_ray.train.monitor import Monitor
@@ -155,7 +155,7 @@ def _step(
     block = next(blocks)
     recorder.clock.waited += time.perf_counter() - waiting
     batch, refused = to_batch(plan, step, block)
-    recorder.refuse(refused, step)
+    recorder.refuse(refused, block, step)
     recorder.consume(step, block)
     try:
         recorder.outcome = learner.step(batch, local)
@@ -189,10 +189,13 @@ class _Recorder:
         self.samples = RecordWriter(folder.samples / f"worker-{distributed.rank()}.jsonl")
         self.board: Any = None
         self.outcome: Measured | None = None
-        self.unreadable: dict[
-            str, tuple[str, int]
-        ] = {}  # video -> (reason, step), of this worker since the last record
-        self.known_unreadable = {str(record["video"]) for record in read_records(folder.refused)}
+        # Of this worker since the last record: video -> (reason, step), and videos that could be read again.
+        self.unreadable: dict[str, tuple[str, int]] = {}
+        self.readable: set[str] = set()
+        # Written down as unreadable when last tried, in this start of the workers or before; and those of this start, which
+        # are what `data.max_refused` bounds: what an outage kept away may be back.
+        self.noted = set(unreadable_videos(folder.refused))
+        self.failing: set[str] = set()
         # Steps from one look at the host's notice to the next; the same on every worker.
         self.look_every = 1
 
@@ -216,11 +219,11 @@ class _Recorder:
         """One record of the loss and its company; a collective, every worker calls it."""
         assert self.outcome is not None
         figures = self.outcome.metrics()
-        slowest = torch.tensor([self.clock.seconds_a_step(), float(len(self.unreadable))])
+        slowest = torch.tensor([self.clock.seconds_a_step(), float(len(self.unreadable) + len(self.readable))])
         distributed.all_reduce_max_(slowest)
         self.look_every = max(1, min(round(LOOK_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
         if slowest[1]:
-            self._share_unreadable(stage)
+            self._share_unreadable(stage, step)
         warning = self.watch.observe(step, figures["loss"], figures["ln_k"]) if "ln_k" in figures else None
         rate = learner.optimiser.param_groups[0]["lr"]
         self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
@@ -251,44 +254,57 @@ class _Recorder:
             taken = {name: block[name][rows].tolist() for name in ("slot", "video")}
             self.samples.add({"step": step, "workers": distributed.world_size(), "time": time.time(), **taken})
 
-    def refuse(self, refused: list[tuple[str, str]], step: int) -> None:
-        """Remember videos that could not be read, until the next record."""
+    def refuse(self, refused: list[tuple[str, str]], block: Block, step: int) -> None:
+        """Remember videos that could not be read, and those that could again, until the next record."""
+        bad = {video for video, _ in refused}
         for video, reason in refused:
             self.unreadable.setdefault(video, (reason, step))
+        self.readable -= bad
+        if self.noted or self.unreadable:
+            names = {self.plan.videos[int(row)].video for row in block["video"] if row != PADDING}
+            self.readable |= (names - bad) & (self.noted | self.unreadable.keys())
 
     def fail(self, step: int, error: NonFiniteError) -> None:
         """A loss that is no number: UserError (on every worker) where this step came to it before, else an event."""
         told = "first"
         if self.writes:
-            before = [r for r in read_records(self.folder.events) if r["kind"] == "not finite" and r["step"] == step]
+            before = [r for r in read_events(self.folder.events) if r["kind"] == "not finite" and r.get("step") == step]
             told = "again" if before else "first"
             self.events.add({"kind": "not finite", "step": step, "text": str(error), "time": time.time()})
             self.folder.push(self.folder.events)
         if distributed.broadcast_bytes(told.encode()) == b"again":
             raise UserError(f"{error}; it came to the same after going back to the last checkpoint") from error
 
-    def _share_unreadable(self, stage: Stage) -> None:
-        """Rank 0 writes down what all workers could not read; UserError, on every worker, where it is too much."""
-        mine = json.dumps(self.unreadable).encode()
+    def _share_unreadable(self, stage: Stage, step: int) -> None:
+        """Rank 0 writes down what all workers could not read, or could again; UserError, on every worker, where it is too much."""
+        mine = json.dumps({"unreadable": self.unreadable, "readable": sorted(self.readable)}).encode()
         everyone = [json.loads(part) for part in distributed.gather_bytes(mine)]
-        self.unreadable = {}
-        for part in everyone:
-            for video, (reason, step) in part.items():
-                if video not in self.known_unreadable:
-                    self.known_unreadable.add(video)
-                    if self.writes:
-                        self.refused.add({"video": video, "reason": reason, "step": step})
+        self.unreadable, self.readable = {}, set()
+        bad = {video: told for part in everyone for video, told in part["unreadable"].items()}
+        for video, (reason, first) in bad.items():
+            self.failing.add(video)
+            if video not in self.noted:
+                self.noted.add(video)
+                self._write_refused({"video": video, "reason": reason, "step": first})
+        still = {video for part in everyone for video in part["unreadable"].keys() - set(part["readable"])}
+        for video in sorted({video for part in everyone for video in part["readable"]} - still):
+            self.noted.discard(video)
+            self.failing.discard(video)
+            self._write_refused({"video": video, "readable": True, "step": step})
         allowed = self.plan.experiment.data.max_refused * len(self.plan.videos)
-        if len(self.known_unreadable) > allowed:
+        if len(self.failing) > allowed:
             if self.writes:
                 self.folder.push(self.folder.refused)
-            bad = {video: reason for part in everyone for video, (reason, _) in part.items()}
-            shown = "; ".join(f"{video}: {reason}" for video, reason in list(bad.items())[:5])
+            shown = "; ".join(f"{video}: {reason}" for video, (reason, _) in list(bad.items())[:5])
             raise UserError(
-                f"{len(self.known_unreadable)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, "
+                f"{len(self.failing)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, "
                 f"more than data.max_refused = {self.plan.experiment.data.max_refused:g} allows "
                 f"({shown}; all in {self.folder.refused})"
             )
+
+    def _write_refused(self, record: dict[str, Any]) -> None:
+        if self.writes:
+            self.refused.add(record)
 
 
 class _Board:
@@ -299,7 +315,8 @@ class _Board:
 
         self.writer: Any = None
         with suppress(OSError):
-            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=samples)
+            # Its reader drops the points at this step and after it; the point at the checkpoint is not written again.
+            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=samples + 1)
 
     def add(self, stage: str, figures: dict[str, float], samples: int) -> None:
         if self.writer is None:

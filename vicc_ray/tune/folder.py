@@ -26,7 +26,7 @@ from vicc_ray.config import Experiment, dump_experiment, flatten, load_experimen
 from vicc_ray.errors import UserError
 from vicc_ray.records import append_record, write_text
 from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.ending import alone_in
+from vicc_ray.train.ending import alone_in, is_held
 
 # Settings under which a sweep may go on with other values: where and how long, not what is compared.
 _MAY_CHANGE = (
@@ -155,38 +155,44 @@ class SweepFolder:
             and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
         ]
         self.run.fetch(self.path / "sweep.json")
-        with suppress(OSError, json.JSONDecodeError):
-            if json.loads((self.path / "sweep.json").read_text(encoding="utf-8")) != facts:
-                changed.append("the videos of the manifest are not the same")
+        if self._facts() != facts:
+            changed.append("the videos of the manifest are not the same")
         if changed:
             raise UserError(
                 f"{self}: holds a sweep of another experiment ({'; '.join(changed)}); "
                 "choose another folder with --set name=..., or remove this one"
             )
 
+    def _facts(self) -> Any:
+        """What sweep.json says; UserError where it is missing or damaged: then it is not known which videos were used."""
+        file = self.path / "sweep.json"
+        try:
+            return json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{self}: its sweep.json cannot be read ({getattr(error, 'strerror', None) or error}), so it is not known "
+                "whether the videos are still the same; put the file back, or choose another folder with --set name=..."
+            ) from None
+
     @contextmanager
     def driven(self) -> Iterator[None]:
         """Be the only driver of this sweep; UserError where another one is alive on this machine."""
-        self.path.mkdir(parents=True, exist_ok=True)
         with alone_in(self.run):
             yield
 
-    def is_driven(self) -> bool:
-        """Whether a driver is alive on this machine."""
-        try:
-            with self.driven():
-                return False
-        except UserError:
-            return True
+    def is_driven(self) -> bool | None:
+        """Whether a driver is alive on this machine; None where its lock cannot be read. Writes nothing."""
+        return is_held(self.run)
 
     def note(self, kind: str, **facts: Any) -> None:
         """Append to the sweep's events; a full disk does not stop the sweep for it."""
         with suppress(OSError):
             append_record(self.events, {"kind": kind, "time": time.time(), **facts})
+            self.push(self.events)
 
     def seconds(self) -> float:
         """Seconds that drivers of this sweep have been at work."""
-        with suppress(OSError, json.JSONDecodeError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             return float(json.loads(self.clock.read_text(encoding="utf-8"))["seconds"])
         return 0.0
 

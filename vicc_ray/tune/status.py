@@ -7,7 +7,7 @@ from typing import Any
 
 from vicc_ray.config import Experiment
 from vicc_ray.console import console
-from vicc_ray.records import read_records
+from vicc_ray.records import read_events
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import metric_name, open_study, point_of
 from vicc_ray.tune.results import trial_rows
@@ -32,10 +32,10 @@ def sweep_status(experiment: Experiment) -> dict[str, Any]:
         left = seconds / len(ended) * to_do if ended else None
     elif budget.unit == "hours":
         left = max(3600 * budget.value - seconds, 0.0)
-    starts = [event for event in read_records(folder.events) if event["kind"] == "start"]
+    starts = [event for event in read_events(folder.events) if event["kind"] == "start"]
     return {
         "sweep": str(folder),
-        "state": "running" if driven else ("finished" if _done(budget, ended, rows, seconds) else "stopped"),
+        "state": _state(driven, _done(budget, ended, rows, seconds)),
         "budget": str(budget),
         "metric": metric_name(search),
         "trials": len(ended),
@@ -50,6 +50,14 @@ def sweep_status(experiment: Experiment) -> dict[str, Any]:
         "starts": len(starts),
         "since_start": time.time() - starts[-1]["time"] if starts else None,
     }
+
+
+def _state(driven: bool | None, done: bool) -> str:
+    if driven:
+        return "running"
+    if done:
+        return "finished"
+    return "stopped" if driven is False else "running or stopped (its lock cannot be read here)"
 
 
 def _done(budget: Any, ended: list[Any], rows: list[dict[str, Any]], seconds: float) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from vicc_ray.config import Experiment
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.progress import Tail
-from vicc_ray.records import read_records
+from vicc_ray.records import METRICS, NUMBER, read_events, read_metrics
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.ending import alone_in
 from vicc_ray.train.schedule import Stage, make_stages, samples_at
@@ -66,7 +66,7 @@ class Follower:
         self.stages = {stage.name: stage for stage in stages}
         self.newest: dict[tuple[str, str], float] = {}
         self.reached: dict[str, int] = {}  # stage -> step within it of its newest look
-        self.tail = Tail(folder.metrics)
+        self.tail = Tail(folder.metrics, METRICS)
 
     def read(self) -> list[Look]:
         """The looks that were added since the last call; none before every named stage has been looked at."""
@@ -77,7 +77,9 @@ class Follower:
                 continue
             stage = self.stages[named[0][0]]
             self.reached[stage.name] = int(record["step"]) - stage.first_step
-            self.newest |= {metric: float(record[metric[1]]) for metric in named if metric[1] in record}
+            self.newest |= {
+                metric: float(record[metric[1]]) for metric in named if isinstance(record.get(metric[1]), NUMBER)
+            }
             if len(self.newest) == len(self.metrics):
                 looks.append(Look(sum(self.newest.values()) / len(self.newest), self.samples()))
         return looks
@@ -164,7 +166,7 @@ def _outcome(ending: Mapping[str, str], follower: Follower, folder: RunFolder, s
     outcome, reason = ending.get("outcome", "failed"), ending.get("reason", "")
     if follower.complete():
         outcome, reason = "finished", ""
-    elif outcome == "refused" and any(event["kind"] == "not finite" for event in read_records(folder.events)):
+    elif outcome == "refused" and any(event["kind"] == "not finite" for event in read_events(folder.events)):
         outcome = "not finite"
     elif outcome == "refused" and started:
         # What its workers came to is this trial's own end; what came before them would meet every other trial too.
@@ -175,17 +177,17 @@ def _outcome(ending: Mapping[str, str], follower: Follower, folder: RunFolder, s
 
 
 def _starts(folder: RunFolder) -> int:
-    return sum(event["kind"] == "start" for event in read_records(folder.events))
+    return sum(event["kind"] == "start" for event in read_events(folder.events))
 
 
 def sum_up(folder: RunFolder, stages: Sequence[Stage], follower: Follower) -> dict[str, Any]:
     """What a trial cost so far, and how its assignments look, from its folder."""
     folder.pull()
-    records = list(read_records(folder.metrics))
-    trained = [record for record in records if record["kind"] == "train"]
+    records = read_metrics(folder.metrics)
+    trained = [r for r in records if r["kind"] == "train" and isinstance(r.get("samples"), int)]
     wanted = [follower.stages[name] for name, _ in follower.metrics]
     first = min((record["samples"] for record in _first_of_run(trained, stages)), default=0)
-    seconds, device_seconds = cost(list(read_records(folder.events)), trained)
+    seconds, device_seconds = cost(read_events(folder.events), trained)
     newest = [record for record in trained if record["stage"] in {stage.name for stage in wanted}][-1:]
     told = {
         f"end_{name}": float(newest[0][name]) for name in ("loss", "ln_k", "entropy") if newest and name in newest[0]
@@ -218,7 +220,7 @@ def cost(events: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any
 
     Work that was lost by a fault counts up to the last record that survived it.
     """
-    starts = [event for event in events if event["kind"] == "start"]
+    starts = [event for event in events if event["kind"] == "start" and isinstance(event.get("workers"), int)]
     seconds = devices = 0.0
     for event, after in itertools.zip_longest(starts, starts[1:]):
         until = float(after["time"]) if after else math.inf

@@ -77,15 +77,8 @@ def check(experiment: Experiment) -> Asked:
 
 def _absolute(experiment: Experiment) -> Experiment:
     """Trials run in other folders than this process, so what is named by path must mean the same there."""
-    paths = {
-        "data.manifest": experiment.data.manifest,
-        "flow.store": experiment.flow.store,
-        "flow.weights": experiment.flow.weights,
-        "runs": experiment.runs,
-    }
-    return with_settings(
-        experiment, {path: storage.absolute(name) for path, name in paths.items() if name is not None}, "paths"
-    )
+    places = {field: storage.absolute(name) for field, name in experiment.places.items()}
+    return with_settings(experiment, places, "paths")
 
 
 def _check_labels(experiment: Experiment, search: SearchConfig, manifest: Manifest) -> None:
@@ -108,7 +101,7 @@ def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest
         kind = (changed.flow, changed.clip.decode_size)
         if kind not in seen:
             seen.append(kind)
-            check_stored(changed.flow, changed.clip.decode_size, videos, changed.data.interlaced)
+            check_stored(changed.flow, changed.clip.decode_size, videos, changed.data)
 
 
 def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool = False) -> SweepFolder:

@@ -121,10 +121,10 @@ def _read(name: str, layout: str, fold: int | None) -> Found:
 
 
 def _part_glob(name: str) -> tuple[str, str | None]:
-    """The folder to list and the pattern below it; a local file that is there is no glob whatever its name."""
+    """The folder to list and the pattern below it; a local file that is there is no glob whatever its name, nor is a URL."""
     parts = name.split("/")
     magic = next((place for place, part in enumerate(parts) if set("*?[") & set(part)), None)
-    if magic is None or (not storage.is_uri(name) and os.path.lexists(name)):
+    if magic is None or storage.is_web(name) or (not storage.is_uri(name) and os.path.lexists(name)):
         return storage.absolute(name), None
     folder = "/".join(parts[:magic])
     return storage.absolute(folder or ("/" if name.startswith("/") else ".")), "/".join(parts[magic:])

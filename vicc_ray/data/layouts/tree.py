@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from vicc_ray import storage
 from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, Candidate, examples, extension, shown
@@ -155,7 +155,7 @@ def _local_file(folder: str, below: str, name: str) -> File:
 
 def files_beside(root: str, folders: Iterable[str]) -> list[File]:
     """Files in these folders next to `root` (empty: right next to it), for split files kept apart from the videos."""
-    if storage.is_uri(root) and urlsplit(root).path in ("", "/"):
+    if storage.is_uri(root) and not storage.parts_of(root)[2]:
         return []
     parent = posixpath.dirname(root)
     found = []
