@@ -29,6 +29,7 @@ from vicc_ray.evaluate.results import (
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
+from vicc_ray.train.ending import check_refused
 
 PROTOCOLS = ("retrieval", "linear", "finetune", "probe")
 ALL = "all"
@@ -65,6 +66,7 @@ def evaluate_runs(
     orders = [order for run in runs for order in _orders(run, data, train_on, test_on, overrides)]
     for order in orders:
         open_encoders(order.folder)
+        check_refused(order.experiment, order.manifest)
         if "retrieval" in protocols:
             sides_of(order.experiment, order.manifest)
     found = []

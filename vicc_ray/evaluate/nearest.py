@@ -12,20 +12,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import feature_rows, read_columns, read_refused
 from vicc_ray.evaluate.features import extract_features
 from vicc_ray.evaluate.fusion import fit_weights, fused_score
+from vicc_ray.evaluate.joined import Joined
 from vicc_ray.evaluate.results import Evaluation, recipe_of, write
 from vicc_ray.evaluate.retrieval import Scores, chance, check_groups, check_labels, rank, score
-from vicc_ray.evaluate.search import Features, Rows, Table, unit
+from vicc_ray.evaluate.search import Features, Table, unit
 from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, open_encoder
 from vicc_ray.records import write_text
 from vicc_ray.resources import ResourcePlan
@@ -34,7 +33,6 @@ from vicc_ray.run_folder import RunFolder
 RANDOM = "random"  # the row of an untrained encoder
 FUSED = "R+F"
 NEIGHBOURS_SHOWN = 5
-STREAM_ABOVE = 1 << 30  # bytes of features above which a table is read in blocks whenever it is gone through
 
 Neighbours = dict[str, list[dict[str, Any]]]
 Say = Callable[[str], None]
@@ -195,9 +193,9 @@ def judge(
     started: float,
 ) -> Retrieval:
     """The figures of stored features: for each row its gallery's and its query's file (one where they are the same)."""
-    searched = _Tables({row: str(sides[0].path) for row, sides in files.items()})
-    asked = _Tables({row: str(sides[-1].path) for row, sides in files.items()})
-    pose = question(searched.asked, asked.asked, experiment, manifest.dataset)
+    searched = Joined({row: str(sides[0].path) for row, sides in files.items()})
+    asked = Joined({row: str(sides[-1].path) for row, sides in files.items()})
+    pose = question(_asked(searched), _asked(asked), experiment, manifest.dataset)
     settings = experiment.evaluate
     rows: list[dict[str, Any]] = []
     classes: dict[str, Any] = {}
@@ -235,35 +233,8 @@ def judge(
     return Retrieval(evaluation, _neighbours(pose, searched, asked, settings.neighbours))
 
 
-class _Tables:
-    """The features of one side by every encoder, rows of videos that one of them lacks left out."""
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self.files = files
-        columns = {row: read_columns(path) for row, path in files.items()}
-        common = set.intersection(*(set(found["ids"]) for found in columns.values()))
-        self.keep = {row: np.array([video in common for video in found["ids"]]) for row, found in columns.items()}
-        first, keep = next(iter(columns.values())), next(iter(self.keep.values()))
-        kept = {
-            name: [value for value, good in zip(first[name], keep, strict=True) if good]
-            for name in ("ids", "labels", "groups")
-        }
-        self.asked = Asked(**kept)
-        self.refused = [pair for path in files.values() for pair in read_refused(path)]
-
-    def table(self, row: str) -> Table:
-        """float32 [n, d] in memory, or in blocks from the file where that is large."""
-        stored = feature_rows(self.files[row])
-        keep = self.keep[row]
-        chosen = stored if keep.all() else Rows(int(keep.sum()), stored.width, lambda size: _kept(stored, keep, size))
-        return chosen if 4 * chosen.count * chosen.width > STREAM_ABOVE else chosen.whole()
-
-
-def _kept(stored: Rows, keep: NDArray[np.bool_], size: int) -> Any:
-    start = 0
-    for block in stored.blocks(size):
-        yield block[keep[start : start + len(block)]]
-        start += len(block)
+def _asked(side: Joined) -> Asked:
+    return Asked(side.ids, cast(list[str], side.labels), side.groups)  # `question` refuses videos without a label
 
 
 def _score(pose: Question, gallery: Table, query: Table) -> Scores:
@@ -292,7 +263,7 @@ def newest_pair(rows: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _neighbours(pose: Question, gallery: _Tables, query: _Tables, most: int) -> Neighbours:
+def _neighbours(pose: Question, gallery: Joined, query: Joined, most: int) -> Neighbours:
     """The nearest gallery videos of a few queries, evenly spread, before and after the cross-stream stage."""
     count = min(most, len(pose.query.ids))
     if not count:

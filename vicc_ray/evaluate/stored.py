@@ -7,7 +7,7 @@ RUN/features/ENCODER-DATA-KEY8.parquet     one encoder, one side of an evaluatio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +17,7 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.flow_store import FlowStore
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import Source, file_hash, matches, read_source
+from vicc_ray.evaluate.feature_store import Source, file_hash, read_refused, read_source
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.weights import stream_of
 
@@ -76,12 +76,21 @@ def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Where the features of one encoder for one side are stored, or will be."""
+    """Where the features of one encoder for one side are stored, or will be.
+
+    `again`: the videos of the side that could not be read when the file was made, of a file that is there.
+    """
 
     path: Path
     encoder: EncoderOnDisk
     side: Side
     source: Source
+    again: Side | None = None
+
+    @property
+    def wanted(self) -> Side:
+        """What is to be encoded for the file."""
+        return self.again or self.side
 
 
 def feature_file(
@@ -123,23 +132,35 @@ def _flow_settings(experiment: Experiment) -> dict[str, Setting]:
 def missing(
     folder: RunFolder, files: Mapping[str, Sequence[FeatureFile]], say: Callable[[str], None]
 ) -> list[FeatureFile]:
-    """Those of the files (by the row's name) that are to be made; `say` is told which are used as they are stored."""
+    """Those of the files (by the row's name) that are to be made, or to be completed by videos that could not be read.
+
+    `say` takes a line for the reader on each: which are used as they are stored.
+    """
     absent = []
+    parts: dict[tuple[Side, frozenset[str]], Side] = {}
     for row, wanted in files.items():
-        gone = [file for file in wanted if not _there(folder, file, say)]
-        absent += gone
-        if not gone:
+        for file in wanted:
+            if not _there(folder, file, say):
+                absent.append(file)
+            elif lost := frozenset(video for video, _ in read_refused(str(file.path))):
+                part = parts.setdefault((file.side, lost), _part(file.side, lost))
+                say(f"features of {row} lack {len(lost)} videos that could not be read; these are tried again")
+                absent.append(replace(file, again=part))
+        if not any(file.encoder == wanted[0].encoder for file in absent):
             say(f"features of {row} as they were stored")
     return absent
+
+
+def _part(side: Side, videos: frozenset[str]) -> Side:
+    return replace(side, videos=tuple(row for row in side.videos if row.video in videos))
 
 
 def _there(folder: RunFolder, file: FeatureFile, say: Callable[[str], None]) -> bool:
     if not file.path.is_file() and not folder.fetch(file.path).is_file():
         return False
-    if matches(str(file.path), file.source.key):
-        return True
     try:
-        read_source(str(file.path))
+        if read_source(str(file.path), whole=True).key == file.source.key:
+            return True
         say(f"{file.path}: holds other features; made again")
     except UserError as error:
         say(f"{error}; made again")
