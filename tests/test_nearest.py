@@ -268,6 +268,38 @@ def test_the_reference_protocol_has_one_random_window_and_jitter_keyed_by_video(
     assert len(judge.made) == 3
 
 
+def test_a_single_copy_of_a_gallery_video_finds_it(judge: Judge, tmp_path: Path) -> None:
+    rows = judge.manifest.select("train")
+    copy = replace(rows[5], video=str(tmp_path / "copy.mp4"), split="query")
+    shutil.copy(rows[5].video, copy.video)
+    judge.manifest = Manifest([*rows, copy])
+    found = judge()
+    assert {row["name"]: row["R@1"] for row in found.evaluation.rows} == dict.fromkeys(
+        ("random", "RGB-1", "RGB-2", "Flow-2", "R+F"), 1.0
+    )
+    nearest = found.neighbours["RGB-2"][0]["neighbours"][0]
+    assert nearest["video"] == rows[5].video and nearest["similarity"] == pytest.approx(1, abs=1e-4)
+    assert found.evaluation.settings["centre"] == "gallery"
+
+
+def test_the_published_centring_is_noted_on_small_sides_and_refused_where_nothing_is_left(judge: Judge) -> None:
+    reference = {"evaluate": {"retrieval": "reference"}}
+    found = judge(**reference).evaluation
+    assert found.settings["centre"] == "own"
+    assert [note.partition("published, of which ")[2].partition(" give")[0] for note in found.notes] == [
+        "the gallery (16 videos of 8 of 8 classes)",
+        "the queries (8 videos of 8 of 8 classes)",
+    ]
+    assert "exact centres both sides by the gallery" in found.notes[0]
+    whole = judge.manifest
+    train, query = whole.select("train"), whole.select("query")
+    several = [replace(query[0], video=f"{number}", label=query[0].label) for number in range(5)]
+    for asking in (query[:1], several):
+        judge.manifest = Manifest([*train, *asking])
+        with pytest.raises(UserError, match=rf"of the queries \({len(asking)} videos of 1 of 8 classes\) that is what"):
+            judge(**reference)
+
+
 def test_the_same_split_on_both_sides_passes_over_the_query(judge: Judge) -> None:
     found = judge(data={"gallery_split": "train", "query_split": "train"}).evaluation
     assert judge.windows == 16 * 3  # encoded once

@@ -435,7 +435,8 @@ class EvaluateConfig(Section):
     )
     retrieval: Literal["exact", "reference"] = Field(
         "exact",
-        description="reference: as published, one random window a gallery video and a random colour jitter at test",
+        description="exact: both sides centred by the gallery's mean; reference: as published, each side by its own, one random "
+        "window a gallery video and a random colour jitter at test",
     )
     fusion: Literal["published", "fitted"] = Field(
         "published", description="weights of the streams in R+F: equal, or fitted on the training split"

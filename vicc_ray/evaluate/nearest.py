@@ -1,8 +1,8 @@
 """Nearest-neighbour retrieval over a run: which encoders, which sides, which tables (method.md, section 6).
 
-`exact` compares the mean over all windows of a video on both sides. `reference` is the test as it was published: gallery
-videos have one window at a random place, and windows of both sides a random colour jitter; both are drawn from the seed and
-the video.
+`exact` compares the mean over all windows of a video on both sides, both centred by the gallery's mean. `reference` is the
+test as it was published: gallery videos have one window at a random place, and windows of both sides a random colour jitter,
+both drawn from the seed and the video; each side is centred by its own mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vicc_ray.evaluate.fusion import fit_weights, fused_score
 from vicc_ray.evaluate.joined import Joined
 from vicc_ray.evaluate.results import Evaluation, recipe_of, write
 from vicc_ray.evaluate.retrieval import Scores, chance, check_groups, check_labels, rank, score
-from vicc_ray.evaluate.search import Features, Table, unit
+from vicc_ray.evaluate.search import Centre, Features, Table, units
 from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, open_encoder
 from vicc_ray.records import write_text
 from vicc_ray.resources import ResourcePlan
@@ -33,6 +33,7 @@ from vicc_ray.run_folder import RunFolder
 RANDOM = "random"  # the row of an untrained encoder
 FUSED = "R+F"
 NEIGHBOURS_SHOWN = 5
+FEW = 100  # videos whose mean is off by a tenth of what they differ by
 
 Neighbours = dict[str, list[dict[str, Any]]]
 Say = Callable[[str], None]
@@ -69,6 +70,7 @@ class Question:
     query: Asked
     groups: tuple[list[str], list[str]] | tuple[None, None]
     ks: tuple[int, ...]
+    centre: Centre
     notes: tuple[str, ...]
 
 
@@ -138,7 +140,33 @@ def question(gallery: Asked, query: Asked, experiment: Experiment, dataset: str 
         raise UserError(f"evaluate.ks: every k ({beyond}) is larger than the gallery of {room} videos that a query has")
     if beyond:
         notes.append(f"R@k is left out for k = {beyond}: a query has {room} gallery videos")
-    return Question(gallery, query, groups, ks, tuple(notes))
+    centre: Centre = "own" if experiment.evaluate.retrieval == "reference" else "gallery"
+    if centre == "own":
+        notes += _means_of_own(gallery, query)
+    return Question(gallery, query, groups, ks, centre, tuple(notes))
+
+
+def _means_of_own(gallery: Asked, query: Asked) -> list[str]:
+    """Notes on sides whose own mean tells little of what all videos have in common; UserError where it is what tells them apart.
+
+    The mean of Q videos is off by about 1/sqrt(Q) of what they differ by, and that of one class is the class itself.
+    """
+    classes = len(set(gallery.labels))
+    notes = []
+    for name, side in (("gallery", gallery), ("queries", query)):
+        own = len(set(side.labels))
+        here = f"the {name} ({len(side.ids)} videos of {own} of {classes} classes)"
+        advice = "evaluate.retrieval: exact centres both sides by the gallery"
+        if len(side.ids) < 2 or (own < 2 and classes > 1):
+            raise UserError(
+                f"evaluate.retrieval: reference centres each side by its own mean, as published, and of {here} that is what "
+                f"there is to find; {advice}"
+            )
+        if len(side.ids) < FEW or own < classes:
+            notes.append(
+                f"each side is centred by its own mean, as published, of which {here} give a poor one; {advice}"
+            )
+    return notes
 
 
 def _groups(
@@ -224,7 +252,7 @@ def judge(
         chance=round(chance(pose.gallery.labels, pose.query.labels, 1, *pose.groups), 6),
         seconds=round(time.monotonic() - started, 1),
         settings=settings.model_dump(mode="json", include={"windows", "fusion", "exclude_groups"})
-        | {"recipe": recipe_of(experiment)},
+        | {"centre": pose.centre, "recipe": recipe_of(experiment)},
         classes=classes,
         refused=tuple(dict.fromkeys([*searched.refused, *asked.refused])),
         scale=experiment.scale,
@@ -238,14 +266,17 @@ def _asked(side: Joined) -> Asked:
 
 
 def _score(pose: Question, gallery: Table, query: Table) -> Scores:
-    return score(gallery, pose.gallery.labels, query, pose.query.labels, pose.ks, *pose.groups)
+    labels, groups = (pose.gallery.labels, pose.query.labels), pose.groups
+    return score(gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], centre=pose.centre)
 
 
 def _fused(
     pose: Question, gallery: Sequence[Table], query: Sequence[Table], weights: tuple[float, float] | None
 ) -> Scores:
     labels, groups = (pose.gallery.labels, pose.query.labels), pose.groups
-    return fused_score(gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], weights=weights)
+    return fused_score(
+        gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], weights=weights, centre=pose.centre
+    )
 
 
 def _row(name: str, scores: Scores) -> dict[str, Any]:
@@ -276,9 +307,10 @@ def _neighbours(pose: Question, gallery: Joined, query: Joined, most: int) -> Ne
     for row in ("RGB-1", "RGB-2"):
         if row not in gallery.files:
             continue
-        asking: Features = unit(query.table(row), "query").whole()[chosen]
+        searched, asked = units(gallery.table(row), query.table(row), pose.centre)
+        asking: Features = asked.whole()[chosen]
         nearest = min(NEIGHBOURS_SHOWN, max(pose.ks))
-        places, values = rank(unit(gallery.table(row), "gallery"), asking, nearest, *own)
+        places, values = rank(searched, asking, nearest, *own)
         shown[row] = [
             {
                 "query": _card(pose.query, int(number)),
