@@ -47,6 +47,7 @@ LEVELS = [
     ["weights"],
     ["evaluate.search", "evaluate.folds", "data.reader", "data.probing"],
     ["data.samples", "data.flow_codes", "data.layouts"],
+    ["data.flow_identity"],
     ["data.flow_store"],
     ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
     ["data.inspection", "data.motion_vectors", "data.raft", "data.tvl1", "data.guarded"],

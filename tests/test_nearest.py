@@ -526,4 +526,5 @@ def test_what_is_written_stays_in_the_runs_folder(judged: Judge) -> None:
     found.write(judged.folder)
     assert json.loads(judged.folder.neighbours.read_text()) == found.neighbours
     assert list(found.neighbours) == ["RGB-1", "RGB-2"] and len(found.neighbours["RGB-2"]) == 4
-    assert [path.name for path in judged.folder.evaluations.iterdir()] == ["retrieval-tiny-train-query.json"]
+    assert [path.name for path in judged.folder.evaluations.iterdir()] == [found.evaluation.file_name]
+    assert found.evaluation.videos == judged.manifest.fingerprint()

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.classifier_file import classifier_path
-from vicc_ray.config import Duration, Experiment
+from vicc_ray.config import Duration, Experiment, flatten, is_free
 from vicc_ray.console import console
 from vicc_ray.data.actors import list_windows
+from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.accuracy import accuracy, class_numbers, fit_mean_weights
@@ -28,7 +29,7 @@ from vicc_ray.evaluate.fusion import PUBLISHED, mean_probabilities
 from vicc_ray.evaluate.joined import Joined
 from vicc_ray.evaluate.nearest import FUSED, newest_pair, open_encoders
 from vicc_ray.evaluate.probe import fit_probe
-from vicc_ray.evaluate.results import Evaluation
+from vicc_ray.evaluate.results import Evaluation, identified
 from vicc_ray.evaluate.stored import EncoderOnDisk, Side
 from vicc_ray.progress import Counter
 from vicc_ray.refusals import check_share
@@ -85,7 +86,7 @@ def classify(
         per_class[name] = one.classes
         confusion[name] = {"labels": list(found.classes), "counts": one.confusion}
     counts = Tally(found.labels)
-    return Evaluation(
+    evaluation = Evaluation(
         protocol=protocol,
         run=experiment.name,
         seed=experiment.seed,
@@ -105,6 +106,7 @@ def classify(
         scale=experiment.scale,
         notes=tuple(notes),
     )
+    return identified(evaluation, folder, experiment, manifest)
 
 
 @dataclass(frozen=True)
@@ -251,13 +253,19 @@ def _own_folder(
     protocol: str,
     encoders: Mapping[str, EncoderOnDisk],
 ) -> tuple[str, str]:
-    """Where these classifiers are learnt: another folder for every change of what decides them, so nothing is refused."""
-    sections = ("seed", "clip", "flow", "augment", protocol)
+    """Where these classifiers are learnt: another folder for every change of what decides them, so nothing is refused.
+
+    The settings are those that a resumed run has to have in common with the run that it resumes, and the protocol's own.
+    """
+    settings = flatten(experiment.model_dump(mode="json"))
+    looks_at_flow = any(encoder.stream == "flow" for encoder in encoders.values())
     decides = {
         "encoders": {name: encoder.hash for name, encoder in encoders.items()},
         "data": manifest.fingerprint(),
-        "split": experiment.data.train_split,
-        "settings": experiment.model_dump(mode="json", include=set(sections)),
+        "flow": flow_identity(experiment.flow) if looks_at_flow else None,
+        "settings": {
+            key: value for key, value in settings.items() if not is_free(key) or key.startswith(f"{protocol}.")
+        },
     }
     digest = blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=4).hexdigest()
     return storage.join(str(folder), "classifiers"), f"{protocol}-{data}-{digest}"

@@ -655,7 +655,9 @@ FREE_FIELDS = (
     "data.query_split",
     "data.max_refused",
     "data.decode_timeout",
+    # By content and not by name: see `data.flow_identity`.
     "flow.store",
+    "flow.weights",
 )
 
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.evaluate.features import extract_features
 from vicc_ray.evaluate.fusion import fit_weights, fused_score
 from vicc_ray.evaluate.joined import Joined
-from vicc_ray.evaluate.results import Evaluation, recipe_of, write
+from vicc_ray.evaluate.results import Evaluation, identified, write
 from vicc_ray.evaluate.retrieval import Scores, chance, check_groups, check_labels, rank, score
 from vicc_ray.evaluate.search import Centre, Features, Table, units
 from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, open_encoder
@@ -210,7 +210,8 @@ def retrieve(
     gallery, query = sides_of(experiment, manifest)
     sides = [gallery] if query is gallery else [gallery, query]
     files = extract_features(folder, data, open_encoders(folder), sides, experiment, resources, say)
-    return judge(experiment, manifest, data, files, started)
+    found = judge(experiment, manifest, data, files, started)
+    return replace(found, evaluation=identified(found.evaluation, folder, experiment, manifest))
 
 
 def judge(
@@ -252,7 +253,7 @@ def judge(
         chance=round(chance(pose.gallery.labels, pose.query.labels, 1, *pose.groups), 6),
         seconds=round(time.monotonic() - started, 1),
         settings=settings.model_dump(mode="json", include={"windows", "fusion", "exclude_groups"})
-        | {"centre": pose.centre, "recipe": recipe_of(experiment)},
+        | {"centre": pose.centre},
         classes=classes,
         refused=tuple(dict.fromkeys([*searched.refused, *asked.refused])),
         scale=experiment.scale,

@@ -6,6 +6,7 @@ RUN/features/ENCODER-DATA-KEY8.parquet     one encoder, one side of an evaluatio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.feature_store import Source, file_hash, read_refused, read_source
@@ -40,10 +41,11 @@ class Side:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of contents, labels, splits, groups, order, and of the paths, which the table shows: 32 hex digits."""
+        """Of contents, labels, splits, groups, order, of times, which `clip.fps` counts by, and of paths: 32 hex digits."""
         digest = blake2b(Manifest(self.videos).fingerprint().encode(), digest_size=16)
         for row in self.videos:
             digest.update(b"\0" + row.video.encode(errors="surrogateescape"))
+            digest.update(repr((row.duration_seconds, row.fps)).encode())
         return digest.hexdigest()
 
 
@@ -117,16 +119,9 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
         "seed": experiment.seed if random else None,
     }
     if encoder.stream == "flow":
-        protocol |= {"style": augment.style} | _flow_settings(experiment)
+        flow = json.dumps(flow_identity(experiment.flow), sort_keys=True)
+        protocol |= {"style": augment.style, "flow": flow}
     return Source(encoder.name, encoder.hash, side.fingerprint, protocol)
-
-
-def _flow_settings(experiment: Experiment) -> dict[str, Setting]:
-    flow = experiment.flow
-    settings: dict[str, Setting] = {"flow": flow.algorithm, "bound": flow.bound, "source": flow.source}
-    if flow.source == "store" and flow.store is not None:
-        return settings | {"store": FlowStore.open(flow.store).fingerprint}
-    return settings | {"weights": file_hash(flow.weights) if flow.weights and flow.algorithm == "raft" else None}
 
 
 def missing(

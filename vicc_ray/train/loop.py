@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from vicc_ray import ray_private, storage
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
+from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
@@ -68,7 +69,9 @@ def run_task(
     check_stored(experiment.flow, experiment.clip.decode_size, plan.videos)
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
-    resumes = folder.open(experiment, manifest.fingerprint())
+    streams = {stream for stage in plan.stages for stream in stage.streams}
+    flow = flow_identity(experiment.flow) if "flow" in streams else None
+    resumes = folder.open(experiment, manifest.fingerprint(), flow)
     if not folder.manifest.is_file() or not resumes:
         manifest.write(folder.manifest)
         folder.push(folder.manifest)

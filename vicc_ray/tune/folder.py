@@ -25,7 +25,7 @@ from vicc_ray import storage
 from vicc_ray.config import Experiment, dump_experiment, flatten, load_experiment
 from vicc_ray.errors import UserError
 from vicc_ray.records import append_record, write_text
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.run_folder import RunFolder, flow_differences
 from vicc_ray.train.ending import alone_in
 
 # Settings under which a sweep may go on with other values: where and how long, not what is compared.
@@ -37,6 +37,8 @@ _MAY_CHANGE = (
     "finetune",
     "data.decode_timeout",
     "data.manifest",
+    "flow.store",
+    "flow.weights",
     "search.budget",
     "search.concurrency",
     "search.max_failures",
@@ -131,9 +133,12 @@ class SweepFolder:
             raise UserError(f"{self}: is not a sweep folder (it has no sweep.yaml); give one that 'vicc tune' made")
         return load_experiment(self.config)
 
-    def open(self, experiment: Experiment, data_fingerprint: str) -> bool:
-        """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's."""
-        facts = {"data_fingerprint": data_fingerprint}
+    def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
+        """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's.
+
+        flow: what decides the flow that trials learn from (`data.flow_identity`).
+        """
+        facts = {"data_fingerprint": data_fingerprint, "flow": flow}
         there = self.exists()
         if there:
             self._refuse_another(experiment, facts)
@@ -155,8 +160,10 @@ class SweepFolder:
         ]
         self.run.fetch(self.path / "sweep.json")
         with suppress(OSError, json.JSONDecodeError):
-            if json.loads((self.path / "sweep.json").read_text(encoding="utf-8")) != facts:
+            there = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+            if there["data_fingerprint"] != facts["data_fingerprint"]:
                 changed.append("the videos of the manifest are not the same")
+            changed += flow_differences(there.get("flow"), facts["flow"])
         if changed:
             raise UserError(
                 f"{self}: holds a sweep of another experiment ({'; '.join(changed)}); "
