@@ -74,7 +74,9 @@ def test_four_processes() -> None:
         assert result["broadcast"] == torch.arange(6.0).view(2, 3).T.tolist()
         assert result["gathered"] == [[[float(rank)] * 2] * rank for rank in range(4)]
         assert result["bytes"] == ["", "one", ""], "an empty message too"
-        assert result["statistics"] == ([1.25, 1.25], me, 3), "by rows; one message each (and the barrier); counters stay"
+        assert result["statistics"] == ([1.25, 1.25], me, 3), (
+            "by rows; one message each (and the barrier); counters stay"
+        )
         torch.testing.assert_close(result["gradient"]["workers"], result["gradient"]["one"])
 
 

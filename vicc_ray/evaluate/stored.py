@@ -20,6 +20,7 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.feature_store import Source, file_hash, read_refused, read_source
 from vicc_ray.run_folder import RunFolder
+from vicc_ray.weight_file import check_whole
 from vicc_ray.weights import stream_of
 
 JITTER_P = 0.3  # of the published test (method.md, section 6)
@@ -64,9 +65,10 @@ class EncoderOnDisk:
 
 
 def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
-    """Look into a run's encoder; UserError where it is broken or holds another stream than its name says."""
+    """Look into a run's encoder; UserError where it is damaged or holds another stream than its name says."""
     path = folder.encoder(name)
     stream = stream_of(path)
+    check_whole(path)
     said = name.split("-")[0].lower()
     if said in ("rgb", "flow") and said != stream:
         raise UserError(
