@@ -157,7 +157,7 @@ class Manifest:
         rows = [asdict(row) for row in [*self.videos, *self.refused]]
         schema = _schema().with_metadata({_NAME: json.dumps({"dataset": self.dataset, "fold": self.fold})})
         written = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), written, write_page_checksum=True)
         storage.write_bytes(str(path), written.getvalue())
 
     @classmethod
@@ -173,10 +173,10 @@ class Manifest:
         except OSError as error:
             raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"manifest {path}: not a Parquet file; make one with 'vicc index DIR --out M.parquet'"
+                f"manifest {path}: not a Parquet file, or damaged; make one with 'vicc index DIR --out M.parquet'"
             ) from error
         missing = [f.name for f in fields(VideoRow) if f.name not in table.column_names]
         if missing:
