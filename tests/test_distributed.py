@@ -29,7 +29,10 @@ def _exchange() -> dict[str, Any]:
     norm.running_mean.fill_(me)
     norm.num_batches_tracked.fill_(me)
     distributed.traffic.reset()
-    distributed.average_buffers_(nn.Sequential(nn.Linear(2, 2), norm))
+    distributed.average_buffers_(nn.Sequential(nn.Linear(2, 2), norm), rows=[0, 6, 2, 0][me])
+    before = norm.running_mean.tolist()
+    distributed.average_buffers_(norm, rows=0)
+    assert norm.running_mean.tolist() == before
     distributed.barrier()
     return {
         "me": (me, distributed.world_size()),
@@ -71,7 +74,9 @@ def test_four_processes() -> None:
         assert result["broadcast"] == torch.arange(6.0).view(2, 3).T.tolist()
         assert result["gathered"] == [[[float(rank)] * 2] * rank for rank in range(4)]
         assert result["bytes"] == ["", "one", ""], "an empty message too"
-        assert result["statistics"] == ([1.5, 1.5], me, 2), "one message (and the barrier); counters are left alone"
+        assert result["statistics"] == ([1.25, 1.25], me, 3), (
+            "by rows; one message each (and the barrier); counters stay"
+        )
         torch.testing.assert_close(result["gradient"]["workers"], result["gradient"]["one"])
 
 
@@ -83,7 +88,7 @@ def _exchange_alone() -> bool:
     distributed.broadcast_(tensor)
     distributed.barrier()
     module = nn.BatchNorm1d(2)
-    distributed.average_buffers_(module)
+    distributed.average_buffers_(module, rows=3)
     assert distributed.wrap_ddp(module, torch.device("cpu")) is module and distributed.unwrap(module) is module
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     rows = torch.ones(3, 2)

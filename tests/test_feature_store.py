@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,70 @@ def test_missing_foreign_and_cut_files_are_refused_in_one_line(path: str, tmp_pa
     with pytest.raises(UserError, match=r"is no whole file of features"):
         read_columns(path)
     assert not matches(path, SOURCE.key) and not matches(foreign, SOURCE.key)
+
+
+def test_no_single_bit_that_flips_is_believed(path: str) -> None:
+    with feature_store.writing_features(path, SOURCE) as writer:
+        writer.add(table(40, 16))
+        writer.refuse("v/gone.mp4", "no such file")
+    whole = Path(path).read_bytes()
+    with pq.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+        chunks = [group.column(number) for number in range(group.num_columns)]
+    # The ends of each column's pages, and the texts in the footer.
+    ends = [
+        min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) + c.total_compressed_size
+        for c in chunks
+    ]
+    places = [place for end in ends for place in range(end - 8, end)]
+    for text in (b"v/gone.mp4", b"no such file", b"RGB-2", b'"stride": 7'):
+        places += range(whole.index(text), whole.index(text) + len(text))
+    draw = random.Random(0)
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        Path(path).write_bytes(damaged)
+        assert not matches(path, SOURCE.key), place
+    Path(path).write_bytes(whole)
+    assert matches(path, SOURCE.key)
+
+
+def test_what_is_damaged_after_it_was_checked_is_refused_in_one_line(path: str) -> None:
+    write_features(path, SOURCE, table())
+    whole = Path(path).read_bytes()
+    where = whole.index(table().vectors[10:12].tobytes())
+    Path(path).write_bytes(whole[:where] + bytes(20) + whole[where + 20 :])
+    for read in (read_features, lambda name: list(stream_blocks(name, 16))):
+        with pytest.raises(UserError, match=r"RGB-2.parquet: is no whole file of features"):
+            read(path)
+
+
+def test_a_file_without_checksums_is_not_used(path: str) -> None:
+    write_features(path, SOURCE, table())
+    whole = pq.read_table(path)
+    pq.write_table(whole, path)
+    assert not matches(path, SOURCE.key)
+    with pytest.raises(UserError, match=r"written by an earlier version, without checksums"):
+        read_source(path)
+
+
+def test_rows_that_were_missing_come_into_their_places(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "PART_ROWS", 7)
+    late = [0, 1, 13, 14, 30, 48, 49]
+    early = [row for row in range(50) if row not in late]
+    with feature_store.writing_features(path, SOURCE) as writer:
+        writer.add(table().take(early))
+        for row in late:
+            writer.refuse(f"v/{row}.mp4", "lost")
+    with feature_store.completing_features(path, SOURCE, table().ids) as patch:
+        patch.refuse("v/0.mp4", "still lost")
+    assert equal(read_features(path), table().take(early)) and len(feature_store.read_refused(path)) == 7
+    with feature_store.completing_features(path, SOURCE, table().ids) as patch:
+        patch.add(table().take(late[1:3]))
+        patch.add(table().take(late[3:]))
+        patch.refuse("v/0.mp4", "still lost")
+    assert equal(read_features(path), table().take(range(1, 50)))
+    assert feature_store.read_refused(path) == (("v/0.mp4", "still lost"),) and matches(path, SOURCE.key)
 
 
 def test_columns_that_do_not_fit_are_a_bug() -> None:

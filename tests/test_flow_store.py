@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,6 +194,39 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         store.read(row, np.array([0]))
 
 
+def test_no_damaged_byte_is_believed(tmp_path: Path) -> None:
+    """Wherever a byte is changed, reading any stretch gives what was written or says that the entry is damaged."""
+    store, row = _store(tmp_path), _row(101)
+    store.write(row, iter([_codes(100)]))
+    path = tmp_path / "ab" / f"{'ab' * 16}.mkv"
+    whole, stretches = path.read_bytes(), [np.arange(100), np.array([37, 38]), np.array([5, 90])]
+    right = [store.read(row, origins) for origins in stretches]
+    draw, reasons = random.Random(4), list[str]()
+    first = whole.index(b"CHECKSUMS")
+    places = [*range(first + 20, len(whole) - 400, (len(whole) - first) // 150), first + 40]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        for origins, want in zip(stretches, right, strict=True):
+            try:
+                got = store.read(row, origins)
+            except VideoError as error:
+                reasons.append(str(error))
+            else:
+                assert np.array_equal(got, want), place
+    assert len(reasons) > len(places) and all("damaged" in reason for reason in reasons)
+
+
+def test_an_entry_whose_checksums_are_gone_is_damaged(tmp_path: Path) -> None:
+    store, row = _store(tmp_path), _row(41)
+    store.write(row, iter([_codes(40)]))
+    path = tmp_path / "ab" / f"{'ab' * 16}.mkv"
+    path.write_bytes(path.read_bytes().replace(b"CHECKSUMS", b"CHECKSUMX"))
+    with pytest.raises(VideoError, match=r"damaged .*it holds checksums of 0 of its 40 fields"):
+        store.read(row, np.array([0]))
+
+
 def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
     _store(tmp_path)
     with pytest.raises(UserError, match=r"holds other fields than asked for: width is 71 there, 72 here; name another"):
@@ -209,7 +243,7 @@ def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is none \(no store.json\); make it with 'vicc flow MANIFEST'"):
         FlowStore.open(str(tmp_path / "none"))
     for text, match in [
-        ('{"format": 9}', "format 9; this version reads format 1"),
+        ('{"format": 9}', "format 9; this version reads format 2"),
         ("[1]", "format None"),
         ("{", "not JSON"),
     ]:

@@ -229,7 +229,39 @@ def test_coclr_file_gives_an_encoder_without_prototypes(tmp_path: Path) -> None:
     assert torch.equal(outputs(result.encoders["RGB-CoCLR"], x)[1], outputs(small_file(), x)[1])
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"module.module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace("encoder_q.", "encoder_q._orig_mod."),
+    ],
+    ids=["module", "twice", "compiled", "compiled over parallel", "parallel over compiled", "a part compiled"],
+)
+def test_what_wrappers_put_into_names_is_taken_out(tmp_path: Path, wrapped: Callable[[str], str]) -> None:
+    content = published_content(tmp_path, cross=True)
+    plain = tmp_path / "plain.pth.tar"
+    torch.save(content, plain)
+    content["state_dict"] = {wrapped(name): tensor for name, tensor in content["state_dict"].items()}
+    path = tmp_path / "wrapped.pth.tar"
+    torch.save(content, path)
+    expected, found = import_published(plain, "rgb"), import_published(path, "rgb")
+    assert list(found.encoders) == list(expected.encoders)
+    for name, one in expected.encoders.items():
+        assert all(torch.equal(found.encoders[name].state_dict[key], value) for key, value in one.state_dict.items())
+
+
 # ------------------------------------------------------------------------------------------- strictness
+
+
+def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    content = published_content(tmp_path, cross=False)
+    content["state_dict"]["module.encoder_q.2.bias"] = content["state_dict"]["encoder_q.2.bias"]
+    message = refusal(tmp_path, content)
+    assert "has encoder_q.2.bias twice, once as module.encoder_q.2.bias; keep one of them" in message
 
 
 def test_missing_unexpected_and_misshapen_are_named(tmp_path: Path) -> None:

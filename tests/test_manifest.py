@@ -328,7 +328,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     target = tmp_path / "m.parquet"
     Manifest(ROWS).write(target)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr("pyarrow.parquet.write_table", fail)
@@ -366,6 +366,17 @@ def test_manifests_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     Manifest([replace(ROWS[0], decoder="magic")]).write(tmp_path / "m.parquet")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="decoder 'magic'"):
         Manifest.read(tmp_path / "m.parquet")
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    Manifest([replace(ROWS[0], content_hash="3f9a1c7be2d8460518f2a6c4d9e0b753")]).write(path)
+    content = path.read_bytes()
+    where = content.index(b"3f9a1c7be2d84605")
+    for place in range(where, where + 16, 5):
+        path.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        with pytest.raises(UserError, match="not a Parquet file, or damaged"):
+            Manifest.read(path)
 
 
 def test_a_manifest_lies_in_a_store_as_well(bucket: str, videos: Manifest) -> None:

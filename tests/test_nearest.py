@@ -22,10 +22,10 @@ from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import Clips, read_clips
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import feature_store, features, nearest
+from vicc_ray.evaluate import feature_store, features, joined, nearest
 from vicc_ray.evaluate import passes as passes_module
 from vicc_ray.evaluate.actors import EncodeWindows
-from vicc_ray.evaluate.feature_store import read_features, read_refused
+from vicc_ray.evaluate.feature_store import read_features
 from vicc_ray.evaluate.fusion import fit_weights, fused_similarities
 from vicc_ray.evaluate.means import video_means
 from vicc_ray.evaluate.nearest import Retrieval, finished_encoders, retrieve
@@ -269,6 +269,38 @@ def test_the_reference_protocol_has_one_random_window_and_jitter_keyed_by_video(
     assert len(judge.made) == 3
 
 
+def test_a_single_copy_of_a_gallery_video_finds_it(judge: Judge, tmp_path: Path) -> None:
+    rows = judge.manifest.select("train")
+    copy = replace(rows[5], video=str(tmp_path / "copy.mp4"), split="query")
+    shutil.copy(rows[5].video, copy.video)
+    judge.manifest = Manifest([*rows, copy])
+    found = judge()
+    assert {row["name"]: row["R@1"] for row in found.evaluation.rows} == dict.fromkeys(
+        ("random", "RGB-1", "RGB-2", "Flow-2", "R+F"), 1.0
+    )
+    nearest = found.neighbours["RGB-2"][0]["neighbours"][0]
+    assert nearest["video"] == rows[5].video and nearest["similarity"] == pytest.approx(1, abs=1e-4)
+    assert found.evaluation.settings["centre"] == "gallery"
+
+
+def test_the_published_centring_is_noted_on_small_sides_and_refused_where_nothing_is_left(judge: Judge) -> None:
+    reference = {"evaluate": {"retrieval": "reference"}}
+    found = judge(**reference).evaluation
+    assert found.settings["centre"] == "own"
+    assert [note.partition("published, of which ")[2].partition(" give")[0] for note in found.notes] == [
+        "the gallery (16 videos of 8 of 8 classes)",
+        "the queries (8 videos of 8 of 8 classes)",
+    ]
+    assert "exact centres both sides by the gallery" in found.notes[0]
+    whole = judge.manifest
+    train, query = whole.select("train"), whole.select("query")
+    several = [replace(query[0], video=f"{number}", label=query[0].label) for number in range(5)]
+    for asking in (query[:1], several):
+        judge.manifest = Manifest([*train, *asking])
+        with pytest.raises(UserError, match=rf"of the queries \({len(asking)} videos of 1 of 8 classes\) that is what"):
+            judge(**reference)
+
+
 def test_the_same_split_on_both_sides_passes_over_the_query(judge: Judge) -> None:
     found = judge(data={"gallery_split": "train", "query_split": "train"}).evaluation
     assert judge.windows == 16 * 3  # encoded once
@@ -324,33 +356,62 @@ def test_fitted_weights_are_of_the_gallery_and_stand_in_the_row(judged: Judge) -
 
 def test_a_large_table_is_streamed_with_the_same_figures(judged: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     first = judged()
-    monkeypatch.setattr(nearest, "STREAM_ABOVE", 0)
+    monkeypatch.setattr(joined, "STREAM_ABOVE", 0)
     again = judged()
     assert (again.evaluation.rows, again.neighbours) == (first.evaluation.rows, first.neighbours)
 
 
+SOME_LOST: dict[str, Any] = {"data": {"max_refused": 0.1}}
+
+
 def test_unreadable_videos_are_left_out_of_every_row_and_told_each_time(judge: Judge, tmp_path: Path) -> None:
-    gone = replace(judge.manifest.select("train")[0], video=str(tmp_path / "gone.mp4"), content_hash="gone")
-    judge.manifest = Manifest([gone, *judge.manifest.videos])
+    rows = judge.manifest.videos
+    gone = [replace(rows[0], video=str(tmp_path / name), content_hash=name) for name in ("gone", "lost")]
+    judge.manifest = Manifest([gone[0], *rows[:5], gone[1], *rows[5:]])
+    with pytest.raises(UserError, match=r"2 of 18 videos of split train could not be read, more than data.max_refused"):
+        judge()
+    found = judge(data={"max_refused": 0.2}).evaluation
+    assert (found.train, found.test) == (16, 8)
+    assert sorted(video for video, _ in found.refused) == sorted(row.video for row in gone)
+    plain = [row for row in judge(data={"max_refused": 0.2}).evaluation.rows if row["name"] == "RGB-1"]
+    # RGB-1 finds one of them again, the others do not: each row of the table is still of the same videos.
+    shutil.copy(rows[1].video, gone[0].video)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "passes", lambda files: passes([f for f in files if f.encoder.name == "RGB-1"]))
+        part = judge(data={"max_refused": 0.2}).evaluation
+    assert (part.train, len(judge.stored("RGB-1")[0]) + len(judge.stored("RGB-1")[1])) == (16, 25)
+    assert [row for row in part.rows if row["name"] == "RGB-1"] == plain
+
+
+def test_videos_that_are_back_are_tried_again_and_nothing_else(judge: Judge, tmp_path: Path) -> None:
+    rows = judge.manifest.videos
+    gone = replace(rows[3], video=str(tmp_path / "gone.mp4"))
+    judge.manifest = Manifest([*rows[:3], gone, *rows[4:]])
+    assert judge(**SOME_LOST).evaluation.train == 15 and judge.windows == 24 * 3
+    judge.lines.clear()
+    assert judge(**SOME_LOST).evaluation.refused[0][0] == gone.video  # still away
+    assert judge.windows == 24 * 3 + 3 and "features of RGB-2 lack 1 videos" in judge.lines[2]
+    shutil.copy(rows[3].video, gone.video)
     found = judge().evaluation
-    assert (found.train, found.test) == (16, 8) and [video for video, _ in found.refused] == [gone.video]
-    assert judge().evaluation.refused == found.refused  # from the stored features
-    path = next(path for path in judge.folder.features.glob("RGB-2-*") if len(read_refused(str(path))))
-    table, source = read_features(str(path)), feature_store.read_source(str(path))
-    with feature_store.writing_features(str(path), source) as writer:  # as if RGB-2 alone had lost a video more
-        writer.add(feature_store.VideoFeatures(*(getattr(table, name)[1:] for name in (*_COLUMNS, "vectors"))))
-        writer.refuse(table.ids[0], "lost")
-    fewer = judge().evaluation
-    assert fewer.train == 15 and (table.ids[0], "lost") in fewer.refused
-    for stored in judge.stored("RGB-1"):
-        if len(stored) == 16:
-            similarity = similarities(stored.vectors[1:], next(t for t in judge.stored("RGB-1") if len(t) == 8).vectors)
-    labels = [[str(row.label) for row in judge.manifest.select(split)] for split in ("train", "query")]
-    want = recall_twin(similarity, labels[0][2:], labels[1], 5)
-    assert next(row for row in fewer.rows if row["name"] == "RGB-1")["R@5"] == pytest.approx(want, abs=1e-6)
+    assert (found.train, found.refused, judge.windows) == (16, (), 24 * 3 + 6)
+    stored = [table.ids for table in judge.stored("RGB-2") if len(table) == 16]
+    assert stored == [[row.video for row in judge.manifest.select("train")]]  # in its old place
+    judge.manifest = Manifest(rows)
+    assert judge().evaluation.rows == found.rows  # as if it had never been away
+    judge()
+    assert judge.windows == 24 * 3 + 6 + 16 * 3
 
 
-_COLUMNS = ("ids", "labels", "groups", "splits", "windows")
+def test_damaged_features_are_made_again(judged: Judge) -> None:
+    before = judged().evaluation.rows
+    path = next(path for path in sorted(judged.folder.features.glob("RGB-2-*")) if len(read_features(str(path))) == 16)
+    content = path.read_bytes()
+    where = content.index(read_features(str(path)).vectors[3:7].tobytes())
+    path.write_bytes(content[: where + 64] + bytes(256) + content[where + 320 :])
+    judged.lines.clear()
+    assert judged().evaluation.rows == before
+    assert judged.made == [["RGB-2-tiny"]] and "made again" in "".join(judged.lines)
+    assert path.read_bytes() == content
 
 
 def changed(manifest: Manifest, split: str, label: Callable[[int, str | None], str | None]) -> Manifest:
@@ -466,4 +527,5 @@ def test_what_is_written_stays_in_the_runs_folder(judged: Judge) -> None:
     found.write(judged.folder)
     assert json.loads(judged.folder.neighbours.read_text()) == found.neighbours
     assert list(found.neighbours) == ["RGB-1", "RGB-2"] and len(found.neighbours["RGB-2"]) == 4
-    assert [path.name for path in judged.folder.evaluations.iterdir()] == ["retrieval-tiny-train-query.json"]
+    assert [path.name for path in judged.folder.evaluations.iterdir()] == [found.evaluation.file_name]
+    assert found.evaluation.videos == judged.manifest.fingerprint()

@@ -37,11 +37,12 @@ def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset
     )
 
 
-def cosine_twin(gallery: np.ndarray, query: np.ndarray) -> list[list[float]]:
-    def centred(rows: np.ndarray) -> list[np.ndarray]:
-        return [row - sum(rows) / len(rows) for row in rows]
+def cosine_twin(gallery: np.ndarray, query: np.ndarray, centre: str = "gallery") -> list[list[float]]:
+    def mean(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(sum(rows) / len(rows))
 
-    g, q = centred(gallery), centred(query)
+    g = [row - mean(gallery) for row in gallery]
+    q = [row - mean(gallery if centre == "gallery" else query) for row in query]
     return [[float(a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b))) for b in g] for a in q]
 
 
@@ -59,6 +60,27 @@ def recall_twin(
 def test_similarities_equal_the_definition() -> None:
     g, _, q, *_ = tables()
     np.testing.assert_allclose(similarities(g, q), cosine_twin(g, q), atol=1e-6)
+    np.testing.assert_allclose(similarities(g, q, "own"), cosine_twin(g, q, "own"), atol=1e-6)
+
+
+@pytest.mark.parametrize("copies", [[7], [0, 8, 16, 24, 32], list(range(8)), list(range(160))])
+def test_a_copy_of_a_gallery_video_finds_it_whoever_else_asks(copies: list[int]) -> None:
+    """One query, five of one class, one of each class, all: their number and their classes change no neighbour."""
+    rng = np.random.default_rng(2)
+    labels = (np.arange(160) % 8).tolist()
+    g = 5 + rng.normal(size=(8, 32))[labels] + rng.normal(size=(160, 32))
+    nearest, similarity = neighbours(g, g[copies], 3)
+    assert nearest[:, 0].tolist() == copies and similarity[:, 0] == pytest.approx(1, abs=1e-6)
+    own = [labels[number] for number in copies]
+    assert recall_at_k(g, labels, g[copies], own, (1,)) == {1: 1.0}
+    assert fused_recall_at_k([g, g + 1], labels, [g[copies], g[copies] + 1], own, (1,)) == {1: 1.0}
+    np.testing.assert_array_equal(nearest, neighbours(g, g, 3)[0][copies])
+
+
+def test_the_published_centring_depends_on_who_else_asks() -> None:
+    g, labels, *_ = tables()
+    assert recall_at_k(g, labels, g, labels, (1,), centre="own") == {1: 1.0}
+    assert (similarities(g, g[:1], "own") == 0).all()  # a query alone is its own mean
 
 
 @pytest.mark.parametrize("block", [2048, 7])

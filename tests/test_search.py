@@ -14,7 +14,7 @@ from vicc_ray.bench import retrieval as bench
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate import search
 from vicc_ray.evaluate.feature_store import Source, write_features
-from vicc_ray.evaluate.search import Rows, as_rows, average_precision, beside, top_k, unit
+from vicc_ray.evaluate.search import Rows, as_rows, average_precision, beside, top_k, units
 
 
 @pytest.fixture(params=["default blocks", "small blocks"])
@@ -153,9 +153,9 @@ def test_rows_come_in_even_blocks_as_often_as_asked() -> None:
 def test_a_streamed_gallery_gives_what_one_in_memory_gives() -> None:
     rng = np.random.default_rng(0)
     g, q = rng.normal(size=(100, 6)) + 5, rng.normal(size=(9, 6))
-    held, streamed = unit(g, "gallery"), unit(pieces(g, (33, 1, 50)), "gallery")
-    np.testing.assert_array_equal(held.whole(), streamed.whole())
-    for a, b in zip(top_k(held, q, 5), top_k(streamed, q, 5), strict=True):
+    held, streamed = units(g, q), units(pieces(g, (33, 1, 50)), q)
+    np.testing.assert_array_equal(held[0].whole(), streamed[0].whole())
+    for a, b in zip(top_k(*held, 5), top_k(*streamed, 5), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -165,8 +165,9 @@ def test_unit_rows_are_centred_in_double_precision() -> None:
     far = (1e4 + rng.normal(size=(5000, 3))).astype(np.float32)
     table = far.astype(np.float64) - far.astype(np.float64).mean(axis=0)
     want = table / np.linalg.norm(table, axis=1, keepdims=True)
-    np.testing.assert_allclose(unit(far, "gallery").whole(), want, atol=1e-7)
-    assert (unit(np.full((3, 2), 4.0), "gallery").whole() == 0).all()
+    np.testing.assert_allclose(units(far, far[:1])[0].whole(), want, atol=1e-7)
+    np.testing.assert_allclose(units(far, far[:7])[1].whole(), want[:7], atol=1e-7)
+    assert all((side.whole() == 0).all() for side in units(np.full((3, 2), 4.0), np.full((1, 2), 4.0)))
 
 
 def test_tables_side_by_side_sum_their_products() -> None:
@@ -191,7 +192,9 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(UserError, match="gallery features hold NaN"):
         top_k(g, q, 1)
     with pytest.raises(UserError, match="1 of 203 gallery features hold NaN"):
-        unit(g, "gallery")
+        units(g, q)
+    with pytest.raises(UserError, match="1 of 1 query features hold NaN"):
+        units(q, g[150:151])
     q[0, 0] = np.inf
     with pytest.raises(UserError, match="query features hold NaN"):
         top_k(tables()[0], q, 1)

@@ -15,6 +15,7 @@ from vicc_ray import distributed
 from vicc_ray.data.flow import flow_between, quantise
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder, build_encoder
+from vicc_ray.models.planar import planar_
 from vicc_ray.objective import Prototypes
 from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.step import StageTrainer
@@ -85,6 +86,46 @@ def test_workers_with_uneven_shares_see_the_gradient_of_one(videos: Manifest, mi
     for found in run_processes(_gradients_of_a_worker, 3, plan, 2):
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def _train_on_few(plan: TrainingPlan) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The encoder after some steps, with the statistics of all workers, and what the trainer remarks."""
+    trainer = _trainer(plan, 0)
+    for step in range(3):
+        trainer.step(_batch(plan, 0, distributed.rank(), distributed.world_size()), step)
+        trainer.share_statistics()
+    return {name: tensor.clone() for name, tensor in trainer.finish().state_dict().items()}, trainer.remarks()
+
+
+@pytest.mark.parametrize("optim", [{}, {"micro_batch": 1}, {"ema": 0.5}])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_workers_without_a_sample_change_nothing(videos: Manifest, optim: dict[str, Any], recompute: bool) -> None:
+    """Two samples over three workers are learnt from as over two: no clip of zeros goes through batch norm."""
+    single = {"length": "4 steps", "global_batch": 2, "queue_start": "0", "freeze_prototypes": "0"}
+    changes: dict[str, Any] = {"schedule": {"single": single}, "objective": {"queue": 0}, "optim": optim}
+    plan = tiny_plan(tiny_experiment(**changes, train={"recompute": recompute}), videos)
+    expected, quiet = run_processes(_train_on_few, 2, plan)[0]
+    assert not any("nothing to do" in line for line in quiet)
+    for found, remarks in run_processes(_train_on_few, 3, plan):
+        assert "train.workers: 1 of 3 have nothing to do, as a step has 2 samples" in remarks
+        for name, tensor in expected.items():
+            if not name.endswith("num_batches_tracked"):
+                torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("backbone", ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"])
+@pytest.mark.parametrize("planar", [False, True])
+def test_no_rows_go_through_every_backbone(backbone: str, planar: bool) -> None:
+    encoder = build_encoder(backbone, width=0.0625, embedding_dim=8)
+    if planar:
+        planar_(encoder)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    z = encoder(torch.zeros(0, 3, 16, 64, 64))
+    z.sum().backward()
+    assert z.shape == (0, 8)
+    assert all(p.grad is not None and not p.grad.any() for p in encoder.parameters())
+    after = encoder.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if "num_batches" not in name)
 
 
 def test_views_stand_in_the_methods_order(videos: Manifest) -> None:

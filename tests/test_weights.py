@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
 from vicc_ray import weights
 from vicc_ray.errors import UserError
@@ -119,6 +120,50 @@ def test_other_files_get_one_line(tmp_path: Path) -> None:
         load_encoder(tmp_path / "missing.safetensors")
     with pytest.raises(UserError, match="folder"):
         load_encoder(tmp_path)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes entries of metadata in an order that it draws anew for each file."""
+    encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=8)
+    file = EncoderFile(encoder.spec, "rgb", encoder.state_dict(), [torch.ones(3, 8)], meta={"name": "RGB-1"})
+    written = set()
+    for number in range(20):
+        save_encoder(tmp_path / f"{number}.safetensors", file)
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(written) == 1
+    (content,) = written
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as opened:
+        assert set(opened.metadata()) == {"format", "encoder", "digest"}
+        assert all(torch.equal(opened.get_tensor(f"encoder.{k}"), v) for k, v in encoder.state_dict().items())
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=8)
+    path = tmp_path / "RGB-1.safetensors"
+    save_encoder(path, EncoderFile(encoder.spec, "rgb", encoder.state_dict(), meta={"name": "RGB-1"}))
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(start, len(whole), 4001), *(whole.index(text) for text in (b"RGB-1", b'"digest"', b"width"))]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place + 1] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"RGB-1.safetensors.* damaged"):
+            load_encoder(path)
+    path.write_bytes(whole)
+    load_encoder(path)
+
+
+def test_files_of_earlier_versions_without_a_digest_are_read(tmp_path: Path) -> None:
+    encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=8)
+    path = tmp_path / "old.safetensors"
+    save_encoder(path, EncoderFile(encoder.spec, "rgb", encoder.state_dict()))
+    with safe_open(path, framework="pt") as opened:
+        old = {name: value for name, value in opened.metadata().items() if name != "digest"}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    safetensors.torch.save_file(tensors, path, old)
+    assert load_encoder(path).spec == encoder.spec
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -15,22 +15,24 @@ from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.classifier_file import classifier_path
-from vicc_ray.config import Duration, Experiment
+from vicc_ray.config import Duration, Experiment, flatten, is_free
 from vicc_ray.console import console
 from vicc_ray.data.actors import list_windows
-from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.flow_identity import flow_identity
+from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.accuracy import accuracy, class_numbers, fit_mean_weights
 from vicc_ray.evaluate.classification import classify_videos
-from vicc_ray.evaluate.feature_store import read_features, read_refused
 from vicc_ray.evaluate.features import extract_features
 from vicc_ray.evaluate.folds import grouped_folds
 from vicc_ray.evaluate.fusion import PUBLISHED, mean_probabilities
+from vicc_ray.evaluate.joined import Joined
 from vicc_ray.evaluate.nearest import FUSED, newest_pair, open_encoders
 from vicc_ray.evaluate.probe import fit_probe
-from vicc_ray.evaluate.results import Evaluation
+from vicc_ray.evaluate.results import Evaluation, identified
 from vicc_ray.evaluate.stored import EncoderOnDisk, Side
 from vicc_ray.progress import Counter
+from vicc_ray.refusals import check_share
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.classification import Classification, rare_classes, training_classes
@@ -76,16 +78,15 @@ def classify(
         pair = newest_pair(encoders) or tuple(encoders)[-1:]
         chosen = {name: encoders[name] for name in pair}
         found = _learn(folder, settings, manifest, data, protocol, chosen, resources, (address, verbose), notes)
-    tables, labels, refused, train_count = found
     rows: list[dict[str, Any]] = []
     per_class, confusion = {}, {}
-    for name, table in tables.items():
-        one = accuracy(table, labels, classes)
+    for name, table in found.tables.items():
+        one = accuracy(table, found.labels, found.classes)
         rows.append({"name": name} | {key: round(value, 6) for key, value in one.figures.items()})
         per_class[name] = one.classes
-        confusion[name] = {"labels": list(classes), "counts": one.confusion}
-    counts = Tally(labels)
-    return Evaluation(
+        confusion[name] = {"labels": list(found.classes), "counts": one.confusion}
+    counts = Tally(found.labels)
+    evaluation = Evaluation(
         protocol=protocol,
         run=experiment.name,
         seed=experiment.seed,
@@ -93,22 +94,38 @@ def classify(
         fold=manifest.fold,
         train_on=learnt.train_split,
         test_on=learnt.query_split,
-        train=train_count,
-        test=len(labels),
+        train=found.learnt_from,
+        test=len(found.labels),
         rows=rows,
-        chance=max(counts.values()) / len(labels),
+        chance=max(counts.values()) / len(found.labels),
         seconds=round(time.monotonic() - started, 1),
         settings=_settings(experiment, protocol),
         classes=per_class,
         confusion=confusion,
-        refused=refused,
+        refused=found.refused,
         scale=experiment.scale,
         notes=tuple(notes),
     )
+    return identified(evaluation, folder, experiment, manifest)
 
 
-# Probabilities a row of the table, true labels, what could not be read, how many videos were learnt from.
-_Found = tuple[Tables, list[str], tuple[tuple[str, str], ...], int]
+@dataclass(frozen=True)
+class _Found:
+    """What classifiers say of n test videos.
+
+    Args:
+        tables: row of the result -> probabilities float32 [n, C].
+        labels: true classes of the n videos.
+        classes: C names, the columns.
+        refused: (video, reason) of what could not be read.
+        learnt_from: number of training videos.
+    """
+
+    tables: Tables
+    labels: list[str]
+    classes: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    learnt_from: int
 
 
 def _learn(
@@ -155,18 +172,24 @@ def _learn(
             plan_of_session,
             counter.advance,
         )
+    _check_refused(shown.refused, asked, experiment)
     kept = {row.video for row in held}
-    cut = sum(row.video in kept for row in shown.videos)
-    labels = [str(row.label) for row in shown.videos]
-    tables = {name: table[cut:] for name, table in shown.probabilities.items()}
+    fitted_on = np.array([row.video in kept for row in shown.videos])
+    labels = np.array([str(row.label) for row in shown.videos])
+    tables = {name: table[~fitted_on] for name, table in shown.probabilities.items()}
     if len(tables) == 2:
         weights = PUBLISHED
-        if cut:
-            known = [table[:cut] for table in shown.probabilities.values()]
-            weights = fit_mean_weights(known, labels[:cut], shown.classes)
+        if fitted_on.any():
+            known = [table[fitted_on] for table in shown.probabilities.values()]
+            weights = fit_mean_weights(known, labels[fitted_on].tolist(), shown.classes)
             notes.append(_told(weights))
         tables[FUSED] = mean_probabilities(list(tables.values()), weights).astype(np.float32)
-    return tables, labels[cut:], shown.refused, len(plan.videos)
+    return _Found(tables, labels[~fitted_on].tolist(), shown.classes, shown.refused, len(plan.videos))
+
+
+def _check_refused(refused: Sequence[tuple[str, str]], asked: Sequence[VideoRow], experiment: Experiment) -> None:
+    what = f"videos of split {experiment.data.query_split} could not be read"
+    check_share(refused, len(asked), experiment.data.max_refused, what, "bring them back and evaluate again")
 
 
 def _with_held_out(manifest: Manifest, split: str) -> Manifest:
@@ -196,34 +219,29 @@ def _probe(
     resources: Callable[[], ResourcePlan],
     notes: list[str],
 ) -> _Found:
-    """Fit on stored features, those that retrieval stores."""
+    """Fit on stored features, those that retrieval stores; all encoders on the videos that each of them has."""
     windows = experiment.evaluate.windows
     labelled = [row for row in manifest.select(experiment.data.train_split) if row.label is not None]
     sides = Side(tuple(labelled), windows), Side(tuple(manifest.select(experiment.data.query_split)), windows)
     files = extract_features(
         folder, data, encoders, sides, experiment, resources, lambda line: console.print(line, markup=False)
     )
-    tables: Tables = {}
-    probes = {}
-    labels: list[str] = []
-    refused: dict[str, str] = {}
-    count = 0
-    for name, (train_file, test_file) in files.items():
-        train, test = read_features(str(train_file.path)), read_features(str(test_file.path))
-        probes[name] = fit_probe(train)
-        tables[name] = probes[name].probabilities(test.vectors)
-        labels, count = [str(label) for label in test.labels], len(train)
-        refused |= dict(read_refused(str(train_file.path))) | dict(read_refused(str(test_file.path)))
+    train = Joined({name: str(sides[0].path) for name, sides in files.items()})
+    test = Joined({name: str(sides[1].path) for name, sides in files.items()})
+    probes = {name: fit_probe(train.features(name)) for name in files}
+    tables: Tables = {name: probe.probabilities(test.features(name).vectors) for name, probe in probes.items()}
     pair = newest_pair(encoders)
     if pair:
         weights = PUBLISHED
         held = [probes[name] for name in pair]
         if experiment.evaluate.fusion == "fitted" and len(held[0].held_rows):
-            known = [train.labels[row] for row in held[0].held_rows]
-            weights = fit_mean_weights([probe.held_out for probe in held], known, held[0].classes)
+            right = [train.labels[row] for row in held[0].held_rows]  # both streams hold out the same rows of one table
+            weights = fit_mean_weights([probe.held_out for probe in held], right, held[0].classes)
             notes.append(_told(weights))
         tables[FUSED] = mean_probabilities([tables[name] for name in pair], weights).astype(np.float32)
-    return tables, labels, tuple(refused.items()), count
+    refused = tuple((dict(train.refused) | dict(test.refused)).items())
+    known = next(iter(probes.values())).classes  # the same of all, as they learn from the same rows
+    return _Found(tables, [str(label) for label in test.labels], known, refused, len(train.ids))
 
 
 def _own_folder(
@@ -234,13 +252,19 @@ def _own_folder(
     protocol: str,
     encoders: Mapping[str, EncoderOnDisk],
 ) -> tuple[str, str]:
-    """Where these classifiers are learnt: another folder for every change of what decides them, so nothing is refused."""
-    sections = ("seed", "clip", "flow", "augment", protocol)
+    """Where these classifiers are learnt: another folder for every change of what decides them, so nothing is refused.
+
+    The settings are those that a resumed run has to have in common with the run that it resumes, and the protocol's own.
+    """
+    settings = flatten(experiment.model_dump(mode="json"))
+    looks_at_flow = any(encoder.stream == "flow" for encoder in encoders.values())
     decides = {
         "encoders": {name: encoder.hash for name, encoder in encoders.items()},
         "data": manifest.fingerprint(),
-        "split": experiment.data.train_split,
-        "settings": experiment.model_dump(mode="json", include=set(sections)),
+        "flow": flow_identity(experiment.flow) if looks_at_flow else None,
+        "settings": {
+            key: value for key, value in settings.items() if not is_free(key) or key.startswith(f"{protocol}.")
+        },
     }
     digest = blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=4).hexdigest()
     return storage.join(str(folder), "classifiers"), f"{protocol}-{data}-{digest}"

@@ -458,7 +458,8 @@ class EvaluateConfig(Section):
     )
     retrieval: Literal["exact", "reference"] = Field(
         "exact",
-        description="reference: as published, one random window a gallery video and a random colour jitter at test",
+        description="exact: both sides centred by the gallery's mean; reference: as published, each side by its own, one random "
+        "window a gallery video and a random colour jitter at test",
     )
     fusion: Literal["published", "fitted"] = Field(
         "published", description="weights of the streams in R+F: equal, or fitted on the training split"
@@ -710,7 +711,9 @@ FREE_FIELDS = (
     "data.max_refused",
     "data.decode_timeout",
     "data.max_pixels",
+    # By content and not by name: see `data.flow_identity`.
     "flow.store",
+    "flow.weights",
 )
 
 

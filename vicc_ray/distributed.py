@@ -167,17 +167,30 @@ def average_gradients_(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def average_buffers_(module: nn.Module) -> None:
+def average_buffers_(module: nn.Module, rows: int) -> None:
     """Replace running mean and variance of every batch norm in ``module`` by their mean over the workers.
 
-    One message. The mean of variances leaves out the spread between the workers' means; with random shares of one
-    batch that spread is of the order of variance / rows per worker.
+    Each worker counts by its ``rows``, those that its statistics have learnt from since the last call: a worker without
+    any has nothing to say. Where no worker has any, the statistics are the same already and stay. One message. The mean
+    of variances leaves out the spread between the workers' means; with random shares of one batch that spread is of the
+    order of variance / rows per worker.
     """
     statistics = list(_running_statistics(module))
     if world_size() > 1 and statistics:
-        all_reduce_sum_(*statistics)
-        for tensor in statistics:
-            tensor /= world_size()
+        weighted = [tensor * rows for tensor in statistics]
+        total = statistics[0].new_tensor([rows])
+        all_reduce_sum_(*weighted, total)
+        if total:
+            for tensor, weighed in zip(statistics, weighted, strict=True):
+                tensor.copy_(weighed / total)
+
+
+def idle_workers(global_batch: int) -> list[str]:
+    """A line for the reader where there are more workers than samples in a step; none otherwise."""
+    idle = world_size() - global_batch
+    if idle <= 0:
+        return []
+    return [f"train.workers: {idle} of {world_size()} have nothing to do, as a step has {global_batch} samples"]
 
 
 def _running_statistics(module: nn.Module) -> Iterable[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +19,18 @@ from vicc_ray.evaluate.results import (
     Evaluation,
     Spread,
     figures,
+    name_of_data,
     plain_name,
-    recipe_of,
     row_name,
     summarise,
     title_of_protocol,
+    with_videos,
     write,
 )
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.session import ray_session
+from vicc_ray.train.ending import check_refused
 
 PROTOCOLS = ("retrieval", "linear", "finetune", "probe")
 ALL = "all"
@@ -65,6 +67,7 @@ def evaluate_runs(
     orders = [order for run in runs for order in _orders(run, data, train_on, test_on, overrides)]
     for order in orders:
         open_encoders(order.folder)
+        check_refused(order.experiment, order.manifest)
         if "retrieval" in protocols:
             sides_of(order.experiment, order.manifest)
     found = []
@@ -129,8 +132,7 @@ def _evaluate(
     from vicc_ray.classifying import ClassifierName, classify
 
     kind = cast(ClassifierName, protocol)
-    made = classify(folder, experiment, manifest, kind, order.data, resources, address, verbose)
-    evaluation = replace(made, settings={**made.settings, "recipe": recipe_of(experiment)})
+    evaluation = classify(folder, experiment, manifest, kind, order.data, resources, address, verbose)
     write(folder, evaluation)
     return evaluation
 
@@ -143,7 +145,7 @@ def say(line: str) -> None:
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """A table each, then mean and spread where there are several."""
     for evaluation in evaluations:
-        print_evaluation(evaluation)
+        print_evaluation(evaluation, evaluations)
     if len(evaluations) > 1:
         console.print(_summary(summarise(evaluations)))
 
@@ -156,10 +158,13 @@ def evaluations_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     }
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """The table on the terminal, chance beside it, how the figures came about and what was left out."""
+def print_evaluation(evaluation: Evaluation, among: Sequence[Evaluation] = ()) -> None:
+    """The table on the terminal, chance beside it, how the figures came about and what was left out.
+
+    `among`: those that are printed with it.
+    """
     columns = list(dict.fromkeys(key for row in evaluation.rows for key in figures(row)))
-    table = Table(title=title_of(evaluation))
+    table = Table(title=title_of(evaluation, among))
     table.add_column("encoder")
     for column in columns:
         table.add_column(column, justify="right")
@@ -175,12 +180,12 @@ def print_evaluation(evaluation: Evaluation) -> None:
         say(f"{len(evaluation.refused)} videos left out")
 
 
-def title_of(evaluation: Evaluation) -> str:
+def title_of(evaluation: Evaluation, among: Sequence[Evaluation] = ()) -> str:
     """What was judged, on what, and what guessing gives."""
     one = evaluation
     retrieval = one.protocol in ("retrieval", "reference")
     sides = f"{one.test} queries in {one.train} videos" if retrieval else f"{one.test} videos, learnt on {one.train}"
-    where = one.data if one.fold is None else f"{one.data} split {one.fold}"
+    where = name_of_data(one, among)
     chance = f"chance {'R@1' if retrieval else 'top-1'} {one.chance:.3f}"
     trial = " (trial sizes)" if one.scale != "full" else ""
     return f"{one.run}: {title_of_protocol(one.protocol).lower()} on {where}{trial}: {sides}, {chance}"
@@ -196,11 +201,12 @@ def _summary(spreads: Sequence[Spread]) -> Table:
     rows: dict[tuple[Any, ...], dict[str, Spread]] = {}
     for one in spreads:
         settings = tuple(sorted((key, str(value)) for key, value in one.settings.items()))
-        key = (one.protocol, one.data, one.encoder, one.train_on, one.test_on, one.scale, settings)
+        key = (one.protocol, one.data, one.videos, one.encoder, one.train_on, one.test_on, one.scale, settings)
         rows.setdefault(key, {})[one.metric] = one
-    for (protocol, data, encoder, *_), found in rows.items():
+    for (protocol, data, videos, encoder, *_), found in rows.items():
         count = str(max(one.count for one in found.values()))
-        table.add_row(protocol, data, encoder, count, *(spread_text(found.get(metric)) for metric in metrics))
+        name = with_videos(data, videos, {one.videos for one in spreads if one.data == data})
+        table.add_row(protocol, name, encoder, count, *(spread_text(found.get(metric)) for metric in metrics))
     return table
 
 

@@ -20,7 +20,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -215,19 +215,20 @@ class RunFolder:
             "data.manifest: is not set; make one with 'vicc index DIR --out M.parquet' and --set data.manifest=M.parquet"
         )
 
-    def open(self, experiment: Experiment, data_fingerprint: str) -> bool:
+    def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
         """Claim the folder for an experiment; True where it resumes a run.
 
-        UserError where the folder holds a run that would learn something else, naming each difference.
+        flow: what decides the flow that is learnt from (`data.flow_identity`); None where there is none. UserError where the
+        folder holds a run that would learn something else, naming each difference.
         """
         if self.config.exists():
-            self._refuse_another_run(experiment, data_fingerprint)
+            self._refuse_another_run(experiment, data_fingerprint, flow)
             write_text(self.config, dump_experiment(experiment))
             self.push(self.config)
             return True
         self.path.mkdir(parents=True, exist_ok=True)
         # config.yaml comes last: a folder that has one is complete.
-        write_text(self.path / "provenance.json", json.dumps(provenance(data_fingerprint), indent=2) + "\n")
+        write_text(self.path / "provenance.json", json.dumps(provenance(data_fingerprint, flow), indent=2) + "\n")
         write_text(self.config, dump_experiment(experiment))
         self.push(self.path / "provenance.json", self.config)
         return False
@@ -273,10 +274,13 @@ class RunFolder:
             ) from None
         return loaded
 
-    def _refuse_another_run(self, experiment: Experiment, data_fingerprint: str) -> None:
-        changed = differences(self.experiment(), experiment)
-        if self.provenance()["data_fingerprint"] != data_fingerprint:
+    def _refuse_another_run(
+        self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None
+    ) -> None:
+        changed, made_of = differences(self.experiment(), experiment), self.provenance()
+        if made_of["data_fingerprint"] != data_fingerprint:
             changed.append("the videos of the manifest are not the same")
+        changed += flow_differences(made_of.get("flow"), flow)
         if changed:
             raise UserError(
                 f"{self}: holds a run of another experiment ({'; '.join(changed)}); "
@@ -292,10 +296,19 @@ def _is_copy(path: Path, entry: storage.FileEntry) -> bool:
     return found.st_size == entry.bytes and abs(found.st_mtime - entry.modified) < 1e-3
 
 
-def provenance(data_fingerprint: str) -> dict[str, Any]:
-    """Versions, commit and data behind a result."""
+def flow_differences(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """How two flows differ, one phrase each; nothing where one is unknown, as of runs of earlier versions."""
+    if before is None or now is None:
+        return []
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"the flow's {key}: was {before.get(key)}, now {now.get(key)}" for key in keys]
+
+
+def provenance(data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions, commit, data and flow behind a result."""
     return {
         "data_fingerprint": data_fingerprint,
+        "flow": None if flow is None else dict(flow),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions(),

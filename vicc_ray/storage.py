@@ -304,7 +304,7 @@ def read_bytes(name: str) -> bytes:
 
 
 def parquet_table(data: bytes) -> pa.Table:
-    """The table of a Parquet file's bytes, read by this thread alone; ArrowException or OSError where they are none.
+    """The table of a Parquet file's bytes, read by this thread alone; ArrowException or OSError where they are none, or damaged.
 
     pyarrow's pools of threads (it reads files by path with one, too) may still be starting when a short command leaves: its
     process then ends with SIGABRT.
@@ -312,7 +312,7 @@ def parquet_table(data: bytes) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
 
 
 def write_bytes(name: str, data: bytes) -> None:

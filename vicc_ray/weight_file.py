@@ -1,7 +1,8 @@
 """Weights and what they are in one file: safetensors with JSON in its metadata, whole or not there, never a pickle.
 
-Metadata: `format` = "vicc-KIND", and KIND = JSON of the facts, whose `version` says how to read them. KIND is encoder or
-classifier.
+Metadata: `format` = "vicc-KIND", KIND = JSON of the facts, whose `version` says how to read them, and `digest` = hash of all
+else in the file (missing in files of earlier versions). KIND is encoder or classifier. The same weights and facts give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,46 @@ def write_weights(path: Path | str, kind: str, facts: Mapping[str, Any], tensors
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     described = {"format": f"vicc-{kind}", kind: json.dumps({"version": VERSION, **facts})}
     with atomic_path(path) as temporary:
-        # Not save_file, which makes the file readable by its owner only.
-        temporary.write_bytes(safetensors.torch.save(plain, described))
+        header, data = _parts(safetensors.torch.save(plain))
+        header["__metadata__"] = described
+        described["digest"] = _digest(header, data)
+        with temporary.open("wb") as file:
+            file.write(_packed(header))
+            file.write(data)
+
+
+def check_whole(path: Path | str) -> None:
+    """UserError where the file is not as it was written; nothing for one of an earlier version, which has no digest."""
+    path = readable_file(path)
+    header, data = _parts(path.read_bytes())
+    stated = header.get("__metadata__", {}).get("digest")
+    if stated is not None and stated != _digest(header, data):
+        raise UserError(f"{path} is damaged: its content is not what was written; copy it again, or make it again")
+
+
+def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The header of a safetensors file (names, types, places, `__metadata__`), and the tensors' bytes."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8:start])
+    return header, memoryview(content)[start:]
+
+
+def _packed(header: Mapping[str, Any]) -> bytes:
+    """A header as a safetensors file begins: its length in 8 bytes, then JSON filled up with blanks to whole 8 bytes.
+
+    Sorted, as safetensors itself writes several entries of metadata in an order that is drawn anew each time.
+    """
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _digest(header: Mapping[str, Any], data: memoryview) -> str:
+    """blake2b-128 (hex) of a file but for its digest."""
+    metadata = {name: value for name, value in header.get("__metadata__", {}).items() if name != "digest"}
+    digest = blake2b(_packed({**header, "__metadata__": metadata}), digest_size=16)
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def read_facts(path: Path | str, kind: str, hint: str = "") -> dict[str, Any]:
@@ -41,6 +81,8 @@ def read_facts(path: Path | str, kind: str, hint: str = "") -> dict[str, Any]:
     article = "an" if kind[0] in "aeiou" else "a"
     if metadata.get("format") != f"vicc-{kind}":
         raise UserError(f"{path} is a safetensors file, but not {article} {kind} that this program wrote")
+    if unknown := set(metadata) - {"format", kind, "digest"}:
+        raise UserError(f"{path}: its metadata has entries that no {kind} has ({', '.join(sorted(unknown))}): damaged")
     with understood(path, kind):
         facts: dict[str, Any] = json.loads(metadata[kind])
         if facts["version"] != VERSION:
@@ -51,6 +93,7 @@ def read_facts(path: Path | str, kind: str, hint: str = "") -> dict[str, Any]:
 def read_weights(path: Path | str, kind: str, hint: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The facts and the tensors (on the CPU) of a file; UserError as `read_facts`, whose `hint` says what else to do."""
     facts = read_facts(path, kind, hint)
+    check_whole(path)
     with _opened(Path(path), hint) as file:
         return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 

@@ -15,7 +15,7 @@ import numpy as np
 from vicc_ray.bench import Bar, Outcome, take_turns
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.feature_store import Source, VideoFeatures, feature_rows, write_features
-from vicc_ray.evaluate.search import Features, top_k, unit
+from vicc_ray.evaluate.search import Features, top_k, units
 
 GALLERY, QUERIES, WIDTH, K = 100_000, 2_000, 1024, 50
 SHARE_OF_FAISS = 0.7
@@ -75,7 +75,7 @@ def _search_file(file: str, queries: int) -> tuple[float, float | None]:
     query = _rows(rng, queries)
     top_k(query[:K], query[:K], 1)  # libraries and their threads are there before
     before = _memory("VmRSS")
-    seconds = _seconds(lambda: top_k(unit(feature_rows(file), "gallery"), unit(query, "query"), K))
+    seconds = _seconds(lambda: top_k(*units(feature_rows(file), query), K))
     after = _memory("VmHWM")
     return seconds, None if before is None or after is None else after - before
 

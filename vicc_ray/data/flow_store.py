@@ -4,13 +4,16 @@
           ab/abcdef....mkv  the fields of the video with this content hash
 
 An entry is an ordinary H.264 video in Matroska: picture i is the quantised field from frame i to i + 1, gray, u above v.
-It is nearly lossless: on real videos 99.9 % of the values come back within one of the 255 steps.
+It is nearly lossless: on real videos 99.9 % of the values come back within one of the 255 steps. Its tag CHECKSUMS has a
+CRC-32 a picture, each of which goes on from that of the picture before it in the file, so that reading a stretch notices a
+byte that is not what was written, and a picture that is missing.
 
 Legend: n fields, H x W the decode size; codes are uint8 [n, H, W, 2] as `vicc_ray.data.flow.quantise` makes them.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import posixpath
 import tempfile
@@ -19,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import av
 import numpy as np
@@ -33,7 +37,7 @@ from vicc_ray.errors import UserError
 
 Codes = NDArray[np.uint8]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksums
 # Chosen on DIS and TV-L1 fields of real videos: finer steps (qp 8) cost half as many bytes again and spare no value an
 # error of two steps, lossless costs three times as many. B-frames save a third. One thread, as more of them change the
 # bytes. tune psnr: what looks well to eyes is no aim here.
@@ -114,10 +118,12 @@ class FlowStore:
         Raises `VideoError` where another number of fields comes, `ValueError` for chunks of another shape or type.
         """
         count = field_count(row)
-        with _appearing(self._entry(row)) as path:
-            written = _encode(path, self._checked(codes), count, self.size)
+        with _appearing(self._entry(row)) as path, tempfile.TemporaryDirectory(prefix="vicc-flow-") as scratch:
+            draft = str(Path(scratch) / "entry")
+            written = _encode(draft, self._checked(codes), count, self.size)
             if written != count:
                 raise VideoError(f"{written} flow fields came of it; {row.frames} frames have {count}")
+            _seal(draft, path, count)
 
     def read(self, row: VideoRow, origins: Indices) -> Codes:
         """The fields from the frames `origins` to the next: int64 [m] -> uint8 [m, H, W, 2].
@@ -136,7 +142,7 @@ class FlowStore:
             raise VideoError(
                 f"the flow store has no entry for it (content {row.content_hash}); run 'vicc flow' again"
             ) from error
-        except (av.error.FFmpegError, OSError, EOFError) as error:
+        except (av.error.FFmpegError, OSError, EOFError, UnicodeDecodeError) as error:
             raise VideoError(f"{_damaged(row)}: {' '.join(str(error).split())[:200]}") from error
         except _Damaged as error:
             raise VideoError(f"{_damaged(row)}: {error}") from error
@@ -270,7 +276,6 @@ def _encode(path: str, codes: Iterator[Codes], count: int, size: tuple[int, int]
     picture = np.empty((2 * height, width + width % 2), np.uint8)
     written = 0
     with av.open(path, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-        container.metadata["FIELDS"] = str(count)
         stream = container.add_stream("libx264", rate=RATE, options=ENCODER)
         stream.height, stream.width = picture.shape
         stream.pix_fmt = "gray"
@@ -290,6 +295,48 @@ def _encode(path: str, codes: Iterator[Codes], count: int, size: tuple[int, int]
     return written
 
 
+def _seal(draft: str, path: str, count: int) -> None:
+    """Write a draft of `count` fields anew with its number of fields and its checksums, which stand before the pictures."""
+    checksums = np.zeros(count, np.uint32)
+    with (
+        av.open(draft, format="matroska") as source,
+        av.open(path, "w", format="matroska", options={"fflags": "+bitexact"}) as target,
+    ):
+        stream = source.streams.video[0]
+        chain = _Chain(stream.codec_context.extradata)
+        for packet in source.demux(stream):
+            if packet.size:
+                checksums[packet.pts // MILLISECONDS] = chain.next(packet)
+        target.metadata["FIELDS"] = str(count)
+        target.metadata["CHECKSUMS"] = base64.b64encode(checksums.tobytes()).decode()
+        copy = target.add_stream_from_template(stream)
+        source.seek(0)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+
+
+class _Chain:
+    """CRC-32 of a picture's bytes after those before it, back to the last key picture and the codec's own header."""
+
+    def __init__(self, header: bytes | None) -> None:
+        self.start = crc32(header or b"")
+        self.now: int | None = None
+
+    def begin(self) -> None:
+        """Reading begins somewhere else."""
+        self.now = None
+
+    def next(self, packet: Any) -> int:
+        """The checksum of the next picture of the file; raises _Damaged where it hangs on one that was not read."""
+        before = self.start if packet.is_keyframe else self.now
+        if before is None:
+            raise _Damaged("reading does not begin at a key picture")
+        self.now = crc32(packet, before)
+        return self.now
+
+
 @contextmanager
 def _opened(name: str) -> Iterator[Any]:
     """The entry's container: a local file, or byte ranges of a remote one."""
@@ -304,24 +351,60 @@ def _opened(name: str) -> Iterator[Any]:
         yield stack.enter_context(av.open(file, format="matroska", buffer_size=REMOTE_READ))
 
 
+def _checksums(metadata: dict[str, str], count: int) -> NDArray[np.uint32]:
+    """Of the pictures, in the order of the fields: uint32 [count]."""
+    try:
+        found = np.frombuffer(base64.b64decode(metadata.get("CHECKSUMS", ""), validate=True), np.uint32)
+    except ValueError:
+        found = np.empty(0, np.uint32)
+    if len(found) != count:
+        raise _Damaged(f"it holds checksums of {len(found)} of its {count} fields")
+    return found
+
+
+class _Packets:
+    """The pictures of an opened entry, each handed to the decoder only when it is what was written."""
+
+    def __init__(self, container: Any, stream: Any, checksums: NDArray[np.uint32]) -> None:
+        self.container, self.stream, self.checksums = container, stream, checksums
+        self.chain = _Chain(stream.codec_context.extradata)
+
+    def frames_from(self, place: int) -> Iterator[Any]:
+        """The frames from the key picture at or before a time in milliseconds on."""
+        self.container.seek(place, stream=self.stream)
+        self.chain.begin()
+        for packet in self.container.demux(self.stream):
+            if packet.size:
+                self._check(packet)
+            yield from packet.decode()
+
+    def _check(self, packet: Any) -> None:
+        field, rest = divmod(-1 if packet.pts is None else packet.pts, MILLISECONDS)
+        right = not rest and 0 <= field < len(self.checksums)
+        if not right or self.chain.next(packet) != self.checksums[field]:
+            raise _Damaged(f"its bytes at field {field} are not those that were written")
+
+
 def _decode(container: Any, wanted: Indices, count: int, size: tuple[int, int]) -> Codes:
     """The fields `wanted` (ascending) of an opened entry that should hold `count`: uint8 [m, H, W, 2]."""
     stored = container.metadata.get("FIELDS")
     if stored != str(count):
         raise _Damaged(f"it holds {stored} fields, the video has {count}")
     height, width = size
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        raise _Damaged("it holds no pictures")
     stream = container.streams.video[0]
     context = stream.codec_context
     if (context.height, context.width) != (2 * height, width + width % 2):
         raise _Damaged(f"its pictures are {context.width} x {context.height}")
     context.thread_count = 1
+    packets = _Packets(container, stream, _checksums(container.metadata, count))
     codes = np.empty((len(wanted), height, width, 2), np.uint8)
     found = 0
     # Nearer than a key picture apart it is cheaper to decode on than to seek.
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > GOP) + 1):
-        container.seek(int(run[0]) * MILLISECONDS, stream=stream)
         last = found + len(run)
-        for frame in container.decode(stream):
+        for frame in packets.frames_from(int(run[0]) * MILLISECONDS):
             place = wanted[found] * MILLISECONDS
             if frame.pts is None or frame.pts > place:
                 raise _Damaged(f"field {wanted[found]} is not in it")

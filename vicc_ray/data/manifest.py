@@ -200,7 +200,7 @@ class Manifest:
         origin = {"dataset": self.dataset, "fold": self.fold} | ({} if self.outdated else {"rules": RULES})
         schema = _schema().with_metadata({_NAME: json.dumps(origin)})
         written = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), written)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), written, write_page_checksum=True)
         storage.write_bytes(str(path), written.getvalue())
 
     @classmethod
@@ -218,7 +218,7 @@ class Manifest:
             table = storage.parquet_table(data)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"manifest {path}: not a Parquet file; make one with 'vicc index DIR --out M.parquet'"
+                f"manifest {path}: not a Parquet file, or damaged; make one with 'vicc index DIR --out M.parquet'"
             ) from error
         for name, value in _ADDED.items():
             if name not in table.column_names:

@@ -1,8 +1,8 @@
 """Features of videos as Parquet files: id, label, group, split, windows, vector, and what they were made from.
 
 A file appears whole or not at all, by path or URI, and says in its metadata which encoder, data and settings made it;
-while these are the same it is used again (`matches`). Vectors can be read in blocks, so that a gallery need not fit into
-memory.
+while these are the same it is used again (`matches`). Every page has a checksum and so has the metadata: what is read is
+what was written, or an error. Vectors can be read in blocks, so that a gallery need not fit into memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from vicc_ray.evaluate.search import Features, Rows
 
 METADATA = b"vicc_features"
 REFUSED = b"vicc_refused"  # known only when the last row is written, so it stands in the footer
+CHECK = b"vicc_check"  # hash of both and the number of rows, as the checksums of pages do not cover the footer
 GROUP_BYTES = 32 << 20  # vectors of one row group, which is what reading holds
 COLUMNS = ("id", "label", "group", "split", "windows")
+LISTS = ("ids", "labels", "groups", "splits", "windows")  # the same, as `VideoFeatures` calls them
+PART_ROWS = 4096  # rows held at once where a file is read to be checked or written anew
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,12 @@ class VideoFeatures:
         """The rows of a split, in order; UserError where there are none."""
         rows = [number for number, name in enumerate(self.splits) if name == split]
         _check_split(len(rows), split, self.splits, "features")
-        labels, groups = [self.labels[i] for i in rows], [self.groups[i] for i in rows]
-        windows = [self.windows[i] for i in rows]
-        return VideoFeatures(
-            [self.ids[i] for i in rows], labels, groups, [split] * len(rows), windows, self.vectors[rows]
-        )
+        return self.take(rows)
+
+    def take(self, rows: Sequence[int]) -> VideoFeatures:
+        """The rows at these places, in this order."""
+        columns = {name: [getattr(self, name)[row] for row in rows] for name in LISTS}
+        return VideoFeatures(**columns, vectors=self.vectors[np.asarray(rows, np.int64)])
 
 
 def file_hash(path: str) -> str:
@@ -117,6 +121,76 @@ def writing_features(path: str, source: Source) -> Iterator[FeatureWriter]:
             writer.finish()
         finally:
             writer.close()
+
+
+@contextmanager
+def completing_features(path: str, source: Source, order: Sequence[str]) -> Iterator[FeaturePatch]:
+    """Adds rows that a stored file lacks, where `order` (ids of all videos of the side) has them; as `writing_features`.
+
+    The file is written anew with the videos that still have no row in its list of refused ones. Where no row comes, it
+    stays as it is.
+    """
+    patch = FeaturePatch()
+    yield patch
+    if not patch.rows:
+        return
+    place = {video: number for number, video in enumerate(order)}
+    with writing_features(path, source) as writer:
+        for part in _merged(_stored_parts(path), patch.parts, place):
+            writer.add(part)
+        for video, reason in patch.refused:
+            writer.refuse(video, reason)
+
+
+class FeaturePatch:
+    """Rows that are to be added to a stored file, and videos that still cannot be read; made by `completing_features`."""
+
+    def __init__(self) -> None:
+        self.parts: list[VideoFeatures] = []
+        self.refused: list[tuple[str, str]] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return sum(map(len, self.parts))
+
+    def add(self, part: VideoFeatures) -> None:
+        """Add rows."""
+        self.parts.append(part)
+
+    def refuse(self, video: str, reason: str) -> None:
+        """Remember a video that has no row, and why."""
+        self.refused.append((video, reason))
+
+
+def _stored_parts(path: str) -> Iterator[VideoFeatures]:
+    """A file's rows, some at a time."""
+    columns, start = read_columns(path), 0
+    for vectors in stream_blocks(path, PART_ROWS):
+        rows = slice(start, start + len(vectors))
+        yield VideoFeatures(**{name: column[rows] for name, column in columns.items()}, vectors=vectors)
+        start += len(vectors)
+
+
+def _merged(
+    stored: Iterable[VideoFeatures], added: Sequence[VideoFeatures], place: Mapping[str, int]
+) -> Iterator[VideoFeatures]:
+    """Rows of both in the order of their places, in which each of the two is already."""
+    new = _joined(added)
+    done = 0
+    for part in stored:
+        last = place[part.ids[-1]]
+        ready = sum(place[video] < last for video in new.ids)
+        both = _joined([part, new.take(range(done, ready))])
+        done = ready
+        yield both.take(sorted(range(len(both)), key=lambda row: place[both.ids[row]]))
+    yield new.take(range(done, len(new)))
+
+
+def _joined(parts: Sequence[VideoFeatures]) -> VideoFeatures:
+    """One after another."""
+    columns = {name: [value for part in parts for value in getattr(part, name)] for name in LISTS}
+    return VideoFeatures(**columns, vectors=np.concatenate([part.vectors for part in parts]))
 
 
 @contextmanager
@@ -163,7 +237,9 @@ class FeatureWriter:
         if self._writer is None:
             told = f" (the first of {len(self.refused)} refused: {': '.join(self.refused[0])})" if self.refused else ""
             raise UserError(f"{self.name}: there are no features to write; is the split empty?{told}")
-        self._writer.add_key_value_metadata({REFUSED: json.dumps(self.refused)})
+        refused = json.dumps(self.refused).encode()
+        about = self._schema.metadata[METADATA]
+        self._writer.add_key_value_metadata({REFUSED: refused, CHECK: _footer_hash(about, refused, self.rows)})
         self.close()
 
     def close(self) -> None:
@@ -178,7 +254,11 @@ class FeatureWriter:
         # Vectors neither repeat nor shrink: no dictionary, no compression.
         compression = dict.fromkeys(COLUMNS, "zstd") | {"vector.list.element": "none"}
         self._writer = pq.ParquetWriter(
-            self.file, self._schema, use_dictionary=["label", "group", "split"], compression=compression
+            self.file,
+            self._schema,
+            use_dictionary=["label", "group", "split"],
+            compression=compression,
+            write_page_checksum=True,
         )
 
 
@@ -220,26 +300,30 @@ def _arrow(part: VideoFeatures, schema: Any) -> Any:
 
 
 def matches(path: str, key: str) -> bool:
-    """Whether there is a whole file of features made from just this (`Source.key`)."""
+    """Whether there is a whole, undamaged file of features made from just this (`Source.key`); reads all of it."""
     try:
-        with _opened(path) as file:
-            return bool(_about(file, path)["key"] == key)
+        return read_source(path, whole=True).key == key
     except UserError:
         return False
 
 
-def read_source(path: str) -> Source:
-    """What the features of a file were made from."""
+def read_source(path: str, whole: bool = False) -> Source:
+    """What the features of a file were made from; UserError where it is none or, with `whole`, damaged anywhere."""
     with _opened(path) as file:
-        return Source(**_about(file, path)["source"])
+        source = Source(**_about(file, path)["source"])
+        if whole:
+            # Reading compares each page with its checksum, and (other than `iter_batches`) columns with one another.
+            rows = sum(len(file.read_row_group(number)) for number in range(file.num_row_groups))
+            if rows != file.metadata.num_rows:
+                raise ValueError(f"{rows} of {file.metadata.num_rows} rows")
+        return source
 
 
 def read_refused(path: str) -> tuple[tuple[str, str], ...]:
     """The videos (with reasons) that could not be read when a file of features was made."""
     with _opened(path) as file:
         _about(file, path)
-        stored = (file.metadata.metadata or {}).get(REFUSED, b"[]")
-    return tuple((str(video), str(reason)) for video, reason in json.loads(stored))
+        return tuple((str(video), str(reason)) for video, reason in json.loads(file.metadata.metadata[REFUSED]))
 
 
 def read_features(path: str, split: str | None = None) -> VideoFeatures:
@@ -257,7 +341,7 @@ def read_columns(path: str, split: str | None = None) -> dict[str, list[Any]]:
     if split is not None:
         table = table.filter(pa.array([name == split for name in splits], pa.bool_()))
         _check_split(len(table), split, splits, path)
-    return {f"{name.removesuffix('s')}s": table[name].to_pylist() for name in COLUMNS}
+    return {plural: table[name].to_pylist() for plural, name in zip(LISTS, COLUMNS, strict=True)}
 
 
 def feature_rows(path: str, split: str | None = None) -> Rows:
@@ -288,23 +372,41 @@ def _vectors(column: Any) -> Features:
     return flat.reshape(-1, column.type.list_size)
 
 
-def _opened(path: str) -> Any:
-    """A Parquet file, to be closed; UserError where there is none or it is none. No read-ahead: that would hold it all."""
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """A Parquet file; UserError where there is none, it is none or what is read of it in the block is damaged.
+
+    No read-ahead: that would hold it all.
+    """
     system, name = storage.open_filesystem(path)
     try:
-        return pq.ParquetFile(name, filesystem=system, pre_buffer=False, buffer_size=1 << 20)
+        with pq.ParquetFile(
+            name, filesystem=system, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        ) as file:
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file of features; extract them first") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is no whole file of features ({' '.join(str(error).split())[:200]})") from error
 
 
 def _about(file: Any, path: str) -> dict[str, Any]:
-    metadata = file.schema_arrow.metadata or {}
-    if METADATA not in metadata:
+    footer = file.metadata.metadata or {}
+    if METADATA not in footer:
         raise UserError(f"{path}: is a Parquet file, but not one of features written by this system")
-    about: dict[str, Any] = json.loads(metadata[METADATA])
+    if CHECK not in footer:
+        raise UserError(f"{path}: was written by an earlier version, without checksums")
+    vector = file.schema_arrow.field(file.schema_arrow.get_field_index("vector")).type
+    right = _footer_hash(footer[METADATA], footer.get(REFUSED, b""), file.metadata.num_rows)
+    known = pa.types.is_fixed_size_list(vector) and file.schema_arrow.equals(_schema(vector.list_size))
+    if footer[CHECK] != right or not known:
+        raise UserError(f"{path}: is no whole file of features (its metadata is damaged)")
+    about: dict[str, Any] = json.loads(footer[METADATA])
     return about
+
+
+def _footer_hash(about: bytes, refused: bytes, rows: int) -> bytes:
+    return blake2b(b"%d\0%b\0%b" % (rows, about, refused), digest_size=16).hexdigest().encode()
 
 
 def _check_split(rows: int, split: str, there: Sequence[str], name: str) -> None:

@@ -12,9 +12,11 @@ from vicc_ray.data.actors import video_key
 from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.pipeline import evaluation_windows, through_models
 from vicc_ray.evaluate.actors import EncodeWindows
+from vicc_ray.evaluate.feature_store import read_refused
 from vicc_ray.evaluate.passes import Pass, passes, write_means
 from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, feature_file, missing
 from vicc_ray.progress import Counter
+from vicc_ray.refusals import check_share
 from vicc_ray.resources import ResourcePlan
 from vicc_ray.run_folder import RunFolder
 
@@ -32,8 +34,9 @@ def extract_features(
     """The file of each encoder (by the name of its row) for each side; `resources` opens a Ray session where one is needed.
 
     A feature is the mean over a video's windows. Files that were made from just this are used again and the rest is
-    encoded, each window decoded once for all encoders that lack it. Unreadable videos are left out and listed in the
-    files. `say` takes a line for the reader.
+    encoded, each window decoded once for all encoders that lack it. Unreadable videos are left out, listed in the files,
+    and tried again by the next call. `say` takes a line for the reader. UserError where a side lacks more videos than
+    `data.max_refused` allows.
     """
     files = {
         row: [feature_file(folder, data, encoder, side, experiment) for side in sides]
@@ -43,7 +46,22 @@ def extract_features(
     for part in passes(absent):
         _encode(part, experiment, resources(), threads)
         folder.push(*(file.path for file in part.files))
+    for side in sides:
+        _check_refused([file for found in files.values() for file in found if file.side is side], experiment)
     return files
+
+
+def _check_refused(files: Sequence[FeatureFile], experiment: Experiment) -> None:
+    """UserError where too many videos of a side could not be read for one encoder or another."""
+    refused = dict(pair for file in files for pair in read_refused(str(file.path)))
+    splits = " and ".join(sorted({row.split for row in files[0].side.videos}))
+    check_share(
+        list(refused.items()),
+        len(files[0].side.videos),
+        experiment.data.max_refused,
+        f"videos of split {splits} could not be read",
+        "bring them back and evaluate again, which tries them anew",
+    )
 
 
 def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads: int) -> None:

@@ -18,36 +18,47 @@ from vicc_ray.evaluate.retrieval import (
     recall_of,
     score_rows,
 )
-from vicc_ray.evaluate.search import Features, Rows, Table, beside, unit
+from vicc_ray.evaluate.search import Centre, Features, Rows, Table, beside, units
 
 PUBLISHED = (1.0, 1.0)
 GRID = 21  # weights of the second stream that are tried: 0, 0.1, ..., 2
 FIT_QUERIES = 4096  # gallery videos that ask in a fit; more would tell the weights of a grid no better apart
 
 
-def fused(streams: Sequence[Table], side: str, weights: Sequence[float] | None = None) -> Rows:
-    """Each stream's features [N,d_s], centred and normalised on its own, side by side: [N, sum d_s].
+def fused(
+    gallery: Sequence[Table],
+    query: Sequence[Table],
+    weights: Sequence[float] | None = None,
+    centre: Centre = "gallery",
+) -> tuple[Rows, Rows]:
+    """Each stream's features [N,d_s], centred and normalised on its own, side by side: [G, sum d_s] and [Q, sum d_s].
 
-    The inner product of two such rows is the weighted sum of the streams' cosines (weights of 1 unless given), so that
-    the fused similarity matrix (method.md, section 6) never needs to be held whole.
+    `gallery` and `query` list the streams in one order; centre as in `search.units`. The inner product of a row of each is
+    the weighted sum of the streams' cosines (weights of 1 unless given), so that the fused similarity matrix (method.md,
+    section 6) never needs to be held whole.
     """
-    factors = [1.0] * len(streams) if weights is None else [float(weight) for weight in weights]
-    if len(factors) != len(streams) or min(factors) < 0 or not 0 < sum(factors) < float("inf"):
-        raise ValueError(
-            f"fusion: weights {factors} for {len(streams)} streams; give one of at least 0 each, not all 0"
-        )
-    return beside([unit(stream, side) for stream in streams], [float(np.sqrt(factor)) for factor in factors], side)
-
-
-def fused_rows(streams: Sequence[Table], side: str, weights: Sequence[float] | None = None) -> Features:
-    """As `fused`, in memory: float32 [N, sum d_s]."""
-    return fused(streams, side, weights).whole()
-
-
-def fused_similarities(gallery: Sequence[npt.ArrayLike], query: Sequence[npt.ArrayLike]) -> Features:
-    """Sum of the streams' similarity matrices: float32 [Q,G]; `gallery` and `query` list the streams in one order."""
     _check_streams(gallery, query)
-    return fused_rows(query, "query") @ fused_rows(gallery, "gallery").T
+    factors = _factors(len(gallery), weights)
+    pairs = [units(searched, asked, centre) for searched, asked in zip(gallery, query, strict=True)]
+    sides = zip(("gallery", "query"), zip(*pairs, strict=True), strict=True)
+    searched, asked = (beside(tables, factors, side) for side, tables in sides)
+    return searched, asked
+
+
+def _factors(streams: int, weights: Sequence[float] | None) -> list[float]:
+    """What each stream's rows are multiplied by: roots of the weights."""
+    found = [1.0] * streams if weights is None else [float(weight) for weight in weights]
+    if len(found) != streams or min(found) < 0 or not 0 < sum(found) < float("inf"):
+        raise ValueError(f"fusion: weights {found} for {streams} streams; give one of at least 0 each, not all 0")
+    return [float(np.sqrt(factor)) for factor in found]
+
+
+def fused_similarities(
+    gallery: Sequence[npt.ArrayLike], query: Sequence[npt.ArrayLike], centre: Centre = "gallery"
+) -> Features:
+    """Sum of the streams' similarity matrices: float32 [Q,G]; arguments as in `fused`."""
+    searched, asked = fused(gallery, query, centre=centre)
+    return asked.whole() @ searched.whole().T
 
 
 def fused_recall_at_k(
@@ -59,10 +70,11 @@ def fused_recall_at_k(
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
     weights: Sequence[float] | None = None,
+    centre: Centre = "gallery",
 ) -> dict[int, float]:
     """R@k of the summed similarities; arguments and errors as in `retrieval.recall_at_k`, with a table a stream."""
     groups = gallery_groups, query_groups
-    return dict(fused_score(gallery, gallery_labels, query, query_labels, ks, *groups, False, weights).recall)
+    return dict(fused_score(gallery, gallery_labels, query, query_labels, ks, *groups, False, weights, centre).recall)
 
 
 def fused_score(
@@ -75,10 +87,10 @@ def fused_score(
     query_groups: Labels | None = None,
     with_precision: bool = True,
     weights: Sequence[float] | None = None,
+    centre: Centre = "gallery",
 ) -> Scores:
     """`retrieval.score` of the summed similarities, with a table a stream."""
-    _check_streams(gallery, query)
-    rows = fused(gallery, "gallery", weights), fused(query, "query", weights)
+    rows = fused(gallery, query, weights, centre)
     return score_rows(*rows, gallery_labels, query_labels, ks, gallery_groups, query_groups, with_precision)
 
 
@@ -105,7 +117,7 @@ def fit_weights(gallery: Sequence[Table], labels: Labels, groups: Labels | None 
     best, chosen = -1.0, PUBLISHED
     for w in sorted(np.linspace(0, 2, GRID).tolist(), key=lambda w: abs(w - 1)):
         pair = round(2 - w, 6), round(w, 6)
-        rows = fused(gallery, "gallery", pair)
+        rows, _ = fused(gallery, gallery, pair)
         indices, _ = rank(rows, _taken(rows, asking), 1, own, asked[1])
         recall = recall_of(indices, labels, asked[0], (1,))[1]
         if recall > best:

@@ -1,8 +1,8 @@
 """Nearest-neighbour retrieval over a run: which encoders, which sides, which tables (method.md, section 6).
 
-`exact` compares the mean over all windows of a video on both sides. `reference` is the test as it was published: gallery
-videos have one window at a random place, and windows of both sides a random colour jitter; both are drawn from the seed and
-the video.
+`exact` compares the mean over all windows of a video on both sides, both centred by the gallery's mean. `reference` is the
+test as it was published: gallery videos have one window at a random place, and windows of both sides a random colour jitter,
+both drawn from the seed and the video; each side is centred by its own mean.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import feature_rows, read_columns, read_refused
 from vicc_ray.evaluate.features import extract_features
 from vicc_ray.evaluate.fusion import fit_weights, fused_score
-from vicc_ray.evaluate.results import Evaluation, recipe_of, write
+from vicc_ray.evaluate.joined import Joined
+from vicc_ray.evaluate.results import Evaluation, identified, write
 from vicc_ray.evaluate.retrieval import Scores, chance, check_groups, check_labels, rank, score
-from vicc_ray.evaluate.search import Features, Rows, Table, unit
+from vicc_ray.evaluate.search import Centre, Features, Table, units
 from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, open_encoder
 from vicc_ray.records import write_text
 from vicc_ray.resources import ResourcePlan
@@ -34,7 +33,7 @@ from vicc_ray.run_folder import RunFolder
 RANDOM = "random"  # the row of an untrained encoder
 FUSED = "R+F"
 NEIGHBOURS_SHOWN = 5
-STREAM_ABOVE = 1 << 30  # bytes of features above which a table is read in blocks whenever it is gone through
+FEW = 100  # videos whose mean is off by a tenth of what they differ by
 
 Neighbours = dict[str, list[dict[str, Any]]]
 Say = Callable[[str], None]
@@ -71,6 +70,7 @@ class Question:
     query: Asked
     groups: tuple[list[str], list[str]] | tuple[None, None]
     ks: tuple[int, ...]
+    centre: Centre
     notes: tuple[str, ...]
 
 
@@ -140,7 +140,33 @@ def question(gallery: Asked, query: Asked, experiment: Experiment, dataset: str 
         raise UserError(f"evaluate.ks: every k ({beyond}) is larger than the gallery of {room} videos that a query has")
     if beyond:
         notes.append(f"R@k is left out for k = {beyond}: a query has {room} gallery videos")
-    return Question(gallery, query, groups, ks, tuple(notes))
+    centre: Centre = "own" if experiment.evaluate.retrieval == "reference" else "gallery"
+    if centre == "own":
+        notes += _means_of_own(gallery, query)
+    return Question(gallery, query, groups, ks, centre, tuple(notes))
+
+
+def _means_of_own(gallery: Asked, query: Asked) -> list[str]:
+    """Notes on sides whose own mean tells little of what all videos have in common; UserError where it is what tells them apart.
+
+    The mean of Q videos is off by about 1/sqrt(Q) of what they differ by, and that of one class is the class itself.
+    """
+    classes = len(set(gallery.labels))
+    notes = []
+    for name, side in (("gallery", gallery), ("queries", query)):
+        own = len(set(side.labels))
+        here = f"the {name} ({len(side.ids)} videos of {own} of {classes} classes)"
+        advice = "evaluate.retrieval: exact centres both sides by the gallery"
+        if len(side.ids) < 2 or (own < 2 and classes > 1):
+            raise UserError(
+                f"evaluate.retrieval: reference centres each side by its own mean, as published, and of {here} that is what "
+                f"there is to find; {advice}"
+            )
+        if len(side.ids) < FEW or own < classes:
+            notes.append(
+                f"each side is centred by its own mean, as published, of which {here} give a poor one; {advice}"
+            )
+    return notes
 
 
 def _groups(
@@ -184,7 +210,8 @@ def retrieve(
     gallery, query = sides_of(experiment, manifest)
     sides = [gallery] if query is gallery else [gallery, query]
     files = extract_features(folder, data, open_encoders(folder), sides, experiment, resources, say)
-    return judge(experiment, manifest, data, files, started)
+    found = judge(experiment, manifest, data, files, started)
+    return replace(found, evaluation=identified(found.evaluation, folder, experiment, manifest))
 
 
 def judge(
@@ -195,9 +222,9 @@ def judge(
     started: float,
 ) -> Retrieval:
     """The figures of stored features: for each row its gallery's and its query's file (one where they are the same)."""
-    searched = _Tables({row: str(sides[0].path) for row, sides in files.items()})
-    asked = _Tables({row: str(sides[-1].path) for row, sides in files.items()})
-    pose = question(searched.asked, asked.asked, experiment, manifest.dataset)
+    searched = Joined({row: str(sides[0].path) for row, sides in files.items()})
+    asked = Joined({row: str(sides[-1].path) for row, sides in files.items()})
+    pose = question(_asked(searched), _asked(asked), experiment, manifest.dataset)
     settings = experiment.evaluate
     rows: list[dict[str, Any]] = []
     classes: dict[str, Any] = {}
@@ -226,7 +253,7 @@ def judge(
         chance=round(chance(pose.gallery.labels, pose.query.labels, 1, *pose.groups), 6),
         seconds=round(time.monotonic() - started, 1),
         settings=settings.model_dump(mode="json", include={"windows", "fusion", "exclude_groups"})
-        | {"recipe": recipe_of(experiment)},
+        | {"centre": pose.centre},
         classes=classes,
         refused=tuple(dict.fromkeys([*searched.refused, *asked.refused])),
         scale=experiment.scale,
@@ -235,46 +262,22 @@ def judge(
     return Retrieval(evaluation, _neighbours(pose, searched, asked, settings.neighbours))
 
 
-class _Tables:
-    """The features of one side by every encoder, rows of videos that one of them lacks left out."""
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self.files = files
-        columns = {row: read_columns(path) for row, path in files.items()}
-        common = set.intersection(*(set(found["ids"]) for found in columns.values()))
-        self.keep = {row: np.array([video in common for video in found["ids"]]) for row, found in columns.items()}
-        first, keep = next(iter(columns.values())), next(iter(self.keep.values()))
-        kept = {
-            name: [value for value, good in zip(first[name], keep, strict=True) if good]
-            for name in ("ids", "labels", "groups")
-        }
-        self.asked = Asked(**kept)
-        self.refused = [pair for path in files.values() for pair in read_refused(path)]
-
-    def table(self, row: str) -> Table:
-        """float32 [n, d] in memory, or in blocks from the file where that is large."""
-        stored = feature_rows(self.files[row])
-        keep = self.keep[row]
-        chosen = stored if keep.all() else Rows(int(keep.sum()), stored.width, lambda size: _kept(stored, keep, size))
-        return chosen if 4 * chosen.count * chosen.width > STREAM_ABOVE else chosen.whole()
-
-
-def _kept(stored: Rows, keep: NDArray[np.bool_], size: int) -> Any:
-    start = 0
-    for block in stored.blocks(size):
-        yield block[keep[start : start + len(block)]]
-        start += len(block)
+def _asked(side: Joined) -> Asked:
+    return Asked(side.ids, cast(list[str], side.labels), side.groups)  # `question` refuses videos without a label
 
 
 def _score(pose: Question, gallery: Table, query: Table) -> Scores:
-    return score(gallery, pose.gallery.labels, query, pose.query.labels, pose.ks, *pose.groups)
+    labels, groups = (pose.gallery.labels, pose.query.labels), pose.groups
+    return score(gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], centre=pose.centre)
 
 
 def _fused(
     pose: Question, gallery: Sequence[Table], query: Sequence[Table], weights: tuple[float, float] | None
 ) -> Scores:
     labels, groups = (pose.gallery.labels, pose.query.labels), pose.groups
-    return fused_score(gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], weights=weights)
+    return fused_score(
+        gallery, labels[0], query, labels[1], pose.ks, groups[0], groups[1], weights=weights, centre=pose.centre
+    )
 
 
 def _row(name: str, scores: Scores) -> dict[str, Any]:
@@ -292,7 +295,7 @@ def newest_pair(rows: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _neighbours(pose: Question, gallery: _Tables, query: _Tables, most: int) -> Neighbours:
+def _neighbours(pose: Question, gallery: Joined, query: Joined, most: int) -> Neighbours:
     """The nearest gallery videos of a few queries, evenly spread, before and after the cross-stream stage."""
     count = min(most, len(pose.query.ids))
     if not count:
@@ -305,9 +308,10 @@ def _neighbours(pose: Question, gallery: _Tables, query: _Tables, most: int) -> 
     for row in ("RGB-1", "RGB-2"):
         if row not in gallery.files:
             continue
-        asking: Features = unit(query.table(row), "query").whole()[chosen]
+        searched, asked = units(gallery.table(row), query.table(row), pose.centre)
+        asking: Features = asked.whole()[chosen]
         nearest = min(NEIGHBOURS_SHOWN, max(pose.ks))
-        places, values = rank(unit(gallery.table(row), "gallery"), asking, nearest, *own)
+        places, values = rank(searched, asking, nearest, *own)
         shown[row] = [
             {
                 "query": _card(pose.query, int(number)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,13 @@ import numpy as np
 from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.actors import list_windows
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.evaluate.feature_store import FeatureWriter, VideoFeatures, writing_features
+from vicc_ray.evaluate.feature_store import (
+    FeaturePatch,
+    FeatureWriter,
+    VideoFeatures,
+    completing_features,
+    writing_features,
+)
 from vicc_ray.evaluate.means import Block, VideoMeans, video_means
 from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side
 
@@ -51,7 +57,7 @@ def passes(files: Sequence[FeatureFile]) -> list[Pass]:
     """As few passes as make all the files: sides that lack the same encoders are gone through together."""
     lacking: dict[Side, list[FeatureFile]] = {}
     for file in files:
-        lacking.setdefault(file.side, []).append(file)
+        lacking.setdefault(file.wanted, []).append(file)
     together: dict[tuple[bool, tuple[EncoderOnDisk, ...]], list[Side]] = {}
     for side, wanted in lacking.items():
         together.setdefault((side.jitter, tuple(file.encoder for file in wanted)), []).append(side)
@@ -66,12 +72,12 @@ def write_means(part: Pass, blocks: Iterable[Block]) -> None:
     names = [encoder.name for encoder in part.encoders]
     means = video_means(blocks, names)
     with ExitStack() as stack:
-        writers = [stack.enter_context(writing_features(str(file.path), file.source)) for file in part.files]
+        writers = [stack.enter_context(_writing(file)) for file in part.files]
         of_side = {
             side: [
                 (file.encoder.name, writer)
                 for file, writer in zip(part.files, writers, strict=True)
-                if file.side == side
+                if file.wanted == side
             ]
             for side in part.sides
         }
@@ -90,8 +96,14 @@ def write_means(part: Pass, blocks: Iterable[Block]) -> None:
             first = last
 
 
+def _writing(file: FeatureFile) -> AbstractContextManager[FeatureWriter | FeaturePatch]:
+    if file.again is None:
+        return writing_features(str(file.path), file.source)
+    return completing_features(str(file.path), file.source, [row.video for row in file.side.videos])
+
+
 def _write_part(
-    rows: Sequence[VideoRow], means: Sequence[VideoMeans], writers: Sequence[tuple[str, FeatureWriter]]
+    rows: Sequence[VideoRow], means: Sequence[VideoMeans], writers: Sequence[tuple[str, FeatureWriter | FeaturePatch]]
 ) -> None:
     good = [(row, mean) for row, mean in zip(rows, means, strict=True) if not mean.refused]
     for row, mean in zip(rows, means, strict=True):

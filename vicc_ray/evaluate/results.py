@@ -1,7 +1,9 @@
 """What evaluations of a run gave: one JSON file each below the run's `evaluations` folder, all of them as one CSV table.
 
-RUN/evaluations/PROTOCOL-DATA[-FOLD]-TRAIN-TEST.json     one protocol on one data set; the newest stays
-    results.csv                                          a line a figure of all of them
+RUN/evaluations/PROTOCOL-DATA[-FOLD]-TRAIN-TEST-VIDEOS8.json     one protocol on one data set; the newest stays
+    results.csv                                                  a line a figure of all of them
+
+VIDEOS8 begins the manifest's fingerprint: data sets of one name are kept apart.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from vicc_ray.config import Experiment, flatten, is_free
+from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.records import write_text
 from vicc_ray.run_folder import RunFolder
@@ -30,7 +33,20 @@ PROTOCOLS = {  # what each is called, in the order of the page
     "finetune": "Finetuning",
     "probe": "Linear fit on stored features",
 }
-COLUMNS = ("protocol", "run", "seed", "data", "fold", "train_on", "test_on", "encoder", "class", "metric", "value")
+COLUMNS = (
+    "protocol",
+    "run",
+    "seed",
+    "data",
+    "fold",
+    "videos",
+    "train_on",
+    "test_on",
+    "encoder",
+    "class",
+    "metric",
+    "value",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,8 @@ class Evaluation:
         refused: (video, reason) of what could not be read.
         scale: full, or smoke for the small sizes of a trial run.
         notes: lines for the reader on how the figures came about.
+        videos: fingerprint of the manifest (contents, labels, splits, order); empty in results of earlier versions.
+        contents: the same of contents and labels alone, which the folds of a data set have in common.
     """
 
     protocol: str
@@ -74,20 +92,27 @@ class Evaluation:
     refused: tuple[tuple[str, str], ...] = ()
     scale: str = "full"
     notes: tuple[str, ...] = ()
+    videos: str = ""
+    contents: str = ""
 
     @property
     def file_name(self) -> str:
         """Of its JSON file."""
         fold = () if self.fold is None else (str(self.fold),)
-        return plain_name("-".join((self.protocol, self.data, *fold, self.train_on, self.test_on))) + ".json"
+        videos = (self.videos[:8],) if self.videos else ()
+        return plain_name("-".join((self.protocol, self.data, *fold, self.train_on, self.test_on, *videos))) + ".json"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over several folds and seeds: mean, standard deviation of a sample (None for one value), count."""
+    """One figure over several folds and seeds: mean, standard deviation of a sample (None for one value), count.
+
+    `videos` is what they have in common of `Evaluation.videos` and `contents`.
+    """
 
     protocol: str
     data: str
+    videos: str
     encoder: str
     metric: str
     mean: float
@@ -107,6 +132,18 @@ def title_of_protocol(protocol: str) -> str:
     return PROTOCOLS.get(protocol, protocol)
 
 
+def name_of_data(one: Evaluation, among: Sequence[Evaluation]) -> str:
+    """hmdb51 split 2; with the videos' fingerprint where another evaluation `among` them gives that name to other videos."""
+    name = one.data if one.fold is None else f"{one.data} split {one.fold}"
+    alike = {other.videos for other in among if (other.data, other.fold) == (one.data, one.fold)}
+    return with_videos(name, one.videos, alike | {one.videos})
+
+
+def with_videos(name: str, videos: str, alike: Collection[str]) -> str:
+    """A data set's name, with the fingerprint of its videos where there are several of the name."""
+    return f"{name} (videos {videos[:8] or 'unknown'})" if len(alike) > 1 else name
+
+
 def row_name(row: Mapping[str, Any]) -> str:
     """The row's encoder, and the weights of fitted fusion."""
     weights = row.get("weights")
@@ -123,6 +160,32 @@ def recipe_of(experiment: Experiment) -> str:
     settings = flatten(experiment.model_dump(mode="json"))
     kept = {key: value for key, value in settings.items() if key != "seed" and not is_free(key)}
     return blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def identified(evaluation: Evaluation, folder: RunFolder, experiment: Experiment, manifest: Manifest) -> Evaluation:
+    """With what decides what it may be averaged with: the videos of `manifest`, the recipe, what the run was pretrained on."""
+    settings = {
+        **evaluation.settings,
+        "recipe": recipe_of(experiment),
+        "pretrained_on": pretrained_on(folder, experiment),
+    }
+    return replace(evaluation, settings=settings, videos=manifest.fingerprint(), contents=_contents(manifest))
+
+
+def pretrained_on(folder: RunFolder, experiment: Experiment) -> str:
+    """8 hex digits of the training videos of a run and of the flow that it measured in them; empty where it has no manifest."""
+    if not folder.manifest.is_file():
+        return ""
+    videos = Manifest(Manifest.read(folder.manifest).select(experiment.data.train_split)).fingerprint()
+    known = folder.path / "provenance.json"
+    flow = folder.provenance().get("flow") if known.is_file() else None
+    return blake2b(json.dumps([videos, flow], sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _contents(manifest: Manifest) -> str:
+    """32 hex digits of what the videos show and their labels, whatever their order and splits."""
+    known = sorted(repr((row.content_hash or row.video, row.label)) for row in manifest.videos)
+    return blake2b("\0".join(known).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
@@ -174,7 +237,7 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
     writer.writerow(COLUMNS)
     for one in evaluations:
         fold = "" if one.fold is None else one.fold
-        fixed = (one.protocol, one.run, one.seed, one.data, fold, one.train_on, one.test_on)
+        fixed = (one.protocol, one.run, one.seed, one.data, fold, one.videos[:8], one.train_on, one.test_on)
         writer.writerows((*fixed, *figure) for figure in _flat(one))
     return text.getvalue()
 
@@ -190,24 +253,32 @@ def _flat(evaluation: Evaluation) -> Iterator[tuple[str, str, str, float]]:
 def summarise(evaluations: Sequence[Evaluation]) -> list[Spread]:
     """Mean and spread over folds and seeds of each (protocol, data, encoder, metric), in the order of first appearance.
 
-    Evaluations whose splits, scale or settings differ are never averaged.
+    Evaluations whose splits, scale or settings differ are never averaged, nor those of other videos: folds are of the same
+    videos, parted in another way.
     """
+    of_fold: dict[tuple[str, str, int | None], set[str]] = {}
+    for one in evaluations:
+        of_fold.setdefault((one.data, one.contents, one.fold), set()).add(one.videos)
     together: dict[tuple[str, ...], list[tuple[Evaluation, float]]] = {}
     for one in evaluations:
         settings = json.dumps(one.settings, sort_keys=True, default=str)
-        apart = (one.protocol, one.data, one.train_on, one.test_on, one.scale, settings)
+        # Of one fold that was parted in two ways neither is known to be the official one.
+        is_fold = one.fold is not None and len(of_fold[one.data, one.contents, one.fold]) == 1
+        videos = one.contents if is_fold else one.videos
+        apart = (one.protocol, one.data, one.train_on, one.test_on, one.scale, settings, videos)
         for row in one.rows:
             for metric, value in figures(row).items():
                 together.setdefault((*apart, row["name"], metric), []).append((one, value))
-    return [_spread(found, encoder=key[-2], metric=key[-1]) for key, found in together.items()]
+    return [_spread(found, *key[-3:]) for key, found in together.items()]
 
 
-def _spread(found: Sequence[tuple[Evaluation, float]], encoder: str, metric: str) -> Spread:
+def _spread(found: Sequence[tuple[Evaluation, float]], videos: str, encoder: str, metric: str) -> Spread:
     first = found[0][0]
     values = [value for _, value in found]
     return Spread(
         protocol=first.protocol,
         data=first.data,
+        videos=videos,
         encoder=encoder,
         metric=metric,
         mean=statistics.fmean(values),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.search import Features, Indices, Rows, Table, as_rows, average_precision, top_k, unit
+from vicc_ray.evaluate.search import Centre, Features, Indices, Rows, Table, as_rows, average_precision, top_k, units
 
 Labels = Sequence[Hashable] | npt.NDArray[np.generic]
 
@@ -63,13 +63,14 @@ def score(
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
     with_precision: bool = True,
+    centre: Centre = "gallery",
 ) -> Scores:
     """R@k, mAP and both for each class; arguments and errors as in `recall_at_k`.
 
     mAP ranks the whole gallery and goes through it twice more (`search.average_precision`); `with_precision` False
     spares that.
     """
-    sides = unit(gallery, "gallery"), unit(query, "query")
+    sides = units(gallery, query, centre)
     return score_rows(*sides, gallery_labels, query_labels, ks, gallery_groups, query_groups, with_precision)
 
 
@@ -117,17 +118,18 @@ def recall_at_k(
     ks: Sequence[int] = RECALL_AT,
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
+    centre: Centre = "gallery",
 ) -> dict[int, float]:
     """Share of queries with their own class among the k nearest gallery rows: {k: recall in 0..1}.
 
-    gallery: [G,d]; query: [Q,d]. With groups (both or neither), gallery rows of the query's own group are passed
-    over: clips cut from one source video, or the query itself.
+    gallery: [G,d]; query: [Q,d]; centre: as in `search.units`. With groups (both or neither), gallery rows of the query's
+    own group are passed over: clips cut from one source video, or the query itself.
     Raises UserError for an empty side, features that are not finite, an unlabelled row, queries whose class the gallery
     lacks (or has in the query's own group only), and a k beyond the gallery.
     """
     check_labels(gallery_labels, query_labels)
     check_groups(gallery_labels, query_labels, gallery_groups, query_groups)
-    indices, _ = neighbours(gallery, query, max(ks), gallery_groups, query_groups)
+    indices, _ = neighbours(gallery, query, max(ks), gallery_groups, query_groups, centre)
     return recall_of(indices, gallery_labels, query_labels, ks)
 
 
@@ -137,22 +139,16 @@ def neighbours(
     k: int,
     gallery_groups: Labels | None = None,
     query_groups: Labels | None = None,
+    centre: Centre = "gallery",
 ) -> tuple[Indices, Features]:
     """The k nearest gallery rows of each query, nearest first: (int64 [Q,k], cosine similarities float32 [Q,k])."""
-    return rank(unit(gallery, "gallery"), unit(query, "query"), k, gallery_groups, query_groups)
+    return rank(*units(gallery, query, centre), k, gallery_groups, query_groups)
 
 
-def similarities(gallery: npt.ArrayLike, query: npt.ArrayLike) -> Features:
-    """Cosine of every query with every gallery row, each side centred by its own mean: float32 [Q,G]."""
-    return unit_rows(query, "query") @ unit_rows(gallery, "gallery").T
-
-
-def unit_rows(features: Table, side: str) -> Features:
-    """features [N,d] -> float32 [N,d]: centred by their own mean, each row of length 1 (or 0 if all rows are one).
-
-    `side` names the table in the UserError for an empty one or for values that are not finite.
-    """
-    return unit(features, side).whole()
+def similarities(gallery: npt.ArrayLike, query: npt.ArrayLike, centre: Centre = "gallery") -> Features:
+    """Cosine of every centred query with every centred gallery row: float32 [Q,G]; centre as in `search.units`."""
+    searched, asked = units(gallery, query, centre)
+    return asked.whole() @ searched.whole().T
 
 
 def rank(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,7 @@ class Rows:
 
 
 Table = npt.ArrayLike | Rows
+Centre = Literal["gallery", "own"]  # whose mean is taken from each side, see `units`
 
 
 def as_rows(table: Table, side: str) -> Rows:
@@ -100,13 +102,23 @@ def as_rows(table: Table, side: str) -> Rows:
     return rows
 
 
-def unit(table: Table, side: str) -> Rows:
-    """Rows centred by the table's mean, each of length 1 (0 where all rows are one), in float64, given as float32.
+def units(gallery: Table, query: Table, centre: Centre = "gallery") -> tuple[Rows, Rows]:
+    """Both sides as rows that are centred and of length 1, so that their inner products are what ranks them.
 
-    Goes through the table once for the mean; centring and scaling are done again whenever the result is read, so that
-    no second table is held. Raises UserError for an empty table and for values that are not finite, naming `side`.
+    centre: `gallery` takes the gallery's mean from both sides, so that a query's neighbours do not depend on who else asks
+    (a single query would be its own mean). `own` takes each side's own mean, as published (method.md, section 6).
+    float64, given as float32; a row that is the mean is all 0. Goes through each table once for its mean; centring and
+    scaling are done again whenever the result is read, so that no second table is held. Raises UserError for an empty side
+    and for values that are not finite.
     """
-    rows = as_rows(table, side)
+    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
+    if searched.width != asked.width:
+        raise ValueError(f"gallery features have {searched.width} values, query features {asked.width}")
+    means = _mean(searched, "gallery"), _mean(asked, "query")
+    return _centred(searched, means[0]), _centred(asked, means[0 if centre == "gallery" else 1])
+
+
+def _mean(rows: Rows, side: str) -> npt.NDArray[np.float64]:
     total, broken = np.zeros(rows.width), 0
     for block in rows.blocks(GALLERY_BLOCK):
         finite = np.isfinite(block).all(axis=1)
@@ -117,8 +129,10 @@ def unit(table: Table, side: str) -> Rows:
             f"retrieval: {broken} of {rows.count} {side} features hold NaN or infinite values; "
             "the checkpoint's weights or the videos are broken"
         )
-    mean = total / rows.count
+    return total / rows.count
 
+
+def _centred(rows: Rows, mean: npt.NDArray[np.float64]) -> Rows:
     def read(size: int) -> Iterator[Features]:
         for block in rows.open(size):
             table = np.subtract(block, mean, dtype=np.float64)

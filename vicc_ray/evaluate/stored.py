@@ -6,20 +6,22 @@ RUN/features/ENCODER-DATA-KEY8.parquet     one encoder, one side of an evaluatio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
 from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import Source, file_hash, matches, read_source
+from vicc_ray.evaluate.feature_store import Source, file_hash, read_refused, read_source
 from vicc_ray.run_folder import RunFolder
+from vicc_ray.weight_file import check_whole
 from vicc_ray.weights import stream_of
 
 JITTER_P = 0.3  # of the published test (method.md, section 6)
@@ -41,10 +43,11 @@ class Side:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of contents, labels, splits, groups, order, and of the paths, which the table shows: 32 hex digits."""
+        """Of contents, labels, splits, groups, order, of times, which `clip.fps` counts by, and of paths: 32 hex digits."""
         digest = blake2b(Manifest(self.videos).fingerprint().encode(), digest_size=16)
         for row in self.videos:
             digest.update(b"\0" + row.video.encode(errors="surrogateescape"))
+            digest.update(repr((row.duration_seconds, row.fps)).encode())
         return digest.hexdigest()
 
 
@@ -63,9 +66,10 @@ class EncoderOnDisk:
 
 
 def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
-    """Look into a run's encoder; UserError where it is broken or holds another stream than its name says."""
+    """Look into a run's encoder; UserError where it is damaged or holds another stream than its name says."""
     path = folder.encoder(name)
     stream = stream_of(path)
+    check_whole(path)
     said = name.split("-")[0].lower()
     if said in ("rgb", "flow") and said != stream:
         raise UserError(
@@ -77,12 +81,21 @@ def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Where the features of one encoder for one side are stored, or will be."""
+    """Where the features of one encoder for one side are stored, or will be.
+
+    `again`: the videos of the side that could not be read when the file was made, of a file that is there.
+    """
 
     path: Path
     encoder: EncoderOnDisk
     side: Side
     source: Source
+    again: Side | None = None
+
+    @property
+    def wanted(self) -> Side:
+        """What is to be encoded for the file."""
+        return self.again or self.side
 
 
 def feature_file(
@@ -111,38 +124,43 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
         "seed": experiment.seed if random else None,
     }
     if encoder.stream == "flow":
-        protocol |= {"style": augment.style} | _flow_settings(experiment)
+        flow = json.dumps(flow_identity(experiment.flow), sort_keys=True)
+        protocol |= {"style": augment.style, "flow": flow}
     return Source(encoder.name, encoder.hash, side.fingerprint, protocol)
-
-
-def _flow_settings(experiment: Experiment) -> dict[str, Setting]:
-    flow = experiment.flow
-    settings: dict[str, Setting] = {"flow": flow.algorithm, "bound": flow.bound, "source": flow.source}
-    if flow.source == "store" and flow.store is not None:
-        return settings | {"store": FlowStore.open(flow.store).fingerprint}
-    return settings | {"weights": file_hash(flow.weights) if flow.weights and flow.algorithm == "raft" else None}
 
 
 def missing(
     folder: RunFolder, files: Mapping[str, Sequence[FeatureFile]], say: Callable[[str], None]
 ) -> list[FeatureFile]:
-    """Those of the files (by the row's name) that are to be made; `say` is told which are used as they are stored."""
+    """Those of the files (by the row's name) that are to be made, or to be completed by videos that could not be read.
+
+    `say` takes a line for the reader on each: which are used as they are stored.
+    """
     absent = []
+    parts: dict[tuple[Side, frozenset[str]], Side] = {}
     for row, wanted in files.items():
-        gone = [file for file in wanted if not _there(folder, file, say)]
-        absent += gone
-        if not gone:
+        for file in wanted:
+            if not _there(folder, file, say):
+                absent.append(file)
+            elif lost := frozenset(video for video, _ in read_refused(str(file.path))):
+                part = parts.setdefault((file.side, lost), _part(file.side, lost))
+                say(f"features of {row} lack {len(lost)} videos that could not be read; these are tried again")
+                absent.append(replace(file, again=part))
+        if not any(file.encoder == wanted[0].encoder for file in absent):
             say(f"features of {row} as they were stored")
     return absent
+
+
+def _part(side: Side, videos: frozenset[str]) -> Side:
+    return replace(side, videos=tuple(row for row in side.videos if row.video in videos))
 
 
 def _there(folder: RunFolder, file: FeatureFile, say: Callable[[str], None]) -> bool:
     if not file.path.is_file() and not folder.fetch(file.path).is_file():
         return False
-    if matches(str(file.path), file.source.key):
-        return True
     try:
-        read_source(str(file.path))
+        if read_source(str(file.path), whole=True).key == file.source.key:
+            return True
         say(f"{file.path}: holds other features; made again")
     except UserError as error:
         say(f"{error}; made again")

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from vicc_ray.errors import UserError
 
+# What data parallelism and torch.compile call the module that they wrap; both may wrap, parts or the whole, more than once.
+_WRAPPERS = ("module", "_orig_mod")
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The dictionary of a torch.save file, by a reader that knows tensors and numbers only and runs nothing."""
@@ -45,11 +48,14 @@ def _numpy_numbers() -> list[Any]:
 
 
 def plain_state_dict(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state_dict as plain tensors, without the `module.` that data parallelism puts before every name."""
+    """The state_dict as plain tensors, without what wrappers put into names; UserError where two names become one."""
     state = content["state_dict"]
+    plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise UserError(f"{path}: state_dict entry {name!r} is not a plain tensor but {type(tensor).__name__}")
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return dict(state)
+        inner = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if inner in plain:
+            raise UserError(f"{path}: state_dict has {inner} twice, once as {name}; keep one of them")
+        plain[inner] = tensor
+    return plain

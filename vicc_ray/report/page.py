@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.results import PROTOCOLS, Evaluation, Spread, figures, row_name, summarise, title_of_protocol
+from vicc_ray.evaluate.results import (
+    PROTOCOLS,
+    Evaluation,
+    Spread,
+    figures,
+    name_of_data,
+    row_name,
+    summarise,
+    title_of_protocol,
+    with_videos,
+)
 from vicc_ray.pages import render
 from vicc_ray.records import write_text
 from vicc_ray.report.charts import Chart, Curve, Level, chart, count
@@ -153,7 +163,7 @@ def _section(run: RunFolder, name: str, thumbnails: Thumbnails, queries: int) ->
         name=name,
         facts=_facts(run),
         highlights=_highlights(run),
-        tables=[_table(one) for one in order],
+        tables=[_table(one, order) for one in order],
         charts=[made for made in _charts(run) if made is not None],
         gallery=_gallery(run.neighbours, thumbnails, queries),
         config_text=run.config_text,
@@ -194,7 +204,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in found if value is not None]
 
 
-def _table(evaluation: Evaluation) -> Table:
+def _table(evaluation: Evaluation, among: Sequence[Evaluation]) -> Table:
     rows = evaluation.rows
     shares = [figures(row) for row in rows]
     columns = list(dict.fromkeys(key for share in shares for key in share))
@@ -211,11 +221,11 @@ def _table(evaluation: Evaluation) -> Table:
         video, reason = evaluation.refused[0]
         notes.append(f"{len(evaluation.refused)} videos left out (the first: {video}: {reason})")
     drawn = confusions(evaluation.confusion)
-    return Table(_title(evaluation), columns, made, chance, notes, *_classes(evaluation, columns[:1]), drawn)
+    return Table(_title(evaluation, among), columns, made, chance, notes, *_classes(evaluation, columns[:1]), drawn)
 
 
-def _title(one: Evaluation) -> str:
-    named = one.data if one.fold is None else f"{one.data} split {one.fold}"
+def _title(one: Evaluation, among: Sequence[Evaluation]) -> str:
+    named = name_of_data(one, among)
     retrieval = one.protocol in ("retrieval", "reference")
     sides = f"{one.test} queries in {one.train} videos" if retrieval else f"{one.test} videos, learnt on {one.train}"
     trial = ", at trial sizes" if one.scale != "full" else ""
@@ -240,13 +250,14 @@ def _spreads(evaluations: Sequence[Evaluation]) -> SpreadTable | None:
     rows: dict[tuple[str, ...], dict[str, Spread]] = {}
     for one in several:
         settings = tuple(f"{key} {value}" for key, value in sorted(one.settings.items()))
-        key = (one.protocol, one.data, one.encoder, one.train_on, one.test_on, one.scale, *settings)
+        key = (one.protocol, one.data, one.videos, one.encoder, one.train_on, one.test_on, one.scale, *settings)
         rows.setdefault(key, {})[one.metric] = one
     made = []
-    for (protocol, data, encoder, *_), found in rows.items():
+    for (protocol, data, videos, encoder, *_), found in rows.items():
         cells = [_mean_and_deviation(found.get(column)) for column in columns]
         count = max(one.count for one in found.values())
-        made.append((f"{encoder}, {title_of_protocol(protocol).lower()} on {data}", count, cells))
+        named = with_videos(data, videos, {one.videos for one in several if one.data == data})
+        made.append((f"{encoder}, {title_of_protocol(protocol).lower()} on {named}", count, cells))
     return SpreadTable(columns, made)
 
 
@@ -420,8 +431,8 @@ def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
         beside = [found.get(key) for found in measured]
         firsts = [_first_figures(other) for other in beside]
         figure = figure or next((name for name, _ in firsts if name), "")
-        split = "" if one.fold is None else f" split {one.fold}"
-        told = f", {title_of_protocol(one.protocol).lower()} on {one.data}{split}" if len(keys) > 1 else ""
+        named = name_of_data(one, [other for _, other in keys])
+        told = f", {title_of_protocol(one.protocol).lower()} on {named}" if len(keys) > 1 else ""
         for feature in dict.fromkeys(name for _, shares in firsts for name in shares):
             rows.append((f"{feature}{told}", _cells([shares.get(feature) for _, shares in firsts])))
 
@@ -446,7 +457,7 @@ def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
 
 
 def _key(one: Evaluation) -> tuple[str, ...]:
-    return one.protocol, one.data, str(one.fold), one.train_on, one.test_on, one.scale
+    return one.protocol, one.data, str(one.fold), one.train_on, one.test_on, one.scale, one.videos
 
 
 def _first_figures(evaluation: Evaluation | None) -> tuple[str, dict[str, float]]:

@@ -79,6 +79,7 @@ class ClassifierTrainer:
         self.augmentation = augment_settings(experiment)
         self.layout = layout_of(experiment.train, device)
         self.classifier = arrange(classifier.train(), experiment.train, device)
+        self.rows = 0  # that batch norm has learnt from since its statistics were averaged over the workers
         self.frozen = self.settings.backbone_lr == 0
         mode = experiment.model.batch_norm
         self.synced = not self.frozen and device.type == "cuda" and mode in ("auto", "sync")
@@ -118,15 +119,22 @@ class ClassifierTrainer:
         labels, slots = self.labels[batch.videos].to(self.device), batch.slots.to(self.device)
         forward = self._head_on_all_rows if self.frozen else self._own_rows
         outcome = forward(self._inputs(batch), labels, slots, step)
+        self.rows += len(slots)
         if outcome.rows:
             self.optimiser.step()
         return outcome
 
     @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Give the encoder, on every worker, the batch statistics of all of them; every worker calls it."""
+        distributed.average_buffers_(self.encoder, self.rows)
+        self.rows = 0
+
+    @torch.no_grad()
     def finish(self) -> Classifier:
         """The classifier that the stage leaves, with batch statistics of all workers; every worker calls it."""
         if not self.frozen:
-            distributed.average_buffers_(self.encoder)
+            self.share_statistics()
         return self.classifier
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,7 +148,7 @@ class ClassifierTrainer:
 
     def remarks(self) -> list[str]:
         """Settings that this stage could not take as they are."""
-        lines, optim = [], self.experiment.optim
+        lines, optim = distributed.idle_workers(self.stage.global_batch), self.experiment.optim
         if self.settings.global_batch > self.stage.global_batch:
             lines.append(
                 f"{self.protocol}.global_batch: {self.settings.global_batch} is more than the "
@@ -209,8 +217,10 @@ class ClassifierTrainer:
             return self.encoder.features(x)
         if not self.synced:
             return x.new_zeros(0, self.encoder.feature_dim)
-        # Synchronised batch norm waits for every worker; one row of zeros takes part and is cut off again.
-        return self.encoder.features(x.new_zeros(1, *x.shape[1:]))[:0]
+        # Synchronised batch norm waits for every worker. It sends the statistics of no rows in the type of the input and
+        # those of others in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.encoder.features(x)
 
     def _mask(self, slots: Tensor, step: int) -> Tensor | None:
         """The dropout of the rows at these slots [b]: float32 [b, d]; None without dropout."""

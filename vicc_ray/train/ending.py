@@ -20,6 +20,7 @@ from vicc_ray.data.samples import positions
 from vicc_ray.errors import UserError
 from vicc_ray.interrupts import interrupt
 from vicc_ray.records import unreadable_videos
+from vicc_ray.refusals import check_share
 from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan
 
@@ -122,14 +123,12 @@ def is_held(folder: RunFolder) -> bool | None:
 
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:
     """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
-    refused, allowed = manifest.refused, experiment.data.max_refused
-    if len(refused) <= allowed * (len(manifest) + len(refused)):
-        return
-    for row in refused:
-        console.print(f"refused: {row.video}: {row.refused}", markup=False)
-    raise UserError(
-        f"{len(refused)} of {len(manifest) + len(refused)} videos were refused when they were indexed, more than "
-        f"data.max_refused = {allowed:g} allows; repair or leave them out and index again, or raise data.max_refused"
+    check_share(
+        [(row.video, str(row.refused)) for row in manifest.refused],
+        len(manifest) + len(manifest.refused),
+        experiment.data.max_refused,
+        "videos were refused when they were indexed",
+        "repair or leave them out and index again",
     )
 
 

@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from vicc_ray import ray_private, storage
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
+from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
@@ -74,11 +75,13 @@ def run_task(
         )
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
+    streams = {stream for stage in plan.stages for stream in stage.streams}
+    flow = flow_identity(experiment.flow) if "flow" in streams else None
     # Nothing of a run that another driver is at work on is changed, so the lock comes first.
     with alone_in(folder):
         with folder.as_user_errors():
             folder.pull()
-            resumes = folder.open(experiment, manifest.fingerprint())
+            resumes = folder.open(experiment, manifest.fingerprint(), flow)
             folder.keep_manifest(manifest)
         left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
         if not left:

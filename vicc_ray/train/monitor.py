@@ -52,7 +52,7 @@ def monitor_plan(experiment: Experiment, manifest: Manifest) -> MonitorPlan | No
 
 
 class Monitor:
-    """Recall of an encoder on the subset; every worker calls it and gets the same figures.
+    """Recall of an encoder, the same on all workers, on the subset; every worker calls it and gets the same figures.
 
     Args:
         plan: the whole subset.
@@ -75,7 +75,6 @@ class Monitor:
     def __call__(self, encoder: Encoder, stream: Stream) -> dict[str, float]:
         """R@1 and R@5 of the encoder's features of one stream; nothing where either side has no video left."""
         training = encoder.training
-        distributed.average_buffers_(encoder)  # all workers look at one and the same network
         encoder.eval()
         chunks = torch.split(self.clips[stream], CHUNK) if len(self.rows) else ()
         mine = [self._features(encoder, chunk) for chunk in chunks]

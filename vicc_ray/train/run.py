@@ -131,6 +131,7 @@ def _train_stage(
             recorder.record(stage, step + 1, learner)
         recall = None
         if monitor and recall_every and (done % recall_every == 0 or last):
+            learner.share_statistics()  # all workers are to look at one and the same network
             figures = monitor(learner.encoder, stage.stream)
             recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **figures})
             recall = figures.get("R@1")

@@ -69,6 +69,7 @@ class StageTrainer:
         self.graphs = _Graphs(self) if device.type == "cuda" and experiment.train.cuda_graphs else None
         self.averages = not overlaps
         self.optimiser = make_optimiser(list(self.module.parameters()), experiment.optim)
+        self.rows = 0  # that batch norm has learnt from since its statistics were averaged over the workers
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
         self.objective = _objective(experiment, stage)
         # What prepares the inputs on a GPU does not wait for the backward pass before it, nor that for it.
@@ -98,7 +99,7 @@ class StageTrainer:
     def remarks(self) -> list[str]:
         """Settings that this stage could not take as they are."""
         asked, queue = self.experiment, self.objective.queue
-        lines = []
+        lines = distributed.idle_workers(self.stage.global_batch)
         if queue is not None and (note := queue.rounding_note()):
             lines.append(note)
         if queue is None and asked.objective.queue:
@@ -120,6 +121,7 @@ class StageTrainer:
         guided = self._guide(guide_views)
         forward = self._whole if self.micro_batch is None else self._in_parts
         outcome = forward(learner_views, guided, batch.slots, step)
+        self.rows += len(batch.slots)
         self._average_gradients()
         if step < self.stage.freeze_prototypes:
             for weight in self.prototypes.parameters():
@@ -132,16 +134,24 @@ class StageTrainer:
         return outcome
 
     @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Give the encoder, on every worker, the batch statistics of all of them; every worker calls it."""
+        distributed.average_buffers_(self.encoder, self.rows)
+        self.rows = 0
+        if self.averaged is not None:
+            for mine, theirs in zip(self.averaged.buffers(), self.encoder.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    @torch.no_grad()
     def finish(self) -> Encoder:
         """The encoder that the stage leaves: averaged weights where asked for, batch statistics of all workers."""
-        encoder = self.averaged if self.averaged is not None else self.encoder
-        distributed.average_buffers_(encoder)
+        self.share_statistics()
         self.prototypes.normalise_()
-        return encoder
+        return self.averaged if self.averaged is not None else self.encoder
 
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs, the same on every worker, all of which call this; tensors and plain values only."""
-        distributed.average_buffers_(self.encoder)
+        self.share_statistics()
         return {
             "encoder": self.encoder.state_dict(),
             "prototypes": self.prototypes.state_dict(),
@@ -372,10 +382,15 @@ class _Views(nn.Module):
         return [self._encode(x) for x in views]
 
     def _encode(self, x: Tensor) -> Tensor:
-        # Batch norm cannot learn from no rows; one of zeros is encoded and cut off again, which keeps the graph.
-        rows, x = len(x), x if len(x) else x.new_zeros(1, *x.shape[1:])
-        embeddings: Tensor = self.module["encoder"](x, self.backbone[0])
-        return embeddings[:rows]
+        embeddings: Tensor
+        if len(x):
+            embeddings = self.module["encoder"](x, self.backbone[0])
+            return embeddings
+        # No rows teach batch norm nothing, and the graph is there for the gradients of all workers to meet. In float32,
+        # as synchronised batch norm sends the statistics of no rows in their own type and those of others in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            embeddings = self.module["encoder"](x)
+        return embeddings
 
 
 def augment_settings(experiment: Experiment) -> AugmentSettings:

@@ -42,6 +42,10 @@ class Learner(Protocol):
         """One optimiser step, `step` counted from the stage's start, also with no samples."""
         ...
 
+    def share_statistics(self) -> None:
+        """Give the encoder, on every worker, the batch statistics of all of them."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs, the same on every worker; tensors and plain values only."""
         ...

@@ -25,7 +25,7 @@ from vicc_ray import storage
 from vicc_ray.config import Experiment, dump_experiment, flatten, load_experiment
 from vicc_ray.errors import UserError
 from vicc_ray.records import append_record, write_text
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.run_folder import RunFolder, flow_differences
 from vicc_ray.train.ending import alone_in, is_held
 
 # Settings under which a sweep may go on with other values: where and how long, not what is compared.
@@ -38,6 +38,8 @@ _MAY_CHANGE = (
     "data.decode_timeout",
     "data.max_pixels",
     "data.manifest",
+    "flow.store",
+    "flow.weights",
     "search.budget",
     "search.concurrency",
     "search.max_failures",
@@ -132,9 +134,12 @@ class SweepFolder:
             raise UserError(f"{self}: is not a sweep folder (it has no sweep.yaml); give one that 'vicc tune' made")
         return load_experiment(self.config)
 
-    def open(self, experiment: Experiment, data_fingerprint: str) -> bool:
-        """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's."""
-        facts = {"data_fingerprint": data_fingerprint}
+    def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
+        """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's.
+
+        flow: what decides the flow that trials learn from (`data.flow_identity`).
+        """
+        facts = {"data_fingerprint": data_fingerprint, "flow": flow}
         there = self.exists()
         if there:
             self._refuse_another(experiment, facts)
@@ -155,19 +160,24 @@ class SweepFolder:
             and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
         ]
         self.run.fetch(self.path / "sweep.json")
-        if self._facts() != facts:
+        there = self._facts()
+        if there.get("data_fingerprint") != facts["data_fingerprint"]:
             changed.append("the videos of the manifest are not the same")
+        changed += flow_differences(there.get("flow"), facts["flow"])
         if changed:
             raise UserError(
                 f"{self}: holds a sweep of another experiment ({'; '.join(changed)}); "
                 "choose another folder with --set name=..., or remove this one"
             )
 
-    def _facts(self) -> Any:
+    def _facts(self) -> dict[str, Any]:
         """What sweep.json says; UserError where it is missing or damaged: then it is not known which videos were used."""
         file = self.path / "sweep.json"
         try:
-            return json.loads(file.read_bytes())
+            facts = json.loads(file.read_bytes())
+            if not isinstance(facts, dict):
+                raise ValueError("it is no object")
+            return facts
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{self}: its sweep.json cannot be read ({getattr(error, 'strerror', None) or error}), so it is not known "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vicc_ray.config import Experiment, SearchConfig
@@ -25,6 +25,7 @@ from vicc_ray.run_folder import RunFolder
 from vicc_ray.train.schedule import Stage, every, make_stages
 from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import again, ask, finished, metric_name, point_of, running
+from vicc_ray.tune.median import MedianPruner
 from vicc_ray.tune.plan import TrialsPlan
 from vicc_ray.tune.sharing import measured
 from vicc_ray.tune.space import describe_point, grid_size, metrics_of, trial_experiment
@@ -304,7 +305,7 @@ def make_pruner(search: SearchConfig, experiment: Experiment, stages: Sequence[S
         return NopPruner()
     grace = grace_samples(search, experiment, stages)
     if search.scheduler == "median":
-        return MedianPruner(n_startup_trials=search.random_starts, n_warmup_steps=grace - 1)
+        return MedianPruner(startup_trials=search.random_starts, grace=grace)
     return SuccessiveHalvingPruner(min_resource=grace, reduction_factor=search.reduction)
 
 

@@ -13,6 +13,7 @@ import optuna
 from vicc_ray import storage
 from vicc_ray.config import Experiment, SearchConfig, load_experiment, with_settings
 from vicc_ray.console import console, quiet
+from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.flow_store import check_stored
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
@@ -114,7 +115,9 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
     if address is None:
         plan = plan_trials(asked.experiment, asked.search, this_machine(), local=True)
     with asked.folder.driven():
-        resumes = asked.folder.open(asked.experiment, asked.manifest.fingerprint())
+        resumes = asked.folder.open(
+            asked.experiment, asked.manifest.fingerprint(), flow_identity(asked.experiment.flow)
+        )
         asked.folder.run.forget_stop()
         study = open_study(asked.folder, asked.search)
         sweep = Sweep(asked.folder, asked.experiment, asked.search, study, asked.videos)
