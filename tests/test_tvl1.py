@@ -12,6 +12,7 @@ import pytest
 import torch
 from videos import shifted_texture
 
+from vicc_ray.data import pictures
 from vicc_ray.data import tvl1 as ours
 from vicc_ray.data.flow import OPENCV, fingerprint, flow_between
 from vicc_ray.data.tvl1 import DEFAULT, Parameters, median_by_exchanges, tvl1, tvl1_flow
@@ -248,6 +249,7 @@ def test_parameters_are_those_of_opencvs_tvl1() -> None:
     assert found.pop("algorithm") == "tvl1_torch"
     assert found.pop("rules") == ours.RULES
     assert found.pop("torch") == torch.__version__.split("+")[0]
+    assert (found.pop("pictures"), found.pop("interlaced")) == (pictures.RULES, "weave")
     assert {names.get(name, name): value for name, value in found.items()} == {
         name: value for name, value in theirs.items() if name not in ("gamma", "useInitialFlow")
     }
