@@ -243,7 +243,7 @@ def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is none \(no store.json\); make it with 'vicc flow MANIFEST'"):
         FlowStore.open(str(tmp_path / "none"))
     for text, match in [
-        ('{"format": 9}', "format 9; this version reads format 2"),
+        ('{"format": 9}', "format 9; this version reads 1 and 2"),
         ("[1]", "format None"),
         ("{", "not JSON"),
     ]:
@@ -351,3 +351,27 @@ def test_a_header_of_any_json_is_told(tmp_path: Path) -> None:
         header.write_text(json.dumps(whole | change))
         with pytest.raises(UserError, match="make it again"):
             FlowStore.open(store.folder)
+
+
+def test_a_store_from_before_checksums_is_read_and_added_to(tmp_path: Path) -> None:
+    """TV-L1 of a data set takes days; what it gave is not thrown away for want of checksums."""
+    store, old, new = _store(tmp_path), _row(11), _row(11, "cd")
+    codes = _codes(10)
+    store.write(old, [codes])
+    (entry,) = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != "store.json")
+    entry.write_bytes(entry.read_bytes().replace(b"CHECKSUMS", b"CHECKSUMX"))
+    header = tmp_path / "store.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 1}))
+    with pytest.raises(VideoError, match="checksums of 0"):
+        store.read(old, np.arange(10))  # a store of today has them
+    for earlier in (FlowStore.open(str(tmp_path)), _store(tmp_path)):
+        assert not earlier.checked
+        assert _differences(earlier.read(old, np.arange(10)), codes).max() <= 1
+    earlier.write(new, [codes])
+    (added,) = (path for path in tmp_path.rglob("*") if path.is_file() and path not in (entry, header))
+    data = bytearray(added.read_bytes())
+    assert b"CHECKSUMS" in data
+    data[len(data) * 2 // 3] ^= 255
+    added.write_bytes(data)
+    with pytest.raises(VideoError, match="damaged"):
+        earlier.read(new, np.arange(10))

@@ -287,6 +287,23 @@ def test_index_keeps_hashes_of_the_earlier_rule_and_says_so(tmp_path: Path, monk
     assert "content hash" not in told.get()
 
 
+def test_a_manifest_of_an_earlier_version_is_probed_again_and_keeps_its_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flow stores and runs know its videos by them."""
+    monkeypatch.setattr("vicc_ray.data.manifest.EARLIER_WHOLE", 100)  # bytes
+    for number, name in enumerate("abc"):
+        write_video(tmp_path / f"{name}.mp4", numbered_frames(8, start=number))
+    target = earlier_index(tmp_path, {"a": "1" * 32, "b": "2" * 32, "c": "2" * 32})
+    pq.write_table(pq.read_table(target).replace_schema_metadata({"vicc_ray": "{}"}), target)
+    write_video(tmp_path / "d.mp4", numbered_frames(8, start=9))
+    again = index_videos(str(tmp_path), target)
+    assert not Manifest.read(target).outdated
+    assert again.videos[0].content_hash == "1" * 32
+    assert [row.hash_rule for row in again.videos] == [1, 2, 2, 2]
+    assert [row.decoder for row in again.videos] == ["decord"] * 4
+
+
 def test_index_names_videos_that_are_there_twice(tmp_path: Path) -> None:
     """By content, whatever they are called: copies and links, in two splits, under two labels, or just twice."""
     for number, name in enumerate(("train/run/a.mp4", "train/run/b.mp4", "train/jump/c.mp4")):

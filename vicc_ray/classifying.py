@@ -20,6 +20,7 @@ from vicc_ray.console import console
 from vicc_ray.data.actors import list_windows
 from vicc_ray.data.flow_identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.accuracy import accuracy, class_numbers, fit_mean_weights
 from vicc_ray.evaluate.classification import classify_videos
@@ -261,7 +262,8 @@ def _own_folder(
     decides = {
         "encoders": {name: encoder.hash for name, encoder in encoders.items()},
         "data": manifest.fingerprint(),
-        "flow": flow_identity(experiment.flow) if looks_at_flow else None,
+        "pictures": RULES,
+        "flow": flow_identity(experiment.flow, experiment.data.interlaced) if looks_at_flow else None,
         "settings": {
             key: value for key, value in settings.items() if not is_free(key) or key.startswith(f"{protocol}.")
         },

@@ -18,7 +18,7 @@ from vicc_ray.data.layouts import Found, scan
 from vicc_ray.data.layouts.candidates import UNUSED
 from vicc_ray.data.layouts.scanning import FOLDED, OFFICIAL
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.data.probing import Journal, check_named, probe_named, row_of, to_probe
+from vicc_ray.data.probing import Journal, check_named, keep_hash, probe_named, row_of, to_probe
 from vicc_ray.errors import UserError
 from vicc_ray.progress import Counter as Progress
 
@@ -58,15 +58,17 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     with Journal(out) as journal:
-        earlier = _known(out) | journal.rows()
-        earlier = {video: row for video, row in earlier.items() if row.width * row.height <= options.max_pixels}
-        rows, places = to_probe(found, _believed(earlier, options.check))
+        earlier, outdated = _known(out)
+        fresh = ({} if outdated else earlier) | journal.rows()
+        fresh = {video: row for video, row in fresh.items() if row.width * row.height <= options.max_pixels}
+        rows, places = to_probe(found, _believed(fresh, options.check))
+        hashes = _believed(earlier, options.check)
         if rows:
             console.print(f"{len(rows)} of {len(found)} videos are known and unchanged")
         with Progress("checking videos" if options.check else "probing videos", len(places)) as counter:
             for number, outcome in _probe_all([found[place].path for place in places], options):
                 place = places[number]
-                rows[place] = row_of(found[place], outcome)
+                rows[place] = keep_hash(row_of(found[place], outcome), hashes.get(found[place].path))
                 journal.add(rows[place])
                 counter.advance()
         manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
@@ -90,21 +92,21 @@ def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None
     return dataset, options.fold if dataset in FOLDED and not options.split else None
 
 
-def _known(out: str | Path) -> dict[str, VideoRow]:
+def _known(out: str | Path) -> tuple[dict[str, VideoRow], bool]:
+    """The rows of the manifest that is there by their videos, and whether an earlier version wrote it."""
     try:
         if not storage.exists(str(out)):
-            return {}
+            return {}, False
     except OSError as error:
         raise UserError(f"{out}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     try:
         earlier = Manifest.read(out)
     except UserError as error:
         console.print(f"note: {error}; every video is probed again", markup=False)
-        return {}
+        return {}, False
     if earlier.outdated:
         console.print(f"note: {out} was written by an earlier version; every video is probed again", markup=False)
-        return {}
-    return {row.video: row for row in [*earlier.videos, *earlier.refused]}
+    return {row.video: row for row in [*earlier.videos, *earlier.refused]}, earlier.outdated
 
 
 def _believed(earlier: dict[str, VideoRow], check: bool) -> dict[str, VideoRow]:

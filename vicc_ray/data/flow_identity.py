@@ -7,10 +7,12 @@ from typing import Any
 
 from vicc_ray.config import FlowConfig
 from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.pictures import Interlaced
 
 
-def flow_identity(flow: FlowConfig) -> dict[str, Any]:
-    """All that decides the numbers of an experiment's flow: algorithm, parameters, weights' hash, library, bound, source.
+def flow_identity(flow: FlowConfig, interlaced: Interlaced = "weave") -> dict[str, Any]:
+    """All that decides the numbers of an experiment's flow: algorithm, parameters, weights' hash, library, bound, source,
+    and how the pictures that it compares are made.
 
     Of a store it is what the store says that it was made with, wherever it lies. UserError for a store or a file of weights
     that is not there.
@@ -21,4 +23,8 @@ def flow_identity(flow: FlowConfig) -> dict[str, Any]:
         return {**made, "bound": store.bound, "size": list(store.size), "source": "store"}
     from vicc_ray.data.flow import fingerprint  # OpenCV, which readers of a store do not need
 
-    return {**json.loads(fingerprint(flow.algorithm, flow.weights)), "bound": flow.bound, "source": "stream"}
+    return {
+        **json.loads(fingerprint(flow.algorithm, flow.weights, interlaced)),
+        "bound": flow.bound,
+        "source": "stream",
+    }

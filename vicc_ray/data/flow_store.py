@@ -19,7 +19,7 @@ import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -37,7 +37,8 @@ from vicc_ray.errors import UserError
 
 Codes = NDArray[np.uint8]
 
-FORMAT = 2  # 1 had no checksums
+FORMAT = 2
+UNCHECKED = 1  # the format before it: entries without checksums, which are still read (TV-L1 of a data set takes days)
 # Chosen on DIS and TV-L1 fields of real videos: finer steps (qp 8) cost half as many bytes again and spare no value an
 # error of two steps, lossless costs three times as many. B-frames save a third. One thread, as more of them change the
 # bytes. tune psnr: what looks well to eyes is no aim here.
@@ -64,12 +65,16 @@ class _Header:
 
 @dataclass(frozen=True)
 class FlowStore:
-    """A store that exists. `fingerprint`: `vicc_ray.data.flow.fingerprint`; `bound` in pixels; `size`: (H, W)."""
+    """A store that exists. `fingerprint`: `vicc_ray.data.flow.fingerprint`; `bound` in pixels; `size`: (H, W).
+
+    checked: False for a store that began in the format before checksums; its entries may lack them.
+    """
 
     folder: str
     fingerprint: str
     bound: float
     size: tuple[int, int]
+    checked: bool = True
 
     @classmethod
     def create(cls, folder: str, fingerprint: str, bound: float, size: tuple[int, int]) -> FlowStore:
@@ -84,12 +89,13 @@ class FlowStore:
                 raise UserError(
                     f"flow store {folder}: cannot be written: {' '.join(str(error).split())[:200]}"
                 ) from error
-        elif found != asked:
+        elif replace(found, format=FORMAT) != asked:
             raise UserError(
                 f"flow store {folder}: holds other fields than asked for: {'; '.join(_differences(found, asked))}; "
                 "name another folder, or set what the store has"
             )
-        return cls(storage.absolute(folder), asked.fingerprint, asked.bound, (asked.height, asked.width))
+        checked = found is None or found.format == FORMAT
+        return cls(storage.absolute(folder), asked.fingerprint, asked.bound, (asked.height, asked.width), checked)
 
     @classmethod
     def open(cls, folder: str) -> FlowStore:
@@ -97,7 +103,8 @@ class FlowStore:
         header = _read_header(folder)
         if header is None:
             raise UserError(f"flow store {folder}: there is none (no store.json); make it with 'vicc flow MANIFEST'")
-        return cls(storage.absolute(folder), header.fingerprint, header.bound, (header.height, header.width))
+        size = (header.height, header.width)
+        return cls(storage.absolute(folder), header.fingerprint, header.bound, size, header.format == FORMAT)
 
     def has(self, row: VideoRow) -> bool:
         """Whether the video's fields are there."""
@@ -137,7 +144,7 @@ class FlowStore:
             raise ValueError(f"origins must be frame indices from 0 to {count - 1}; they are {origins}")
         try:
             with _opened(self._entry(row)) as container:
-                codes = _decode(container, wanted, count, self.size)
+                codes = _decode(container, wanted, count, self.size, self.checked)
         except FileNotFoundError as error:
             raise VideoError(
                 f"the flow store has no entry for it (content {row.content_hash}); run 'vicc flow' again"
@@ -231,13 +238,19 @@ def _read_header(folder: str) -> _Header | None:
         raise UserError(f"flow store {folder}: store.json is not JSON; delete the store and make it again") from error
     if not _is_header(data):
         found = data.get("format") if isinstance(data, dict) else None
-        raise UserError(f"flow store {folder}: has format {found}; this version reads format {FORMAT}; make it again")
+        raise UserError(
+            f"flow store {folder}: has format {found}; this version reads {UNCHECKED} and {FORMAT}; make it again"
+        )
     return _Header(**data | {"fingerprint": json.dumps(data["fingerprint"], sort_keys=True)})
 
 
 def _is_header(data: Any) -> bool:
-    """Whether JSON from store.json is a header of this format, whatever else may stand in a damaged file."""
-    if not isinstance(data, dict) or data.get("format") != FORMAT or set(data) != {f.name for f in fields(_Header)}:
+    """Whether JSON from store.json is a header of a known format, whatever else may stand in a damaged file."""
+    if (
+        not isinstance(data, dict)
+        or data.get("format") not in (FORMAT, UNCHECKED)
+        or set(data) != {f.name for f in fields(_Header)}
+    ):
         return False
     fingerprint, numbers = data["fingerprint"], [data[name] for name in ("bound", "height", "width")]
     return (
@@ -365,7 +378,7 @@ def _checksums(metadata: dict[str, str], count: int) -> NDArray[np.uint32]:
 class _Packets:
     """The pictures of an opened entry, each handed to the decoder only when it is what was written."""
 
-    def __init__(self, container: Any, stream: Any, checksums: NDArray[np.uint32]) -> None:
+    def __init__(self, container: Any, stream: Any, checksums: NDArray[np.uint32] | None) -> None:
         self.container, self.stream, self.checksums = container, stream, checksums
         self.chain = _Chain(stream.codec_context.extradata)
 
@@ -374,19 +387,22 @@ class _Packets:
         self.container.seek(place, stream=self.stream)
         self.chain.begin()
         for packet in self.container.demux(self.stream):
-            if packet.size:
-                self._check(packet)
+            if packet.size and self.checksums is not None:
+                self._check(packet, self.checksums)
             yield from packet.decode()
 
-    def _check(self, packet: Any) -> None:
+    def _check(self, packet: Any, checksums: NDArray[np.uint32]) -> None:
         field, rest = divmod(-1 if packet.pts is None else packet.pts, MILLISECONDS)
-        right = not rest and 0 <= field < len(self.checksums)
-        if not right or self.chain.next(packet) != self.checksums[field]:
+        right = not rest and 0 <= field < len(checksums)
+        if not right or self.chain.next(packet) != checksums[field]:
             raise _Damaged(f"its bytes at field {field} are not those that were written")
 
 
-def _decode(container: Any, wanted: Indices, count: int, size: tuple[int, int]) -> Codes:
-    """The fields `wanted` (ascending) of an opened entry that should hold `count`: uint8 [m, H, W, 2]."""
+def _decode(container: Any, wanted: Indices, count: int, size: tuple[int, int], checked: bool) -> Codes:
+    """The fields `wanted` (ascending) of an opened entry that should hold `count`: uint8 [m, H, W, 2].
+
+    checked: whether it must have checksums.
+    """
     stored = container.metadata.get("FIELDS")
     if stored != str(count):
         raise _Damaged(f"it holds {stored} fields, the video has {count}")
@@ -398,7 +414,8 @@ def _decode(container: Any, wanted: Indices, count: int, size: tuple[int, int]) 
     if (context.height, context.width) != (2 * height, width + width % 2):
         raise _Damaged(f"its pictures are {context.width} x {context.height}")
     context.thread_count = 1
-    packets = _Packets(container, stream, _checksums(container.metadata, count))
+    known = checked or "CHECKSUMS" in container.metadata
+    packets = _Packets(container, stream, _checksums(container.metadata, count) if known else None)
     codes = np.empty((len(wanted), height, width, 2), np.uint8)
     found = 0
     # Nearer than a key picture apart it is cheaper to decode on than to seek.

@@ -94,6 +94,18 @@ def to_probe(
     return reused, [place for place in range(len(candidates)) if place not in reused]
 
 
+def keep_hash(row: VideoRow, before: VideoRow | None) -> VideoRow:
+    """A freshly probed row under the content hash that it had, where the file's bytes and time are still what they were.
+
+    Flow stores and runs know a video by its content hash, so a new rule for it must not rename what has not changed.
+    """
+    if before is None or not before.hash_is_partial or row.refused is not None:
+        return row
+    if not _same(before, (row.bytes, row.modified)):
+        return row
+    return replace(row, content_hash=before.content_hash, hash_rule=before.hash_rule)
+
+
 def probe_named(path: str, max_pixels: int = MAX_PIXELS) -> VideoRow:
     """`probe` of a name from anywhere; raises with the reason in one line."""
     bound_pixels(max_pixels)

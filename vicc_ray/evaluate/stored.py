@@ -124,7 +124,7 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
         "seed": experiment.seed if random else None,
     }
     if encoder.stream == "flow":
-        flow = json.dumps(flow_identity(experiment.flow), sort_keys=True)
+        flow = json.dumps(flow_identity(experiment.flow, experiment.data.interlaced), sort_keys=True)
         protocol |= {"style": augment.style, "flow": flow}
     return Source(encoder.name, encoder.hash, side.fingerprint, protocol)
 

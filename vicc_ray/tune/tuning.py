@@ -116,7 +116,9 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
         plan = plan_trials(asked.experiment, asked.search, this_machine(), local=True)
     with asked.folder.driven():
         resumes = asked.folder.open(
-            asked.experiment, asked.manifest.fingerprint(), flow_identity(asked.experiment.flow)
+            asked.experiment,
+            asked.manifest.fingerprint(),
+            flow_identity(asked.experiment.flow, asked.experiment.data.interlaced),
         )
         asked.folder.run.forget_stop()
         study = open_study(asked.folder, asked.search)
