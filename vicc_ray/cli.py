@@ -151,7 +151,8 @@ def index(
     from vicc_ray.indexing import IndexOptions, index_videos
 
     most = max_pixels or MAX_PIXELS
-    index_videos(source, out, IndexOptions(layout, fold, split, check, workers, address, verbose, most))
+    options = IndexOptions(layout, fold, split, check, workers, address, verbose, max_pixels=most)
+    index_videos(source, out, options)
 
 
 @app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")

@@ -313,7 +313,7 @@ def read_source(path: str, whole: bool = False) -> Source:
         source = Source(**_about(file, path)["source"])
         if whole:
             # Reading compares each page with its checksum, and (other than `iter_batches`) columns with one another.
-            rows = sum(len(file.read_row_group(number)) for number in range(file.num_row_groups))
+            rows = sum(len(file.read_row_group(number, use_threads=False)) for number in range(file.num_row_groups))
             if rows != file.metadata.num_rows:
                 raise ValueError(f"{rows} of {file.metadata.num_rows} rows")
         return source
