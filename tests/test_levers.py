@@ -19,6 +19,7 @@ from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import PlanarConv3d, planar_
 from vicc_ray.models.recompute import recomputing
+from vicc_ray.train.step import _Graphs
 
 BACKBONES = ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"]
 
@@ -223,3 +224,20 @@ def test_recomputing_keeps_less() -> None:
         return sum(kept)
 
     assert held(lambda x: encoder(x, recomputing(encoder.parts()))) < 0.5 * held(encoder)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_what_becomes_a_graph_depends_on_all_of_its_parameters(joint: bool) -> None:
+    """torch takes their gradients when it captures, and refuses one that the result does not depend on."""
+    trainer = trainer_of(experiment_of(model={"joint_views": joint}))
+    encode = _Graphs(trainer).encode
+    embeddings = encode(*(torch.randn(2, 3, 4, 24, 24) for _ in range(2)))
+    parameters = [parameter for parameter in encode.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad([z.sum() for z in embeddings], parameters)
+    assert len(gradients) == len(list(trainer.encoder.parameters()))
+
+
+@pytest.mark.parametrize("setting", ["fused_augment", "autotune", "cuda_graphs"])
+def test_a_setting_for_gpus_is_named_on_a_cpu(setting: str) -> None:
+    remarks = trainer_of(experiment_of(train={setting: True})).remarks()
+    assert remarks == [f"train.{setting}: is for GPUs and does nothing on cpu"]

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.records import write_text
 
 # Not fetched with the others: read where they are, fetched when they are asked for, or of no use elsewhere.
+SETTLED_SECONDS = 60.0
 _NOT_PULLED = {"checkpoints", "tensorboard", "logs", "features"}
 # Of this machine alone: a store need not have them. The lock and the logs may be open while a mirror is cleared.
 _OPEN, _OWN = {"lock", "logs"}, {"lock", "logs", "samples", "features"}
@@ -84,15 +86,16 @@ class RunFolder:
             if path.is_file():
                 storage.upload(path, self.reached(path))
 
-    def pull(self) -> None:
+    def pull(self, alone: bool = False) -> None:
         """Make the mirror equal to the store: settings, records, results, encoders; what is gone there goes here too.
 
-        OSError where the store is away or refuses.
+        alone: whether no other process of this machine works in the mirror. Else what is younger than a minute stays: it may
+        be on its way to the store. OSError where the store is away or refuses.
         """
         if self.remote is None:
             return
         # Listed before the store is: what is written meanwhile must not count as missing there.
-        mine = [path for path in self.path.rglob("*") if path.is_file()]
+        mine = list(self._settled(0 if alone else SETTLED_SECONDS))
         entries = list(storage.list_files(self.remote)) if storage.exists(self.remote) else []
         theirs = {unquote(entry.name.removeprefix(self.remote).lstrip("/")): entry for entry in entries}
         kept = _OWN if theirs else _OPEN
@@ -106,6 +109,13 @@ class RunFolder:
                 # The store's own time, so that no clock of a machine decides what is newer.
                 with suppress(FileNotFoundError):  # removed there a moment ago
                     os.utime(fetched, (entry.modified, entry.modified))
+
+    def _settled(self, seconds: float) -> Iterator[Path]:
+        """The mirror's files that are no younger than this; none that another process is about to finish."""
+        for path in self.path.rglob("*"):
+            with suppress(FileNotFoundError):
+                if path.is_file() and not path.name.startswith(".") and time.time() - path.stat().st_mtime >= seconds:
+                    yield path
 
     def fetch(self, path: Path) -> Path:
         """The file of the mirror, as the store has it now, or has it not; itself for a run under a path."""

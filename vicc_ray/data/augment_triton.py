@@ -114,7 +114,7 @@ def _fused(
     mean, std = ([255 * value for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def launch(stats: bool) -> None:
-        _chain[(tiles, clips * times)](
+        _chain[(clips * times, tiles)](
             frames, whole, real, sums, out, scratch, clips, times, height, width, *out.stride(), *mean, *std,
             SIDE=side, KY=ky, KX=kx, TILES=tiles, TILES_UP=triton.next_power_of_2(tiles), PIXELS=PIXELS,
             INTEGERS=_INTEGERS, FLOATS=_FLOATS, CHANNELS=channels, FLOW=is_flow, VECTORS=is_flow and physical, STATS=stats,
@@ -176,7 +176,7 @@ def _chain(  # type: ignore[no-untyped-def]
     VECTORS: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
     """One tile of one frame. With STATS: the sum of luma as contrast will see it; else the network's input."""
-    tile, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    picture, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     clip, time = picture // times, picture % times
     jitter = tl.load(whole + clip * INTEGERS)
     if STATS and jitter == 0:

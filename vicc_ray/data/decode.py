@@ -155,7 +155,7 @@ def _is_animated_webp(path: str) -> bool:
     """FFmpeg 8 opens these as still pictures and finds no picture in them."""
     with open(path, "rb") as file:
         head = file.read(21)
-    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+    return len(head) > 20 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:

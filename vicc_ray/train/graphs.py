@@ -16,7 +16,8 @@ def graphed_training(encode: nn.Module, views: Sequence[Tensor], dtype: torch.dt
     """Forward and backward of `encode` in training mode as CUDA graphs, for views of these shapes; called as `encode` is.
 
     Args:
-        encode: views [b, 3, T, h, w] -> embeddings [b, D], without hooks; its parameters take gradients.
+        encode: views [b, 3, T, h, w] -> embeddings [b, D], without hooks; it has the parameters that the embeddings depend on
+            and no others.
         views: samples of the views, whose values do not matter.
         dtype: of autocast, None for none.
 
@@ -25,7 +26,9 @@ def graphed_training(encode: nn.Module, views: Sequence[Tensor], dtype: torch.dt
     module = _Autocast(encode, dtype)
     buffers = [buffer.clone() for buffer in encode.buffers()]
     samples = tuple(torch.zeros_like(view) for view in views)
-    graphed: nn.Module = torch.cuda.make_graphed_callables(module, samples)  # type: ignore[assignment]
+    # Outside of the caller's autocast, whose cache a capture refuses; the module has its own.
+    with torch.autocast(views[0].device.type, enabled=False, cache_enabled=False):
+        graphed: nn.Module = torch.cuda.make_graphed_callables(module, samples)  # type: ignore[assignment]
     with torch.no_grad():
         for buffer, before in zip(encode.buffers(), buffers, strict=True):
             buffer.copy_(before)

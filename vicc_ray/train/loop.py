@@ -80,7 +80,7 @@ def run_task(
     # Nothing of a run that another driver is at work on is changed, so the lock comes first.
     with alone_in(folder):
         with folder.as_user_errors():
-            folder.pull()
+            folder.pull(alone=True)
             resumes = folder.open(experiment, manifest.fingerprint(), flow)
             folder.keep_manifest(manifest)
         left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
@@ -95,7 +95,8 @@ def run_task(
             console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
             with RunProgress(folder, plan.stages), sigterm_stops(folder):
                 _fit(task, experiment, folder, resources)
-    folder.pull()
+        with folder.as_user_errors():
+            folder.pull()
     tell_videos(plan, folder, len(manifest.refused))
     return folder
 
@@ -182,7 +183,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     host: RayHost | None = None
     try:
         count_attempt(folder, settings["session"], experiment.train.max_failures)
-        folder.pull()
+        folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
         manifest, plan = _open(settings["task"], experiment, folder)
         host = RayHost(plan, folder, settings["resources"])

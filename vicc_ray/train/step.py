@@ -106,6 +106,11 @@ class StageTrainer:
             lines.append(f"queue: {asked.objective.queue} rows are fewer than a global batch, so none is used")
         if asked.optim.precision == "bf16" and not self.bf16:
             lines.append(f"optim.precision: bf16 is for GPUs, fp32 is used on {self.device.type}")
+        for name in ("fused_augment", "autotune", "cuda_graphs"):
+            if getattr(asked.train, name) and self.device.type != "cuda":
+                lines.append(f"train.{name}: is for GPUs and does nothing on {self.device.type}")
+        if self.graphs is not None and distributed.world_size() > 1:
+            lines.append("train.cuda_graphs: is for one worker; with several only the guide is a graph")
         return lines
 
     def step(self, batch: Batch, step: int) -> Outcome:
@@ -279,7 +284,8 @@ class StageTrainer:
         with torch.no_grad(), self._autocast():
             if self.experiment.model.batch_norm != "shuffle" or distributed.world_size() == 1:
                 return self._encode(x2)
-            rows = torch.cat(distributed.gather_rows(x2))
+            # Of one type on every worker, also on those without rows, whose views nothing has made.
+            rows = torch.cat(distributed.gather_rows(x2.to(self._dtype() or torch.float32)))
             counts = [len(part) for part in distributed.gather_rows(torch.zeros(len(x2), 1, device=self.device))]
             order = np.random.default_rng([self.experiment.seed, self.stage.index, step]).permutation(len(rows))
             before = sum(counts[: distributed.rank()])
@@ -335,6 +341,10 @@ class _Graphs:
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
+        # Without the prototypes, which the embeddings do not depend on: a graph takes gradients of all that it is given.
+        self.encode = _Views(
+            nn.ModuleDict({"encoder": trainer.encoder}), None, trainer.experiment.model.joint_views
+        )
         self.ready: tuple[torch.Size, nn.Module] | None = None
         self.ready_guide: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
 
@@ -342,7 +352,7 @@ class _Graphs:
         """As `trainer.parallel`."""
         trainer, shape = self.trainer, views[0].shape
         if self.ready is None and len(views[0]) and distributed.world_size() == 1:
-            self.ready = (shape, graphed_training(trainer.encode, views, trainer._dtype()))
+            self.ready = (shape, graphed_training(self.encode, views, trainer._dtype()))
         if self.ready is None or self.ready[0] != shape:
             plain: Sequence[Tensor] = trainer.parallel(*views)
             return plain
