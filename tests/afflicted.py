@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import time
@@ -62,3 +63,12 @@ def killed(marker: str) -> str:
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
     return "done"
+
+
+_MAPPED: list[mmap.mmap] = []
+
+
+def maps(size: int) -> int:
+    """The process's number; the address space that it takes stays taken."""
+    _MAPPED.append(mmap.mmap(-1, size))
+    return os.getpid()

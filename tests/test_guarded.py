@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from afflicted import arrays, killed, leak, pid, unpicklable, work
+from afflicted import arrays, killed, leak, maps, pid, unpicklable, work
 
 from vicc_ray.data.guarded import Closed, Failure, Guarded, run_guarded
 
@@ -241,3 +241,13 @@ def test_leaving_early_ends_the_processes() -> None:
     assert time.monotonic() - started < 30
     assert threading.active_count() == before
     assert list(run_guarded(work, [], 2, 1.0)) == []
+
+
+@proc
+def test_a_process_near_its_bound_is_replaced_before_others_are_refused(
+    guard: Callable[..., Guarded[Any, Any]],
+) -> None:
+    guarded = guard(maps, memory_bytes=400 << 20)
+    found = [guarded(150 << 20) for _ in range(6)]
+    assert not any(isinstance(outcome, Failure) for outcome in found), found
+    assert len(set(found)) == 3  # two items each

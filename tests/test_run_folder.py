@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -170,18 +171,35 @@ def test_a_mirror_has_nothing_that_its_store_has_not(
     (folder.path / "lock").touch()
     folder.features.mkdir()
     (folder.features / "of-this-machine.parquet").touch()
-    folder.pull()
+    folder.pull(alone=True)
     assert folder.encoders() == ["RGB-1"]
     assert not list(folder.tensorboard.iterdir())  # never came to the store
     storage.remove(f"{bucket}/runs/mine/metrics.jsonl")
-    folder.pull()
+    folder.pull(alone=True)
     assert not folder.metrics.exists()
     assert folder.features.is_dir() and list(folder.features.iterdir())
     storage.remove_folder(f"{bucket}/runs/mine")
-    folder.pull()
+    folder.pull(alone=True)
     assert sorted(path.name for path in folder.path.rglob("*") if path.is_file()) == ["lock", "ray.log"]
     assert folder.encoders() == []
     assert folder.open(experiment, "data-b") is False
+
+
+def test_what_is_on_its_way_to_the_store_stays(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process of this machine, which looks at a run, takes nothing from one that writes there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    writer, watcher = (RunFolder.at(f"{bucket}/runs/mine") for _ in range(2))
+    writer.path.mkdir(parents=True)
+    writer.config.write_text("seed: 1")
+    writer.push(writer.config)
+    with storage.whole_file(writer.metrics) as partial:
+        partial.write_text("{}\n")
+        writer.results_csv.write_text("a,b\n")
+        watcher.pull()
+        assert partial.exists() and writer.results_csv.exists()
+    os.utime(writer.results_csv, (1, 1))  # nobody pushed it for long
+    watcher.pull()
+    assert writer.metrics.exists() and not writer.results_csv.exists()
 
 
 def test_a_file_that_is_gone_in_the_store_is_not_fetched_from_the_past(

@@ -189,7 +189,7 @@ def _learn(
 
 
 def _check_refused(refused: Sequence[tuple[str, str]], asked: Sequence[VideoRow], experiment: Experiment) -> None:
-    what = f"videos of split {experiment.data.query_split} could not be read"
+    what = f"videos to classify (split {experiment.data.query_split}, and those kept out of training) could not be read"
     check_share(refused, len(asked), experiment.data.max_refused, what, "bring them back and evaluate again")
 
 

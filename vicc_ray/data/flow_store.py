@@ -200,6 +200,11 @@ def check_stored(
             )
     missing = store.missing(rows)
     if len(missing) > data.max_refused * len(rows):
+        if not store.checked:
+            raise UserError(
+                f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}), and an "
+                "earlier version made it, whose pictures differ, so it cannot be filled further; fill another one with 'vicc flow'"
+            )
         how = "" if data.interlaced == "weave" else f" --set data.interlaced={data.interlaced}"
         raise UserError(
             f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}); fill it "
@@ -234,7 +239,7 @@ def _read_header(folder: str) -> _Header | None:
         return None
     except OSError as error:
         raise UserError(f"flow store {folder}: cannot be read: {' '.join(str(error).split())[:200]}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"flow store {folder}: store.json is not JSON; delete the store and make it again") from error
     if not _is_header(data):
         found = data.get("format") if isinstance(data, dict) else None

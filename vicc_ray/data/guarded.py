@@ -114,7 +114,9 @@ class Guarded(Generic[Item, Result]):
         if outcome is None:
             child.stop()
             return Failure(f"the decoder gave no answer within {self.timeout_seconds:g} s"), False
-        if child.growth > self.recycle_rss_growth_bytes:
+        # Well before the bound is reached, or the next videos would be refused for what this one left behind.
+        near_bound = self.memory_bytes is not None and child.address_growth > self.memory_bytes // 2
+        if child.growth > self.recycle_rss_growth_bytes or near_bound:
             child.stop()
         return outcome, False
 
@@ -143,7 +145,7 @@ class _Child:
         self.pipe, far = _pipe()
         self.memory = _anonymous_file()
         self.map: mmap.mmap | None = None
-        self.growth = 0
+        self.growth = self.address_growth = 0
         self._answers = 0
         self._first_bytes = 0
         self._stopping = threading.Lock()
@@ -181,6 +183,7 @@ class _Child:
         if self._answers <= WARM_UP_ITEMS:
             self._first_bytes = max(self._first_bytes, answer.own_bytes)
         self.growth = answer.own_bytes - self._first_bytes
+        self.address_growth = answer.address_growth
         return pickle.loads(answer.outcome, buffers=self._copies(answer.sizes))
 
     def _copies(self, sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
@@ -209,12 +212,14 @@ class _Child:
 class _Answer:
     """`outcome`: pickled without the buffers of its arrays, whose `sizes` say how they lie in the shared memory.
 
-    `own_bytes`: the process's memory without what it shares with others.
+    `own_bytes`: the process's memory without what it shares with others. `address_growth`: bytes of address space that it has
+    taken since its start.
     """
 
     outcome: bytes
     sizes: list[int]
     own_bytes: int
+    address_growth: int
 
 
 def _serve(pipe_handle: int, memory: int) -> None:
@@ -226,6 +231,7 @@ def _serve(pipe_handle: int, memory: int) -> None:
         function, memory_bytes = pickle.loads(pipe.recv_bytes())
         if memory_bytes is not None:
             _bound_memory(memory_bytes)
+        start_bytes = _address_bytes() or 0
         pipe.send_bytes(b"")
         while True:
             outcome = _outcome(function, pickle.loads(pipe.recv_bytes()))
@@ -240,7 +246,7 @@ def _serve(pipe_handle: int, memory: int) -> None:
                 area[start : start + len(buffer)] = buffer
                 start += len(buffer)
             del outcome, buffers
-            pipe.send_bytes(pickle.dumps(_Answer(body, sizes, _own_bytes())))
+            pipe.send_bytes(pickle.dumps(_Answer(body, sizes, _own_bytes(), (_address_bytes() or 0) - start_bytes)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -278,15 +284,22 @@ def _end_with_parent() -> None:
 
 def _bound_memory(more: int) -> None:
     """Let this process take no more than this beyond what it has; nothing happens where the system does not say what that is."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
+    taken = _address_bytes()
+    if taken is None:
         return
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    bound = pages * mmap.PAGESIZE + more
+    bound = taken + more
     resource.setrlimit(resource.RLIMIT_AS, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
+
+
+def _address_bytes() -> int | None:
+    """Address space of this process; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    except OSError:
+        return None
 
 
 def _own_bytes() -> int:

@@ -218,10 +218,15 @@ class Journal:
 def _parse(line: bytes) -> VideoRow | None:
     try:
         cells = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(cells, dict) or cells.pop("rules", None) != RULES:
         return None
     if set(cells) != {field.name for field in fields(VideoRow)}:
+        return None
+    # A damaged line is as if it were not there, also where it is JSON of other types.
+    kinds = {field.name: type(field.default) for field in fields(VideoRow)}
+    numbers = [cells[name] for name, kind in kinds.items() if kind in (int, float, bool)]
+    if not all(isinstance(number, (int, float)) for number in numbers) or not isinstance(cells["video"], str):
         return None
     return VideoRow(**cells)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
+from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, FlowConfig, Stream
 from vicc_ray.data.decode import bound_pixels
 from vicc_ray.data.flow import TORCH
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
@@ -45,7 +45,9 @@ class ClipReader:
             )
         if self._guarded is None:
             reading = _Reading(self.clip, self.flow, self.data.max_pixels, self.data.interlaced)
-            memory = None if self.flow.source == "stream" and self.flow.algorithm in TORCH else MEMORY_BYTES
+            torch = self.flow.source == "stream" and self.flow.algorithm in TORCH
+            # In proportion, where larger pictures are allowed than usual.
+            memory = None if torch else MEMORY_BYTES * max(1, -(-self.data.max_pixels // MAX_PIXELS))
             self._guarded = Guarded(reading, self.data.decode_timeout, memory_bytes=memory)
         outcome = self._guarded((video, tuple(starts), tuple(streams)))
         if isinstance(outcome, Failure):

@@ -219,7 +219,7 @@ def read(file: Path) -> Evaluation:
         found = Evaluation(**known)
         if not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in found.rows):
             raise ValueError("a row has no name")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         told = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: is no result of an evaluation ({told}); remove it and evaluate again") from None
     return found

@@ -75,7 +75,7 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken += 1
             continue
         if isinstance(record, dict):
@@ -114,7 +114,7 @@ def _read_object(path: Path, lack: str, notes: list[str]) -> Record | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         notes.append(f"{path.name} is not JSON ({error}): {lack}.")
         return None
     if not isinstance(value, dict):

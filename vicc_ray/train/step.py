@@ -342,9 +342,7 @@ class _Graphs:
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
         # Without the prototypes, which the embeddings do not depend on: a graph takes gradients of all that it is given.
-        self.encode = _Views(
-            nn.ModuleDict({"encoder": trainer.encoder}), None, trainer.experiment.model.joint_views
-        )
+        self.encode = _Views(nn.ModuleDict({"encoder": trainer.encoder}), None, trainer.experiment.model.joint_views)
         self.ready: tuple[torch.Size, nn.Module] | None = None
         self.ready_guide: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
 

@@ -82,7 +82,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
         entry = json.loads(line)
         if not isinstance(entry, dict) or "op_code" not in entry:
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(
             f"{path}: line {number} is damaged, so the sweep's history cannot be trusted; remove that line if it is "
             "known what it was, or begin another sweep with --set name=...; the trials' own folders are untouched"

@@ -105,6 +105,13 @@ def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest
             check_stored(changed.flow, changed.clip.decode_size, videos, changed.data)
 
 
+def _flow_of(sweep: Asked) -> dict[str, Any] | None:
+    """What decides the flow that trials learn from; None where no stage does."""
+    if not any("flow" in stage.streams for stage in sweep.stages):
+        return None
+    return flow_identity(sweep.experiment.flow, sweep.experiment.data.interlaced)
+
+
 def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool = False) -> SweepFolder:
     """Run a sweep until its budget is spent, going on where an earlier call ended; returns its folder.
 
@@ -118,7 +125,7 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
         resumes = asked.folder.open(
             asked.experiment,
             asked.manifest.fingerprint(),
-            flow_identity(asked.experiment.flow, asked.experiment.data.interlaced),
+            _flow_of(asked),
         )
         asked.folder.run.forget_stop()
         study = open_study(asked.folder, asked.search)
