@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,3 +290,26 @@ def test_a_manifest_is_kept_as_it_is_now(tmp_path: Path, videos: Manifest) -> No
     folder.manifest.write_bytes(folder.manifest.read_bytes()[:100])
     folder.keep_manifest(moved)
     assert Manifest.read(folder.manifest).videos == moved.videos
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ({"times": "c" * 32}, "the videos' times, which clip.fps counts by, are not the same"),
+        ({"pictures": -1}, "pictures by other rules"),
+        ({"times": None, "pictures": None}, None),  # a run of an earlier version
+    ],
+)
+def test_what_decides_the_pictures_of_a_run_is_compared(
+    tmp_path: Path, before: dict[str, Any], message: str | None
+) -> None:
+    experiment = make_experiment({"runs": str(tmp_path), "name": "mine"}, "x")
+    folder = RunFolder.at(experiment.run_folder)
+    assert folder.open(experiment, "a" * 32, None, "b" * 32) is False
+    file = folder.path / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | before))
+    if message is None:
+        assert folder.open(experiment, "a" * 32, None, "b" * 32) is True
+        return
+    with pytest.raises(UserError, match=message):
+        folder.open(experiment, "a" * 32, None, "b" * 32)

@@ -262,6 +262,7 @@ def _own_folder(
     decides = {
         "encoders": {name: encoder.hash for name, encoder in encoders.items()},
         "data": manifest.fingerprint(),
+        "times": manifest.times_fingerprint() if experiment.clip.fps else None,
         "pictures": RULES,
         "flow": flow_identity(experiment.flow, experiment.data.interlaced) if looks_at_flow else None,
         "settings": {

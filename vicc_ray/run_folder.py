@@ -33,6 +33,7 @@ from vicc_ray import storage
 from vicc_ray.checkpoint import CheckpointStore
 from vicc_ray.config import Experiment, differences, dump_experiment, load_experiment
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
 from vicc_ray.records import write_text
 
@@ -225,20 +226,28 @@ class RunFolder:
             "data.manifest: is not set; make one with 'vicc index DIR --out M.parquet' and --set data.manifest=M.parquet"
         )
 
-    def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
+    def open(
+        self,
+        experiment: Experiment,
+        data_fingerprint: str,
+        flow: Mapping[str, Any] | None = None,
+        times: str | None = None,
+    ) -> bool:
         """Claim the folder for an experiment; True where it resumes a run.
 
-        flow: what decides the flow that is learnt from (`data.flow_identity`); None where there is none. UserError where the
-        folder holds a run that would learn something else, naming each difference.
+        flow: what decides the flow that is learnt from (`data.flow_identity`); None where there is none. times: of the videos'
+        times (`Manifest.times_fingerprint`), where `clip.fps` counts by them. UserError where the folder holds a run that would
+        learn something else, naming each difference.
         """
+        facts = provenance(data_fingerprint, flow, times)
         if self.config.exists():
-            self._refuse_another_run(experiment, data_fingerprint, flow)
+            self._refuse_another_run(experiment, facts)
             write_text(self.config, dump_experiment(experiment))
             self.push(self.config)
             return True
         self.path.mkdir(parents=True, exist_ok=True)
         # config.yaml comes last: a folder that has one is complete.
-        write_text(self.path / "provenance.json", json.dumps(provenance(data_fingerprint, flow), indent=2) + "\n")
+        write_text(self.path / "provenance.json", json.dumps(facts, indent=2) + "\n")
         write_text(self.config, dump_experiment(experiment))
         self.push(self.path / "provenance.json", self.config)
         return False
@@ -284,13 +293,18 @@ class RunFolder:
             ) from None
         return loaded
 
-    def _refuse_another_run(
-        self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None
-    ) -> None:
+    def _refuse_another_run(self, experiment: Experiment, facts: Mapping[str, Any]) -> None:
         changed, made_of = differences(self.experiment(), experiment), self.provenance()
-        if made_of["data_fingerprint"] != data_fingerprint:
+        if made_of["data_fingerprint"] != facts["data_fingerprint"]:
             changed.append("the videos of the manifest are not the same")
-        changed += flow_differences(made_of.get("flow"), flow)
+        # Runs of earlier versions do not know all of it; what is unknown is no difference.
+        for name, what in (
+            ("times", "the videos' times, which clip.fps counts by, are not the same"),
+            ("pictures", "this version scales and colours pictures by other rules"),
+        ):
+            if made_of.get(name) is not None and facts[name] is not None and made_of[name] != facts[name]:
+                changed.append(what)
+        changed += flow_differences(made_of.get("flow"), facts["flow"])
         if changed:
             raise UserError(
                 f"{self}: holds a run of another experiment ({'; '.join(changed)}); "
@@ -314,10 +328,14 @@ def flow_differences(before: Mapping[str, Any] | None, now: Mapping[str, Any] | 
     return [f"the flow's {key}: was {before.get(key)}, now {now.get(key)}" for key in keys]
 
 
-def provenance(data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Versions, commit, data and flow behind a result."""
+def provenance(
+    data_fingerprint: str, flow: Mapping[str, Any] | None = None, times: str | None = None
+) -> dict[str, Any]:
+    """Versions, commit, data, the rules of its pictures, and flow behind a result."""
     return {
         "data_fingerprint": data_fingerprint,
+        "times": times,
+        "pictures": RULES,
         "flow": None if flow is None else dict(flow),
         "commit": _commit(),
         "python": platform.python_version(),

@@ -191,6 +191,13 @@ class Manifest:
             )
         return digest.hexdigest()
 
+    def times_fingerprint(self) -> str:
+        """32 hex digits for the usable videos' contents and times, which `clip.fps` counts by."""
+        digest = blake2b(digest_size=16)
+        for row in self.videos:
+            digest.update(repr((row.content_hash, row.duration_seconds, row.fps)).encode())
+        return digest.hexdigest()
+
     def write(self, path: str | Path) -> None:
         """Write one Parquet file, to a path or URI; it appears under its name only when whole."""
         import pyarrow as pa

@@ -81,7 +81,8 @@ def run_task(
     with alone_in(folder):
         with folder.as_user_errors():
             folder.pull(alone=True)
-            resumes = folder.open(experiment, manifest.fingerprint(), flow)
+            times = manifest.times_fingerprint() if experiment.clip.fps else None
+            resumes = folder.open(experiment, manifest.fingerprint(), flow, times)
             folder.keep_manifest(manifest)
         left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
         if not left:
