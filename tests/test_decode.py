@@ -202,3 +202,9 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert numbers(read_frames(str(path), np.array([19]), decoder="pyav")) == [19]
     write_video(path, numbered_frames(30, start=50), gop=7)
     assert numbers(read_frames(str(path), np.array([29, 19]), decoder="pyav")) == [79, 69]
+
+
+def test_a_bound_beyond_ffmpegs_own_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicc_ray.data.decode._bound", 10**12)
+    path = write_video(tmp_path / "a.mp4", numbered_frames(12))
+    assert len(read_frames(str(path), np.arange(12), (64, 96))) == 12

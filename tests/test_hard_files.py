@@ -383,6 +383,26 @@ def test_the_same_pictures_have_the_same_rate_in_every_container(tmp_path: Path,
     assert row.declared_frames in (0, 30), "an honest file"
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_an_avi_with_dropped_frames_is_honest(tmp_path: Path, codec: str) -> None:
+    """Its header counts the slots in which the picture before is shown on, too."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = 96, 64
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number, picture in enumerate(numbered_frames(60, 64, 96)):
+            if number % 4 != 2:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 60
+    row = probe(str(path))
+    assert (row.frames, row.declared_frames) == (45, 45)
+
+
 def test_a_matroska_that_is_cut_short_promises_more_than_it_has(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", numbered_frames(60))
     assert probe(str(path)).declared_frames == 60

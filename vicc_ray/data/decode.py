@@ -39,6 +39,7 @@ DECODERS: tuple[Decoder, ...] = ("decord", "pyav", "pyav-sequential")
 # earlier ones raise unless told otherwise.
 _ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
+MOST_OF_FFMPEG = (1 << 31) - 1  # of its own bound of pixels
 _bound = MAX_PIXELS  # see `bound_pixels`
 
 Indices = NDArray[np.int64]
@@ -108,7 +109,7 @@ def open_video(video: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         # FFmpeg decodes some pictures to open a file, so it has to know a bound, for sizes that come later too; it counts
         # pixels with padding.
-        options = {"max_pixels": str(max(2 * _bound, 1 << 20))}
+        options = {"max_pixels": str(min(max(2 * _bound, 1 << 20), MOST_OF_FFMPEG))}
         with fetched(video) as path, av.open(path, options=options, **_ANY_TITLES) as container:
             stream = _picture_stream(container)
             _check_size(stream)

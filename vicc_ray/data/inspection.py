@@ -82,7 +82,11 @@ def inspect(path: str, every: bool) -> Findings:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         indexed = bool(INDEXED_CONTAINERS.intersection(container.format.name.split(",")))
         declared = stream.frames
-        promised = _promised_seconds(container, stream) if indexed and not declared else 0.0
+        if container.format.name == "avi" and _has_empty_slots(timeline):
+            # Its header counts slots of equal length, also those in which the picture before is shown on.
+            promised, declared = declared * timeline.time_base, 0
+        else:
+            promised = _promised_seconds(container, stream) if indexed and not declared else 0.0
         plain = _plain(container, stream, codec)
     if not len(timeline):
         raise VideoError("the video stream holds no whole picture")
@@ -130,6 +134,11 @@ def _fresh_starts(path: str, timeline: Timeline) -> set[int]:
             for packet in container.demux(stream)
             if packet.pts is not None and packet.is_keyframe and nal.starts_afresh(codec, bytes(packet), length)
         }
+
+
+def _has_empty_slots(timeline: Timeline) -> bool:
+    """Whether pictures lie further apart than the unit of time."""
+    return timeline.exact and len(timeline) > 1 and int(np.diff(timeline.stamps).max()) > 1
 
 
 def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:

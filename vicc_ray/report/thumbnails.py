@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from vicc_ray.data.decode import read_frames
+from vicc_ray.data.decode import MOST_OF_FFMPEG, bound_pixels, read_frames
 from vicc_ray.data.guarded import Failure, Guarded
 from vicc_ray.data.manifest import probe
 from vicc_ray.data.pictures import Images
@@ -55,6 +55,7 @@ class Thumbnails:
 
 def shown_frames(video: str) -> Images:
     """uint8 [n, H, W, 3]: up to FRAMES frames around the middle of the video, the long side LONG_SIDE pixels."""
+    bound_pixels(MOST_OF_FFMPEG)  # whoever indexed it has decided; this process has a bound of its memory
     row = probe(video)
     step = max(1, min(STEP, row.frames // FRAMES))
     shown = min(FRAMES, row.frames)
