@@ -44,7 +44,7 @@ def recorded_keys(backbone: str) -> list[dict[str, Any]]:
 
 
 def drawn(key: str, shape: list[int], source: str) -> np.ndarray:
-    """The recorded networks' weights, by the rule of method facts 7."""
+    """The recorded networks' weights, by the rule of docs/method.md, section 7."""
     rng = np.random.default_rng(zlib.crc32(f"dev:{source}".encode()))
     leaf = key.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":

@@ -71,7 +71,7 @@ def test_r2plus1d_18_at_width_1_is_torchvisions_by_name() -> None:
 def test_published_sizes() -> None:
     encoder = empty_encoder(EncoderSpec("r2plus1d_10"))
     weights = sum(p.numel() for p in encoder.backbone.parameters())
-    assert 14.35e6 < weights < 14.45e6  # method facts 7: 14.4 M
+    assert 14.35e6 < weights < 14.45e6  # docs/method.md, section 7: 14.4 M
     assert mid_channels(3, 64, (3, 7, 7)) == 83
     assert mid_channels(64, 128, (1, 1, 1)) == 42
     features = {name: empty_encoder(EncoderSpec(name)).feature_dim for name in BACKBONES}

@@ -18,7 +18,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, EncoderSpec, empty_encoder
 from vicc_ray.weight_file import mismatch, read_facts, read_weights, understood, write_weights
 
-# "published": the three channels are constant 128, v, u, quantised flow normalised like RGB (method facts 5).
+# "published": the three channels are constant 128, v, u, quantised flow normalised like RGB (docs/method.md, section 5).
 FlowInput = Literal["published"]
 FLOW_INPUTS: tuple[str, ...] = get_args(FlowInput)
 

@@ -1,6 +1,6 @@
 """Clip-consistent augmentation of uint8 clips, batched on their own device; RGB and flow of a clip share geometry.
 
-B clips, T frames, H x W decode size, C channels (3 for RGB; 2 for flow: u, v). Facts: method.md, sections 4 and 5.
+B clips, T frames, H x W decode size, C channels (3 for RGB; 2 for flow: u, v). Facts: docs/method.md, sections 4 and 5.
 """
 
 from __future__ import annotations

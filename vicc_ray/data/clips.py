@@ -113,7 +113,7 @@ def frames_at_stamps(points: NDArray[np.int64], fps: float, seconds: NDArray[np.
 def evaluation_starts(frames: int, clip_frames: int, stride: int, windows: str) -> list[int]:
     """First frames of a video's evaluation windows.
 
-    `all`: every T/2 - 1 clip frames (method.md section 6), the last window ending at the video's end; `centre`: one
+    `all`: every T/2 - 1 clip frames (docs/method.md section 6), the last window ending at the video's end; `centre`: one
     window in the middle. A video shorter than a window has one, left-padded (its start is negative).
     """
     last = frames - window_span(clip_frames, stride)

@@ -1,6 +1,6 @@
 """Classifiers and videos -> class probabilities, by Ray Data: CPU actors decode, model actors classify.
 
-Every window is seen through one, five or ten crops; the softmax is averaged over crops and windows (method.md, section 6).
+Every window is seen through one, five or ten crops; the softmax is averaged over crops and windows (docs/method.md, section 6).
 """
 
 from __future__ import annotations

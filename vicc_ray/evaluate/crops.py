@@ -1,4 +1,4 @@
-"""Views of a window for the test of classifiers: centre, five or ten crops of its frames (method.md, section 6).
+"""Views of a window for the test of classifiers: centre, five or ten crops of its frames (docs/method.md, section 6).
 
 w windows, T frames, H x W pixels as decoded, C channels (3 for RGB; 2 for flow: u, v).
 """

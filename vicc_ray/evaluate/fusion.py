@@ -34,7 +34,7 @@ def fused(
     """Each stream's features [N,d_s], centred and normalised on its own, side by side: [G, sum d_s] and [Q, sum d_s].
 
     `gallery` and `query` list the streams in one order; centre as in `search.units`. The inner product of a row of each is
-    the weighted sum of the streams' cosines (weights of 1 unless given), so that the fused similarity matrix (method.md,
+    the weighted sum of the streams' cosines (weights of 1 unless given), so that the fused similarity matrix (docs/method.md,
     section 6) never needs to be held whole.
     """
     _check_streams(gallery, query)

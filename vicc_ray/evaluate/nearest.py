@@ -1,4 +1,4 @@
-"""Nearest-neighbour retrieval over a run: which encoders, which sides, which tables (method.md, section 6).
+"""Nearest-neighbour retrieval over a run: which encoders, which sides, which tables (docs/method.md, section 6).
 
 `exact` compares the mean over all windows of a video on both sides, both centred by the gallery's mean. `reference` is the
 test as it was published: gallery videos have one window at a random place, and windows of both sides a random colour jitter,

@@ -1,4 +1,4 @@
-"""Nearest-neighbour retrieval: centred, L2-normalised features, cosine, R@k and mAP (method.md, section 6).
+"""Nearest-neighbour retrieval: centred, L2-normalised features, cosine, R@k and mAP (docs/method.md, section 6).
 
 G gallery rows, Q query rows, d feature size, k neighbours. Labels and groups are one hashable value a row. A table of
 features is an array or `search.Rows`, which may be read from a file; the search itself is in `search`.

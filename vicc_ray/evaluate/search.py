@@ -106,7 +106,7 @@ def units(gallery: Table, query: Table, centre: Centre = "gallery") -> tuple[Row
     """Both sides as rows that are centred and of length 1, so that their inner products are what ranks them.
 
     centre: `gallery` takes the gallery's mean from both sides, so that a query's neighbours do not depend on who else asks
-    (a single query would be its own mean). `own` takes each side's own mean, as published (method.md, section 6).
+    (a single query would be its own mean). `own` takes each side's own mean, as published (docs/method.md, section 6).
     float64, given as float32; a row that is the mean is all 0. Goes through each table once for its mean; centring and
     scaling are done again whenever the result is read, so that no second table is held. Raises UserError for an empty side
     and for values that are not finite.

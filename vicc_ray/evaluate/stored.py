@@ -24,7 +24,7 @@ from vicc_ray.run_folder import RunFolder
 from vicc_ray.weight_file import check_whole
 from vicc_ray.weights import stream_of
 
-JITTER_P = 0.3  # of the published test (method.md, section 6)
+JITTER_P = 0.3  # of the published test (docs/method.md, section 6)
 
 Setting = str | int | float | bool | None
 

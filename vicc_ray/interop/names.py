@@ -1,6 +1,6 @@
 """Names of the published checkpoints against ours, as explicit tables; nothing is matched by order or by shape.
 
-A published `state_dict` (method facts 7), with P = encoder_q or second (the frozen encoder of cross-stream files):
+A published `state_dict` (docs/method.md, section 7), with P = encoder_q or second (the frozen encoder of cross-stream files):
     P.0.*  backbone          P.2.{weight,bias}, P.4.{weight,bias}  projection, as 1x1x1 convolutions
     prototypes.weight        K x D (ViCC only)       queue*, encoder_k.*, sampler.*  CoCLR's own training state
 """

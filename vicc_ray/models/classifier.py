@@ -2,7 +2,7 @@
 
 Shapes: B clips, d = feature_dim, C classes.
     linear    features [B, d] -> L2 norm -> batch norm -> (dropout) -> linear -> logits [B, C]
-    finetune  features [B, d] ->                          dropout   -> linear -> logits [B, C]     (method facts 6)
+    finetune  features [B, d] ->                          dropout   -> linear -> logits [B, C]     (docs/method.md, section 6)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Shapes: B clips, C channels, T frames, H x W pixels, d = feature_dim, D = embedding_dim.
     x [B, C, T, H, W] -> backbone -> [B, d, t, h, w] -> mean -> features [B, d]
-    features -> linear(d, d) -> ReLU -> linear(d, D) -> L2 norm -> z [B, D]     (ViCC, section 3; method facts 1 and 7)
+    features -> linear(d, d) -> ReLU -> linear(d, D) -> L2 norm -> z [B, D]     (ViCC, section 3; docs/method.md, sections 1 and 7)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Classifiers as a task of the loop: one stage an encoder, each of which leaves a classifier. No Ray.
 
-The linear probe learns a head on a frozen encoder, finetuning the backbone too (method facts 6). What is learnt comes
+The linear probe learns a head on a frozen encoder, finetuning the backbone too (docs/method.md, section 6). What is learnt comes
 from the experiment's section of the protocol's name; data, clips and augmentation are those of pretraining, with one clip
 a sample.
 """
