@@ -160,3 +160,28 @@ def test_nested_columns_of_parquet_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"video": [{"bytes": b"x", "path": "a.mp4"}]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="column 'video' holds struct<bytes: binary, path: string>, not a name a row"):
         scan(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'video, label\nl/a b.mp4, "jump"\nl/c,c.mp4, "run"\n'.replace("l/c,c.mp4", '"l/c,c.mp4"'),
+        '"video", "label"\n"l/a b.mp4", "jump"\n"l/c,c.mp4", "run"\n',
+        '"video" , "label"\n"l/a b.mp4" , "jump" \n"l/c,c.mp4" , "run"\n',
+        "'video','label'\n'l/a b.mp4', 'jump'\n\"l/c,c.mp4\", ' run '\n",
+        '"l/a b.mp4", "jump"\n"l/c,c.mp4", "run"\n',
+        'video; label\nl/a b.mp4; "jump"\nl/c,c.mp4; "run"\n',
+        'video\tlabel\nl/a b.mp4\t "jump"\nl/c,c.mp4\t "run"\n',
+        "# made by hand\n#\nvideo,label\nl/a b.mp4,jump\n\"l/c,c.mp4\",run\n",
+        "# video,label\nl/a b.mp4,jump\n\"l/c,c.mp4\",run\n",
+    ],
+)  # fmt: skip
+def test_cells_are_unquoted_by_one_rule(tmp_path: Path, text: str) -> None:
+    assert rows(tmp_path, read(tmp_path, "t.csv", text)) == [("l/a b.mp4", "jump"), ("l/c,c.mp4", "run")]
+
+
+def test_quotes_within_a_cell_stay(tmp_path: Path) -> None:
+    found = read(
+        tmp_path, "t.csv", 'video,label\na.mp4,"say ""hi"" , you"\nb.mp4,\'a\' or \'b\'\nc.mp4,it\'s 5" tall\n'
+    )
+    assert [label for _, label in rows(tmp_path, found)] == ['say "hi" , you', "'a' or 'b'", "it's 5\" tall"]

@@ -392,3 +392,27 @@ def test_videos_in_no_list_may_share_a_name(tmp_path: Path) -> None:
     touch(tmp_path, *UCF, "mine/1/video.mp4", "mine/2/video.mp4")
     write(tmp_path, trainlist01=TRAIN, testlist01=TEST)
     assert sum(c.split == "unused" for c in scan(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'label, youtube_id, time_start, time_end, split\n"head, neck", "abcdefghijk", 0, 10, "val"\n',
+        '"label", "youtube_id", "time_start", "time_end", "split"\n"head, neck", "abcdefghijk", "0", "10", "val"\n',
+        "# clips\n'Label';'YouTube_ID' ;time_start;time_end;split\n'head, neck';abcdefghijk;0;10;val\n",
+    ],
+)
+def test_a_table_of_kinetics_with_blanks_and_quotes(tmp_path: Path, text: str) -> None:
+    """What recognises the table and what reads it see the same columns."""
+    touch(tmp_path, "abcdefghijk_000000_000010.mp4")
+    (tmp_path / "clips.csv").write_text(text)
+    found = scan(tmp_path)
+    assert [(found.layout, c.label, c.split) for c in found] == [("kinetics", "head, neck", "query")]
+
+
+@pytest.mark.parametrize("time", ["inf", "-inf", "nan", "1e999", "soon"])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, time: str) -> None:
+    touch(tmp_path, "abcdefghijk_000000_000010.mp4")
+    (tmp_path / "clips.csv").write_text(f"label,youtube_id,time_start,time_end\nx,abcdefghijk,{time},10\n")
+    with pytest.raises(UserError, match=r"clips.csv: row 1: a time is no number"):
+        scan(tmp_path)

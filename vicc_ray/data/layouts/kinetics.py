@@ -26,8 +26,8 @@ from vicc_ray.data.layouts.candidates import (
 )
 from vicc_ray.data.layouts.official import Line, Lists, by_key, class_of, in_two_splits
 from vicc_ray.data.layouts.split_folders import WORDS, SplitFolders, split_folders, split_word
-from vicc_ray.data.layouts.tables import read_csv
-from vicc_ray.data.layouts.tree import File, Tree, files_beside, first_line
+from vicc_ray.data.layouts.tables import header_of, read_csv
+from vicc_ray.data.layouts.tree import File, Tree, files_beside
 from vicc_ray.errors import UserError
 
 FOLDERS = ("annotations", "csv", "splits")
@@ -116,7 +116,7 @@ def _tables(tree: Tree) -> list[File]:
 
 
 def _has_ids(file: File) -> bool:
-    return "youtube_id" in [title.strip(' "').lower() for title in re.split(r"[,\t;|]", first_line(file.name))]
+    return "youtube_id" in [title.lower() for title in header_of(file.name)]
 
 
 def _read_tables(files: list[File]) -> _Tables:
@@ -145,7 +145,7 @@ def _rows(file: File, tables: _Tables) -> Iterator[tuple[str, Line]]:
         line = Line(cells["youtube_id"], WORDS.get(split, ""), cells.get("label") or None)
         try:
             times = [int(float(cells[name])) for name in ("time_start", "time_end") if cells.get(name)]
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{file.name}: row {number}: a time is no number: {error}") from error
         yield "_".join([line.name, *(f"{seconds:06d}" for seconds in times)]), line
 

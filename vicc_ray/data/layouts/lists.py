@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from vicc_ray import storage
-from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, Candidate, Found, examples, group_in_name, shown
+from vicc_ray.data.layouts.candidates import (
+    VIDEO_EXTENSIONS,
+    Candidate,
+    Found,
+    examples,
+    group_in_name,
+    shown,
+    unquoted,
+)
 from vicc_ray.data.layouts.tree import read_text
 from vicc_ray.errors import UserError
 
@@ -73,7 +81,7 @@ def parse_line(name: str, number: int, line: str) -> Entry:
         parts = rest.split()
     if len(parts) > 1:
         raise _several(name, number, line, parsed, parts)
-    return Entry(parsed["video"], rest.strip("\"'"))
+    return Entry(parsed["video"], unquoted(rest))
 
 
 def _several(name: str, number: int, line: str, parsed: re.Match[str], parts: list[str]) -> UserError:

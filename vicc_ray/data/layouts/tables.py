@@ -6,6 +6,7 @@ import csv
 import io
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from vicc_ray import storage
@@ -18,11 +19,12 @@ from vicc_ray.data.layouts.candidates import (
     extension,
     group_in_name,
     stem,
+    unquoted,
 )
 from vicc_ray.data.layouts.json_tables import read_json
 from vicc_ray.data.layouts.lists import beside, parse_line
 from vicc_ray.data.layouts.split_folders import WORDS
-from vicc_ray.data.layouts.tree import first_line, plant, read_text
+from vicc_ray.data.layouts.tree import head, plant, read_text
 from vicc_ray.errors import UserError
 
 # Field of a candidate -> the headers that are taken for it, in this order, whatever their case.
@@ -164,12 +166,21 @@ def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
 
 def names_columns(name: str) -> bool:
     """Whether the first line of a text file names columns, one of which is the videos'."""
-    line = first_line(name)
-    return any(_is_header(line.split(delimiter)) for delimiter in _DELIMITERS) or _is_header(line.split())
+    return _is_header(header_of(name))
+
+
+def header_of(name: str) -> list[str]:
+    """The cells of a text file's first line, parted and unquoted as `read_csv` does; none where it cannot be read."""
+    _, text = _without_remarks(head(name))
+    lines = text.splitlines()[:1]
+    try:
+        return next(_Rows(lines[0], _delimiter(name, text)), []) if lines else []
+    except csv.Error:
+        return []
 
 
 def _is_header(cells: list[str]) -> bool:
-    titles = [cell.strip(" \"'").lower() for cell in cells]
+    titles = [unquoted(cell).lower() for cell in cells]
     return any(t in (*_TITLES["video"], *_IDS, "youtube_id") for t in titles) and all(
         extension(title) not in VIDEO_EXTENSIONS for title in titles
     )
@@ -186,35 +197,71 @@ def _delimiter(name: str, text: str) -> str:
     if _is_header(first.split()) and len(first.split()) > 1:
         return " "
     for delimiter in _DELIMITERS:
-        cells = [cell.strip(" \"'") for cell in first.split(delimiter)]
+        cells = [unquoted(cell) for cell in first.split(delimiter)]
         if len(cells) > 1 and any(extension(cell) in VIDEO_EXTENSIONS for cell in cells):
             return delimiter
     return ","
 
 
 def read_csv(name: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file, every cell as stripped text, so that a label `007` stays what it is.
+    """Header and rows of a CSV file, every cell as unquoted text, so that a label `007` stays what it is.
 
     Cells are parted by what the first line shows (`,`, tab, `;`, `|`, or blanks where they part known names of columns).
     """
-    text = read_text(name)
-    delimiter = _delimiter(name, text)
-    spaced = delimiter == " "
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=spaced)
+    remarks, text = _without_remarks(read_text(name))
     rows: list[list[str]] = []
+    reader = _Rows(text, _delimiter(name, text))
     try:
         for row in reader:
             if rows and row and len(row) != len(rows[0]):
+                first = "the header" if _is_header(rows[0]) else "the first line"
                 raise UserError(
-                    f"{name}: cannot be read as a table: line {reader.line_num} has {len(row)} cells, the header "
+                    f"{name}: cannot be read as a table: line {remarks + reader.line} has {len(row)} cells, {first} "
                     f"{len(rows[0])}"
                 )
-            rows += [[cell.strip() for cell in row]] if row else []
+            rows += [row] if row else []
     except csv.Error as error:
-        raise UserError(f"{name}: cannot be read as a table: line {reader.line_num}: {error}") from error
+        raise UserError(f"{name}: cannot be read as a table: line {remarks + reader.line}: {error}") from error
     if not rows:
         raise UserError(f"{name}: cannot be read as a table: it is empty")
     return rows[0], rows[1:]
+
+
+class _Rows(Iterator[list[str]]):
+    """Rows of unquoted cells of a text; blanks around a cell and around its quotes are no part of it."""
+
+    def __init__(self, text: str, delimiter: str) -> None:
+        # The reader takes no blank between a closing quote and what parts cells; one within a cell is no such place.
+        closed = re.sub(rf'(?<=[^"{re.escape(delimiter)}\s]")[ \t]+(?=[{re.escape(delimiter)}\r\n]|$)', "", text)
+        loose = text if delimiter in " \t" else closed
+        self._reader = csv.reader(
+            io.StringIO(loose, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True
+        )
+
+    def __next__(self) -> list[str]:
+        return [unquoted(cell) for cell in next(self._reader)]
+
+    @property
+    def line(self) -> int:
+        """The number of the line that was read last."""
+        return self._reader.line_num
+
+
+def _without_remarks(text: str) -> tuple[int, str]:
+    """How many lines above the table are remarks (`# made by hand`), and the text below them.
+
+    A line `# video,label` is the header, and one that names a video a row.
+    """
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        bare = line.strip().lstrip("#").strip()
+        if line.strip() and not line.lstrip().startswith("#"):
+            return number, "".join(lines[number:])
+        if bare and any(_is_header(bare.split(delimiter)) for delimiter in _DELIMITERS):
+            return number, "".join([bare + "\n", *lines[number + 1 :]])
+        if any(extension(unquoted(cell)) in VIDEO_EXTENSIONS for cell in re.split(r"[,;|\t]", bare)):
+            return number, "".join(lines[number:])
+    return len(lines), ""
 
 
 def read_parquet(name: str) -> tuple[list[str], list[list[str]]]:
