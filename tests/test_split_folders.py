@@ -206,3 +206,25 @@ def test_classes_and_names_that_are_written_in_two_ways_are_noted(tmp_path: Path
     ]
     (tmp_path / "t.csv").write_text("video,label\né.mp4,x\ne\u0301.mp4,x\n", encoding="utf-8")
     assert scan(tmp_path / "t.csv").notes[0].startswith("1 names of files are there in two forms of Unicode")
+
+
+@pytest.mark.parametrize("layout", ["auto", "kinetics"])
+@pytest.mark.parametrize(
+    ("names", "expected", "unsure"),
+    [
+        ("train/test/a.mp4 train/run/b.mp4 val/test/c.mp4", "a:test:train b:run:train c:test:query", False),
+        ("train/run/a.mp4 train/test/b.mp4 test/test/c.mp4", "a:run:train b:test:train c:test:query", False),
+        ("train/train/a.mp4 val/train/b.mp4", "a:train:train b:train:query", False),
+        ("train/train/a.mp4 train/bus/b.mp4 val/bus/c.mp4", "a:train:train b:bus:train c:bus:query", False),
+        ("train/test/p1/a.mp4 train/run/p1/b.mp4 val/test/p2/c.mp4", "a:test:train b:run:train c:test:query", False),
+        ("train/run/a.mp4 val/validation/b.mp4", "a:run:train b:validation:query", True),
+        ("train/run/a.mp4 val/val/run/b.mp4", "a:run:train b:run:query", False),
+        ("train/train/a.mp4 val/val/b.mp4", "a:-:train b:-:query", False),
+    ],
+)
+def test_a_class_with_the_name_of_a_split_keeps_its_label(
+    tmp_path: Path, names: str, expected: str, unsure: bool, layout: str
+) -> None:
+    read, found = seen(tmp_path, names, layout)
+    assert read == expected
+    assert any("is taken for a class, though it is named like the split" in note for note in found.notes) == unsure

@@ -228,7 +228,7 @@ def _placed(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[Candidat
 
 def _notes(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[str]:
     """What tables and videos do not agree on."""
-    notes = []
+    notes = folders.notes()
     if len(folders.words("query")) > 1:
         notes.append("folders of val and of test are both split 'query'")
     names = {stem(file.inner) for file in tree.videos}

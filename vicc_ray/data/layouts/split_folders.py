@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vicc_ray.data.layouts.candidates import UNUSED, Candidate, crossing_groups, examples, group_in_name, shown
 from vicc_ray.data.layouts.official import VIDEO_FOLDERS
@@ -75,11 +75,13 @@ def split_word(name: str) -> str:
 class SplitFolders:
     """The folders of a tree that are splits', none in another.
 
-    splits: folder below the root -> its split. holds: what lies right in it, files and folders with videos.
+    splits: folder below the root -> its split. unpacked: those that hold just a folder of their own split's name, which
+    holds the classes. unsure: those that do, where it may as well be a class without further folders.
     """
 
     splits: dict[str, str]
-    holds: dict[str, set[str]]
+    unpacked: frozenset[str] = frozenset()
+    unsure: frozenset[str] = frozenset()
 
     def of(self, file: File) -> str | None:
         """The one that holds a file."""
@@ -88,15 +90,25 @@ class SplitFolders:
     def class_of(self, file: File) -> str | None:
         """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`.
 
-        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name.
+        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name
+        (`_unpacked`).
         """
         folder = self.of(file)
         inner = file.inner[len(folder or "") + 1 :].split("/")[:-1]
         if folder is None or not inner:
             return None
-        again = len(self.holds[folder]) == 1 and split_in_name(inner[0]) == (self.splits[folder], "")
-        classes = inner[1:] if again or inner[0].lower() in VIDEO_FOLDERS else inner
+        skipped = folder in self.unpacked or inner[0].lower() in VIDEO_FOLDERS
+        classes = inner[1:] if skipped else inner
         return classes[0] if classes else None
+
+    def notes(self) -> list[str]:
+        """The other reading of a class that has a split's name."""
+        if not self.unsure:
+            return []
+        return [
+            f"the folder in {_list(self.unsure)} is taken for a class, though it is named like the split: other split folders "
+            "have classes there; if its videos have no label, move them up by one folder"
+        ]
 
     def names(self) -> str:
         """The folders by their own names, each once."""
@@ -126,7 +138,31 @@ def split_folders(tree: Tree) -> SplitFolders:
     for folder in [folder for folder in found if _holds_splits(holds[folder])]:
         del found[folder]  # training/train/ and training/val/: the inner ones are the splits
     outermost = {folder: split for folder, split in found.items() if not any(up in found for up in _above(folder))}
-    return SplitFolders(outermost, {folder: holds[folder] for folder in outermost})
+    return SplitFolders(outermost, *_unpacked(outermost, holds))
+
+
+def _unpacked(splits: dict[str, str], holds: dict[str, set[str]]) -> tuple[frozenset[str], frozenset[str]]:
+    """Split folders such as `train/train/` whose inner folder is no class, and those where it may be none.
+
+    It is a class where another split folder has it beside others, or where only the other ones have class folders.
+    """
+    inner = {folder: {name for name in holds[folder] if posixpath.join(folder, name) in holds} for folder in splits}
+    again = {
+        f for f, split in splits.items() if len(holds[f]) == 1 and {split_in_name(n) for n in inner[f]} == {(split, "")}
+    }
+    classes = set[str]().union(*(names for folder, names in inner.items() if folder not in again))
+    unpacked, unsure = set(), set()
+    for folder in again:
+        (name,) = inner[folder]
+        below = holds[posixpath.join(folder, name)]
+        deeper = {one for one in below if posixpath.join(folder, name, one) in holds}
+        if name in classes:
+            continue
+        if classes and not deeper:
+            unsure.add(folder)
+        else:
+            unpacked.add(folder)
+    return frozenset(unpacked), frozenset(unsure)
 
 
 def _holds_splits(names: set[str]) -> bool:
@@ -184,7 +220,7 @@ class _Level:
         depth = min(folder.count("/") for folder in folders.splits)
         near = {folder: split for folder, split in folders.splits.items() if folder.count("/") == depth}
         self.tree = tree
-        self.folders = SplitFolders(near, {folder: folders.holds[folder] for folder in near})
+        self.folders = replace(folders, splits=near, unsure=folders.unsure & set(near))
         self.bases = sorted({posixpath.dirname(folder) for folder in near})
         self.kinds = set(near.values())
         self.deeper = sorted(set(folders.splits) - set(near))
@@ -282,7 +318,7 @@ class _Level:
     def remarks(self, deep: set[str]) -> list[str]:
         """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
         flat = sorted({folder for file, folder in self.inside if self.folders.class_of(file) is None})
-        notes = []
+        notes = self.folders.notes()
         if flat:
             count = sum(self.folders.class_of(file) is None for file, folder in self.inside)
             notes.append(
