@@ -56,7 +56,8 @@ def test_split_in_name(name: str, expected: tuple[str, str] | None) -> None:
         ("x/train/1/a.mp4 x/test/2/b.mp4 y/train/3/c.mp4", "a:x:train b:x:query c:y:train"),
         ("x/train/1/a.mp4 x/test/1/b.mp4 y/train/1/c.mp4 y/test/id2/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("x/a.mp4 x/test/b.mp4 y/c.mp4 y/test/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
-        ("ucf/train/x/a.mp4 ucf/test/x/b.mp4 hmdb/train/y/c.mp4", "a:x:train b:x:query c:y:train"),
+        ("rgb/train/x/a.mp4 rgb/test/x/b.mp4 flow/train/x/c.mp4", "a:x:train b:x:query c:x:train"),
+        ("x/train/p/a.mp4 x/test/q/b.mp4 y/train/p/c.mp4 y/test/q/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("x/a.mp4 y/b.mp4 test/c.mp4", "a:x:train b:y:train c:-:query"),
         ("x/a.mp4 y/b.mp4 test/x/c.mp4", "a:x:train b:y:train c:x:query"),
         ("train/a.mp4 test/b.mp4", "a:-:train b:-:query"),
@@ -228,3 +229,20 @@ def test_a_class_with_the_name_of_a_split_keeps_its_label(
     read, found = seen(tmp_path, names, layout)
     assert read == expected
     assert any("is taken for a class, though it is named like the split" in note for note in found.notes) == unsure
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "x/train/alice/a.mp4 x/test/alice/b.mp4 y/train/bob/c.mp4 y/test/bob/d.mp4",
+        "x/train/alice/a.mp4 x/test/alice/b.mp4 y/train/alice/c.mp4 y/test/bob/d.mp4",
+        "x/train/alice/a.mp4 x/test/alice/b.mp4 y/train/c.mp4 y/test/d.mp4",
+    ],
+)
+def test_persons_in_split_folders_of_classes_are_a_question(tmp_path: Path, names: str) -> None:
+    with pytest.raises(
+        UserError, match=r"test/, train/ in x/, y/ can be read in two ways.*--layout splits.*one by one"
+    ):
+        seen(tmp_path, names)
+    assert seen(tmp_path, names, "splits")[0] == "a:x:train b:x:query c:y:train d:y:query"
+    assert seen(tmp_path / "x", "")[0] == "a:alice:train b:alice:query"

@@ -279,12 +279,8 @@ class _Level:
     def in_classes(self, forced: bool) -> Arrangement:
         """`jump/train/a.mp4`: split folders lie in several folders, which are the classes, or data sets with classes."""
         named = [f"{posixpath.basename(base)}/" for base in self.bases]
-        deep: dict[str, set[str]] = {"train": set(), "query": set()}
-        for file, folder in self.inside:
-            deep[self.folders.splits[folder]].add(self.folders.class_of(file) or "")
-        # Classes recur in train and query, as numbers of takes do.
-        inner = {name for name in deep["train"] & deep["query"] if name and not _COUNTED.fullmatch(name)}
-        if inner and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
+        inner, unsure = self.inner_classes()
+        if (inner or unsure) and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
             raise UserError(
                 f"{shown(self.tree.root)}: {examples(named)} each hold split folders: these are folds of one data set; "
                 f"index one of them, such as {shown(posixpath.join(self.tree.root, self.bases[0]))}"
@@ -293,6 +289,8 @@ class _Level:
         training = self.kinds == {"query"} and set(self.bases) <= {file.folder for file in self.beside}
         if ((self.kinds != {"train", "query"} and not training) or others) and not forced:
             raise self.question({posixpath.basename(file.folder) for file in others}, within=named)
+        if unsure and not forced:
+            raise self.two_levels(named, unsure)
         above, recurring = examples(named), examples(sorted(inner))
         meant = (
             f"the folders in them are the classes, as they recur in train and query ({recurring}), and not {above}"
@@ -307,6 +305,35 @@ class _Level:
         for file in self.beside:
             made.places[file.inner] = rest, None if inner else posixpath.basename(file.folder) or None
         return made
+
+    def inner_classes(self) -> tuple[set[str], set[str]]:
+        """Folders in the split folders that are the classes, and those that may be classes or persons, cameras, takes.
+
+        Classes recur in train and query (as numbers of takes do) and below every base (`rgb/`, `flow/`); names that recur
+        below some of them only may as well be persons of these classes.
+        """
+        deep: dict[str, set[str]] = {"train": set(), "query": set()}
+        below: dict[str, set[str]] = {base: set() for base in self.bases}
+        for file, folder in self.inside:
+            name = self.folders.class_of(file)
+            if name is not None and not _COUNTED.fullmatch(name):
+                deep[self.folders.splits[folder]].add(name)
+                below[posixpath.dirname(folder)].add(name)
+        recurring = deep["train"] & deep["query"]
+        everywhere = recurring.intersection(*below.values())
+        if recurring and 2 * len(everywhere) > len(set().union(*below.values())):
+            return recurring, set()
+        return set(), recurring
+
+    def two_levels(self, above: Sequence[str], inner: set[str]) -> UserError:
+        """The error where the classes may be the folders above the split folders or those in them."""
+        one = shown(posixpath.join(self.tree.root, self.bases[0]))
+        return UserError(
+            f"{shown(self.tree.root)}: {self.folders.names()} in {examples(above)} can be read in two ways: the classes are "
+            f"{examples(above)}, or the folders in the split folders ({examples(sorted(inner))}), which do not recur in each of "
+            "them; say which: --layout splits takes the folders above for the classes; for those in them index the folders "
+            f"above one by one, such as {one}"
+        )
 
     def in_base(self, file: File) -> bool:
         return any(file.inner.startswith(f"{base}/") for base in self.bases if base)
