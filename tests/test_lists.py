@@ -131,13 +131,98 @@ def test_rows_of_one_video_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_splits_of_a_table_keep_their_names_and_say_so(tmp_path: Path) -> None:
-    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,test\n")
-    assert [c.split for c in found] == ["train", "test"]
-    assert found.notes == [
-        "splits are called as the table calls them (test, train): name the query side with --set data.query_split=NAME or "
-        "'vicc evaluate --test-on NAME'"
-    ]
+@pytest.mark.parametrize(
+    ("splits", "expected", "notes"),
+    [
+        ("train query", "train query", []),
+        ("train test", "train query", ["splits of the table by their words: 'test' is query"]),
+        ("TRAIN VAL", "train query", ["splits of the table by their words: 'TRAIN' is train, 'VAL' is query"]),
+        ("Train Test", "train query", ["splits of the table by their words: 'Test' is query, 'Train' is train"]),
+        (
+            "training validation",
+            "train query",
+            ["splits of the table by their words: 'training' is train, 'validation' is query"],
+        ),
+        (
+            "Train val test",
+            "train val test",
+            [
+                "splits of the table by their words: 'Train' is train",
+                "splits are called as the table calls them (test, train, val): name the query side with "
+                "--set data.query_split=NAME or 'vicc evaluate --test-on NAME', others with data.train_split, data.gallery_split",
+            ],
+        ),
+        (
+            "- test",
+            "train query",
+            ["splits of the table by their words: 'test' is query", "1 of 2 rows have no split and are split 'train'"],
+        ),
+        (
+            "0 1",
+            "0 1",
+            [
+                "splits '0', '1' are no known words and stay as they are (0, 1): name the training side with "
+                "--set data.train_split=NAME --set data.gallery_split=NAME, the query side with --set data.query_split=NAME"
+            ],
+        ),
+        ("train unused", "train unused", []),
+        ("Gallery query", "train query", ["splits of the table by their words: 'Gallery' is train"]),
+        ("- -", "train train", []),
+    ],
+)
+def test_splits_of_a_table_are_read_by_the_words_of_folders(
+    tmp_path: Path, splits: str, expected: str, notes: list[str]
+) -> None:
+    lines = [f"{number}.mp4,{split.strip('-')}" for number, split in enumerate(splits.split())]
+    found = read(tmp_path, "t.csv", "video,split\n" + "\n".join(lines))
+    assert [c.split for c in found] == expected.split()
+    assert found.notes == notes
+
+
+def test_several_words_of_a_side_stay_splits(tmp_path: Path) -> None:
+    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,gallery\nc.mp4,query\nd.mp4,train_and_test\n")
+    assert [c.split for c in found] == ["train", "gallery", "query", "train_and_test"]
+    assert found.notes[0].startswith("splits 'train_and_test' are no known words and stay as they are")
+    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,gallery\nc.mp4,query\n")
+    assert found.notes[0].startswith("splits are called as the table calls them (gallery, query, train)")
+
+
+TOLD = (
+    "it has no splits; those of the folders test/, train/ in its paths are taken (query 1, train 1); for others add a "
+    "column 'split' or say --split 'train: rest'"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected", "notes"),
+    [
+        ("l.txt", "train/a.mp4 x\ntest/b.mp4 y\n", "train query", [TOLD]),
+        ("l.txt", "d/train/x/a.mp4\nd/test/x/b.mp4\n", "train query", [TOLD]),
+        ("t.csv", "video,label\nx/train/a.mp4,x\nx/test/b.mp4,y\n", "train query", [TOLD]),
+        (
+            "metadata.jsonl",
+            '{"file_name": "train/a.mp4", "label": "x"}\n{"file_name": "test/b.mp4", "label": "x"}',
+            "train query",
+            [TOLD],
+        ),
+        ("t.csv", "video,split\ntrain/a.mp4,query\ntest/b.mp4,train\n", "query train", []),
+        ("l.txt", "bus/a.mp4 bus\ntrain/b.mp4 train\n", "train train", []),
+        ("l.txt", "train/a.mp4\ntrain/b.mp4\n", "train train", []),
+        (
+            "l.txt",
+            "test/a.mp4 test\ntrain/b.mp4 train\n",
+            "train train",
+            ["test/, train/ in its paths are the labels and not taken for splits; for splits add a column 'split'"],
+        ),
+    ],
+)
+def test_split_folders_in_the_paths_of_a_table_are_splits(
+    tmp_path: Path, name: str, text: str, expected: str, notes: list[str]
+) -> None:
+    found = read(tmp_path, name, text)
+    assert [c.split for c in found] == expected.split()
+    assert found.notes == notes
+    assert {c.split for c in scan(tmp_path / name, split_rule="train: rest")} == {"train"}
 
 
 def test_a_table_in_a_folder_is_said_to_be_unread(tmp_path: Path) -> None:

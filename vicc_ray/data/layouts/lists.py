@@ -18,6 +18,7 @@ from vicc_ray.data.layouts.candidates import (
     shown,
     unquoted,
 )
+from vicc_ray.data.layouts.split_folders import by_paths
 from vicc_ray.data.layouts.tree import read_text
 from vicc_ray.errors import UserError
 
@@ -55,7 +56,8 @@ def read_list(name: str) -> Found:
     if labels and bare:
         notes.append(f"{bare} of {len(entries)} lines have no label")
     found = [Candidate(beside(name, e.video), e.label, group=group_in_name(e.video)) for e in entries]
-    return Found(found, "list", notes=notes)
+    found, told = by_paths(found)
+    return Found(found, "list", notes=notes + told)
 
 
 def parse_line(name: str, number: int, line: str) -> Entry:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -121,8 +122,12 @@ class SplitFolders:
 
 def split_folders(tree: Tree) -> SplitFolders:
     """Folders with videos that are a split's by their names and their siblings'; the outermost ones."""
+    return _split_folders(tree.videos)
+
+
+def _split_folders(videos: Iterable[File]) -> SplitFolders:
     holds: dict[str, set[str]] = {}
-    for file in tree.videos:
+    for file in videos:
         for depth, name in enumerate(file.parts):
             holds.setdefault("/".join(file.parts[:depth]), set()).add(name)
     found = {}
@@ -383,6 +388,33 @@ class _Level:
 def _list(folders: Iterable[str]) -> str:
     """Folders by their own names, each once."""
     return ", ".join(sorted({f"{shown(posixpath.basename(folder))}/" for folder in folders}))
+
+
+def by_paths(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Candidates of a table or list without splits of its own, with those of split folders in their paths, and a note.
+
+    Both sides have to be there, and labels that are the folders' own names make them classes. A video outside of the split
+    folders is `unused`. The folders that all paths share say nothing.
+    """
+    shared = len(posixpath.commonprefix([posixpath.dirname(candidate.path).split("/") for candidate in candidates]))
+    inner = ["/".join(candidate.path.split("/")[shared:]) for candidate in candidates]
+    files = [File(name, name) for name in inner]
+    folders = _split_folders(files)
+    if set(folders.splits.values()) != {"train", "query"}:
+        return list(candidates), []
+    places = [folders.of(file) for file in files]
+    if all(c.label == posixpath.basename(folder) for c, folder in zip(candidates, places, strict=True) if folder):
+        note = (
+            f"{folders.names()} in its paths are the labels and not taken for splits; for splits add a column 'split'"
+        )
+        return list(candidates), [note]
+    splits = [folders.splits[folder] if folder is not None else UNUSED for folder in places]
+    told = ", ".join(f"{split} {count}" for split, count in sorted(Counter(splits).items()))
+    notes = [
+        f"it has no splits; those of the folders {folders.names()} in its paths are taken ({told}); for others add a column "
+        "'split' or say --split 'train: rest'"
+    ]
+    return [replace(c, split=split) for c, split in zip(candidates, splits, strict=True)], notes
 
 
 def told_by_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:

@@ -7,10 +7,12 @@ import io
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from vicc_ray import storage
 from vicc_ray.data.layouts.candidates import (
+    UNUSED,
     VIDEO_EXTENSIONS,
     Candidate,
     Found,
@@ -18,12 +20,13 @@ from vicc_ray.data.layouts.candidates import (
     examples,
     extension,
     group_in_name,
+    shown,
     stem,
     unquoted,
 )
 from vicc_ray.data.layouts.json_tables import read_json
 from vicc_ray.data.layouts.lists import beside, parse_line
-from vicc_ray.data.layouts.split_folders import WORDS
+from vicc_ray.data.layouts.split_folders import WORDS, by_paths, split_in_name, split_word
 from vicc_ray.data.layouts.tree import head, plant, read_text
 from vicc_ray.errors import UserError
 
@@ -67,23 +70,52 @@ def read_table(name: str) -> Found:
         if not video:
             raise UserError(f"{name}: row {number} names no video")
         group = row.get("group") or group_in_name(video)
-        candidates.append(
-            Candidate(beside(name, video), _class(row, header, places), row.get("split") or "train", group)
-        )
+        candidates.append(Candidate(beside(name, video), _class(row, header, places), row.get("split", ""), group))
+    candidates, told = _with_splits(candidates)
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
-    return Found(candidates, "csv", notes=notes + _own_splits(candidates))
+    return Found(candidates, "csv", notes=notes + told)
 
 
-def _own_splits(candidates: list[Candidate]) -> list[str]:
-    """A note where a table calls its query side otherwise."""
-    splits = sorted({candidate.split for candidate in candidates})
-    if "query" in splits or not any(WORDS.get(split.lower()) == "query" for split in splits):
-        return []
-    return [
-        f"splits are called as the table calls them ({', '.join(splits)}): name the query side with "
-        "--set data.query_split=NAME or 'vicc evaluate --test-on NAME'"
-    ]
+def _with_splits(candidates: list[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Rows with their splits by the words of folders, or by their paths where no row has one; notes of what was done.
+
+    The one training word is `train`, the one query word `query`; several of a kind (val and test) stay splits each.
+    """
+    words = sorted({candidate.split for candidate in candidates} - {""})
+    if not words:
+        return by_paths([replace(candidate, split="train") for candidate in candidates])
+    parsed = {word: split_in_name(word) for word in words}
+    kinds = {word: one[0] if one and not one[1] else "" for word, one in parsed.items()}
+    names = {"": "train"}
+    for word, kind in kinds.items():
+        same = {split_word(other) for other in words if kinds[other] == kind}
+        names[word] = word if not kind else kind if len(same) == 1 else split_word(word)
+    return [replace(c, split=names[c.split]) for c in candidates], _told_splits(candidates, names, kinds)
+
+
+def _told_splits(candidates: list[Candidate], names: dict[str, str], kinds: dict[str, str]) -> list[str]:
+    """Notes on splits that have another name than in the table, that have to be named in an experiment, or are none."""
+    notes = []
+    renamed = [f"'{shown(word)}' is {name}" for word, name in names.items() if word not in ("", name)]
+    if renamed:
+        notes.append(f"splits of the table by their words: {', '.join(renamed)}")
+    empty = sum(not candidate.split for candidate in candidates)
+    if empty:
+        notes.append(f"{empty} of {len(candidates)} rows have no split and are split 'train'")
+    unknown = [f"'{shown(word)}'" for word, kind in kinds.items() if not kind and word != UNUSED]
+    splits = ", ".join(shown(split) for split in sorted({names[c.split] for c in candidates}))
+    if unknown:
+        notes.append(
+            f"splits {', '.join(unknown)} are no known words and stay as they are ({splits}): name the training side with "
+            "--set data.train_split=NAME --set data.gallery_split=NAME, the query side with --set data.query_split=NAME"
+        )
+    elif len(set(names.values())) > len(set(kinds.values()) | {"train"}):
+        notes.append(
+            f"splits are called as the table calls them ({splits}): name the query side with "
+            "--set data.query_split=NAME or 'vicc evaluate --test-on NAME', others with data.train_split, data.gallery_split"
+        )
+    return notes
 
 
 def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> str | None:
