@@ -31,6 +31,7 @@ def rows(root: Path, found: Found) -> list[tuple[str, str | None]]:
         ("tabs.txt", "a/x.mp4\t0\r\na/y z.mp4\t12\r\n"),
         ("commas.txt", "a/x.mp4,0\na/y z.mp4, 12\n"),
         ("quoted.txt", "'a/x.mp4' 0\n\"a/y z.mp4\" 12\n"),
+        ("spaced.csv", "'a/x.mp4' 0\n\"a/y z.mp4\" 12\n"),
         ("slowfast.csv", "a/x.mp4 0\na/y z.mp4 12\n"),
         ("timesformer.csv", "a/x.mp4,0\na/y z.mp4,12\n"),
         ("quoted.csv", '"a/x.mp4","0"\n"a/y z.mp4","12"\n'),
@@ -99,6 +100,9 @@ READABLE = r'an entry is readable as {"video": "folder/a.mp4", "label": "a class
     ("name", "text", "message"),
     [
         ("l.txt", "b.mp4 1\na.mp4 1 2\n", "line 2 is 'a.mp4 1 2': 2 values follow the video, which has one label; write 'a"),
+        ("l.txt", "a.mp4 0.0 5.2 jump\n", "3 values follow the video, which has one label; write 'a.mp4 LABEL'"),
+        ("l.csv", "a.mp4 0.0 5.2 jump\n", "line 1 is .*: 3 values follow the video"),
+        ("l.csv", "a.mp4 1\nb.mp4,2,3\n", "line 2 has 3 cells, the first line 1; a line without a header is 'folder/a.mp4,L"),
         ("l.txt", "a.mp4,x,train\n", "or put a line above all that names the columns, such as video,label,split"),
         ("l.txt", "a.mp4\tx\ttrain\n", "such as video<TAB>label<TAB>split"),
         ("frames.txt", "x/frames 120 3\n", "names no video file .* lists of folders of pictures are not read"),
@@ -270,3 +274,44 @@ def test_quotes_within_a_cell_stay(tmp_path: Path) -> None:
         tmp_path, "t.csv", 'video,label\na.mp4,"say ""hi"" , you"\nb.mp4,\'a\' or \'b\'\nc.mp4,it\'s 5" tall\n'
     )
     assert [label for _, label in rows(tmp_path, found)] == ['say "hi" , you', "'a' or 'b'", "it's 5\" tall"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.mp4 0\nc,c.mp4 2\nb b.mp4 1\n", "a.mp4:0 c,c.mp4:2 b b.mp4:1"),
+        ("c,c.mp4 2\na.mp4 0\n", "c,c.mp4:2 a.mp4:0"),
+        ('"c,c.mp4" 0\n"b b.mp4" 1\na.mp4 2\n', "c,c.mp4:0 b b.mp4:1 a.mp4:2"),
+        ('a.mp4 "jump, high"\nb.mp4 run\n', "a.mp4:jump, high b.mp4:run"),
+        ("# by hand\na.mp4 0\nc,c.mp4 2\n", "a.mp4:0 c,c.mp4:2"),
+    ],
+)
+def test_a_csv_parted_by_blanks(tmp_path: Path, text: str, expected: str) -> None:
+    found = read(tmp_path, "t.csv", text)
+    assert " ".join(f"{video}:{label}" for video, label in rows(tmp_path, found)) == expected
+    passed_over = "1 lines above the table begin with '#' and are passed over"
+    assert (passed_over in found.notes) == text.startswith("#")
+
+
+def test_names_with_commas_that_are_there_are_whole_lines(tmp_path: Path) -> None:
+    touch(tmp_path, "c,c.mp4", "d,d.mp4")
+    assert rows(tmp_path, read(tmp_path, "t.csv", "c,c.mp4\nd,d.mp4\n")) == [("c,c.mp4", None), ("d,d.mp4", None)]
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv"])
+def test_a_split_at_the_end_of_every_line(tmp_path: Path, name: str) -> None:
+    found = read(tmp_path, name, "a.mp4 0 train\nb.mp4 high jump test\nc.mp4 1 TRAIN\n")
+    assert [(c.label, c.split) for c in found] == [("0", "train"), ("high jump", "query"), ("1", "train")]
+    assert any(
+        "the last word of every line is taken for its split (TRAIN, test, train)" in note for note in found.notes
+    )
+    found = read(tmp_path, name, "a.mp4 train\nb.mp4 test\n")
+    assert [(c.label, c.split) for c in found] == [(None, "train"), (None, "query")]
+    found = read(tmp_path, "c.csv", "a.mp4,train\nb.mp4,test\n")
+    assert [(c.label, c.split) for c in found] == [(None, "train"), (None, "query")]
+    assert found.notes[0].startswith(
+        "the column of splits' words is taken for splits; if these are classes, put a line"
+    )
+    found = read(tmp_path, name, "a.mp4 crash test\nb.mp4 run\n")
+    assert [(c.label, c.split) for c in found] == [("crash test", "train"), ("run", "train")]
+    assert any("1 of 2 labels end with a split's word, which stays in the label (crash test)" in n for n in found.notes)

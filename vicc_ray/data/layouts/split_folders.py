@@ -417,6 +417,47 @@ def by_paths(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str
     return [replace(c, split=split) for c, split in zip(candidates, splits, strict=True)], notes
 
 
+def by_words(candidates: list[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Candidates of a table or list with their splits by the words of folders, or else by their paths; and notes.
+
+    The one training word is `train`, the one query word `query`; several of a kind (val and test) stay splits each.
+    """
+    words = sorted({candidate.split for candidate in candidates} - {""})
+    if not words:
+        return by_paths([replace(candidate, split="train") for candidate in candidates])
+    parsed = {word: split_in_name(word) for word in words}
+    kinds = {word: one[0] if one and not one[1] else "" for word, one in parsed.items()}
+    names = {"": "train"}
+    for word, kind in kinds.items():
+        same = {split_word(other) for other in words if kinds[other] == kind}
+        names[word] = word if not kind else kind if len(same) == 1 else split_word(word)
+    return [replace(c, split=names[c.split]) for c in candidates], _told_splits(candidates, names, kinds)
+
+
+def _told_splits(candidates: list[Candidate], names: dict[str, str], kinds: dict[str, str]) -> list[str]:
+    """Notes on splits that have another name than in the table, that have to be named in an experiment, or are none."""
+    notes = []
+    renamed = [f"'{shown(word)}' is {name}" for word, name in names.items() if word not in ("", name)]
+    if renamed:
+        notes.append(f"splits of the table by their words: {', '.join(renamed)}")
+    empty = sum(not candidate.split for candidate in candidates)
+    if empty:
+        notes.append(f"{empty} of {len(candidates)} rows have no split and are split 'train'")
+    unknown = [f"'{shown(word)}'" for word, kind in kinds.items() if not kind and word != UNUSED]
+    splits = ", ".join(shown(split) for split in sorted({names[c.split] for c in candidates}))
+    if unknown:
+        notes.append(
+            f"splits {', '.join(unknown)} are no known words and stay as they are ({splits}): name the training side with "
+            "--set data.train_split=NAME --set data.gallery_split=NAME, the query side with --set data.query_split=NAME"
+        )
+    elif len(set(names.values())) > len(set(kinds.values()) | {"train"}):
+        notes.append(
+            f"splits are called as the table calls them ({splits}): name the query side with "
+            "--set data.query_split=NAME or 'vicc evaluate --test-on NAME', others with data.train_split, data.gallery_split"
+        )
+    return notes
+
+
 def told_by_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:
     """A note where a source's own name says test or val while all of its videos are split `train` for want of a word."""
     base = posixpath.basename(name.rstrip("/"))

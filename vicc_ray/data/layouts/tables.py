@@ -7,12 +7,10 @@ import io
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from vicc_ray import storage
 from vicc_ray.data.layouts.candidates import (
-    UNUSED,
     VIDEO_EXTENSIONS,
     Candidate,
     Found,
@@ -20,13 +18,12 @@ from vicc_ray.data.layouts.candidates import (
     examples,
     extension,
     group_in_name,
-    shown,
     stem,
     unquoted,
 )
 from vicc_ray.data.layouts.json_tables import read_json
-from vicc_ray.data.layouts.lists import beside, parse_line
-from vicc_ray.data.layouts.split_folders import WORDS, by_paths, split_in_name, split_word
+from vicc_ray.data.layouts.lists import beside, is_there, parse_line, with_splits
+from vicc_ray.data.layouts.split_folders import WORDS, by_words
 from vicc_ray.data.layouts.tree import head, plant, read_text
 from vicc_ray.errors import UserError
 
@@ -49,6 +46,9 @@ _IDS = ("id", "video_id", "vid_name")
 _TITLES = {field: (*titles, *_MORE.get(field, ())) for field, titles in COLUMNS.items()}
 _FIELDS = frozenset({_TEMPLATE, *_IDS, *(title for titles in _TITLES.values() for title in titles)})
 _DELIMITERS = ",\t;|"
+# A line of a list: a video, quoted or not, and maybe a label after a blank.
+_KINDS = "|".join(kind[1:] for kind in sorted(VIDEO_EXTENSIONS))
+_SPACED = re.compile(rf"(?:([\"']).+?\1|[^\"'].*?\.(?:{_KINDS}))(?:[ \t]+[^,;|].*)?", re.IGNORECASE)
 
 
 def read_table(name: str) -> Found:
@@ -58,8 +58,9 @@ def read_table(name: str) -> Found:
     one other, the label. A column `id` names files below the table's folder without folder and extension. Raises
     `UserError` where it is no table or a row names no video.
     """
-    header, rows = _read(name)
-    places, notes = _columns(name, header)
+    header, rows, notes = _read(name)
+    places, unused = _columns(name, header)
+    notes += unused
     cells = [{field: row[place] for field, place in places.items()} for row in rows]
     if "video" not in places or _bare(name, cells):
         cells, missing = _by_id(name, [row | {"id": row.get("video") or row.get("id", "")} for row in cells])
@@ -71,51 +72,10 @@ def read_table(name: str) -> Found:
             raise UserError(f"{name}: row {number} names no video")
         group = row.get("group") or group_in_name(video)
         candidates.append(Candidate(beside(name, video), _class(row, header, places), row.get("split", ""), group))
-    candidates, told = _with_splits(candidates)
+    candidates, told = by_words(candidates)
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
     return Found(candidates, "csv", notes=notes + told)
-
-
-def _with_splits(candidates: list[Candidate]) -> tuple[list[Candidate], list[str]]:
-    """Rows with their splits by the words of folders, or by their paths where no row has one; notes of what was done.
-
-    The one training word is `train`, the one query word `query`; several of a kind (val and test) stay splits each.
-    """
-    words = sorted({candidate.split for candidate in candidates} - {""})
-    if not words:
-        return by_paths([replace(candidate, split="train") for candidate in candidates])
-    parsed = {word: split_in_name(word) for word in words}
-    kinds = {word: one[0] if one and not one[1] else "" for word, one in parsed.items()}
-    names = {"": "train"}
-    for word, kind in kinds.items():
-        same = {split_word(other) for other in words if kinds[other] == kind}
-        names[word] = word if not kind else kind if len(same) == 1 else split_word(word)
-    return [replace(c, split=names[c.split]) for c in candidates], _told_splits(candidates, names, kinds)
-
-
-def _told_splits(candidates: list[Candidate], names: dict[str, str], kinds: dict[str, str]) -> list[str]:
-    """Notes on splits that have another name than in the table, that have to be named in an experiment, or are none."""
-    notes = []
-    renamed = [f"'{shown(word)}' is {name}" for word, name in names.items() if word not in ("", name)]
-    if renamed:
-        notes.append(f"splits of the table by their words: {', '.join(renamed)}")
-    empty = sum(not candidate.split for candidate in candidates)
-    if empty:
-        notes.append(f"{empty} of {len(candidates)} rows have no split and are split 'train'")
-    unknown = [f"'{shown(word)}'" for word, kind in kinds.items() if not kind and word != UNUSED]
-    splits = ", ".join(shown(split) for split in sorted({names[c.split] for c in candidates}))
-    if unknown:
-        notes.append(
-            f"splits {', '.join(unknown)} are no known words and stay as they are ({splits}): name the training side with "
-            "--set data.train_split=NAME --set data.gallery_split=NAME, the query side with --set data.query_split=NAME"
-        )
-    elif len(set(names.values())) > len(set(kinds.values()) | {"train"}):
-        notes.append(
-            f"splits are called as the table calls them ({splits}): name the query side with "
-            "--set data.query_split=NAME or 'vicc evaluate --test-on NAME', others with data.train_split, data.gallery_split"
-        )
-    return notes
 
 
 def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> str | None:
@@ -125,29 +85,60 @@ def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> st
     return re.sub(r"[\[\]]", "", label) if label is not None and is_template else label
 
 
-def _read(name: str) -> tuple[list[str], list[list[str]]]:
+# Header, rows, and notes of how they were read.
+_Table = tuple[list[str], list[list[str]], list[str]]
+
+
+def _read(name: str) -> _Table:
     """Header and rows, whatever the format."""
     kind = extension(name)
     if kind == ".parquet":
-        return read_parquet(name)
+        return *read_parquet(name), []
     if kind in (".json", ".jsonl", ".ndjson"):
-        return read_json(name, _FIELDS)
-    header, rows = read_csv(name)
-    if any(extension(cell) in VIDEO_EXTENSIONS for cell in header):
-        return _without_header(name, [header, *rows])
-    if len(header) == 1 and re.match(rf".*\.(?:{'|'.join(e[1:] for e in VIDEO_EXTENSIONS)})[\s,;|]", header[0], re.I):
-        return _spaced(name)
-    return header, rows
+        return *read_json(name, _FIELDS), []
+    remarks, _ = _without_remarks(read_text(name))
+    notes = [f"{remarks} lines above the table begin with '#' and are passed over"] if remarks else []
+    header, rows, told = _read_text_table(name)
+    return header, rows, notes + told
 
 
-def _spaced(name: str) -> tuple[list[str], list[list[str]]]:
-    """A list of `path label` under a table's name (SlowFast, VideoMAE)."""
-    lines = enumerate(read_text(name).splitlines(), 1)
-    entries = [parse_line(name, number, line.strip()) for number, line in lines if line.strip()]
-    return ["video", "label"], [[entry.video, entry.label or ""] for entry in entries]
+def _read_text_table(name: str) -> _Table:
+    """A CSV with a header; or without one, parted by what fits all lines: a delimiter, or else blanks."""
+    if names_columns(name):
+        return *read_csv(name), []
+    try:
+        header, rows = read_csv(name)
+    except UserError as error:
+        spaced = _spaced(name)
+        if spaced is None:
+            raise UserError(f"{error}; {_READABLE}") from error
+        return spaced
+    fits = any(extension(cell) in VIDEO_EXTENSIONS for cell in header) and not _is_spaced_name(name)
+    if not fits and (spaced := _spaced(name)) is not None:
+        return spaced
+    return _without_header(name, [header, *rows]) if fits else (header, rows, [])
 
 
-def _without_header(name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+_READABLE = "a line without a header is 'folder/a.mp4,LABEL' or 'folder/a.mp4 LABEL', with quotes around names that have a comma"
+
+
+def _is_spaced_name(name: str) -> bool:
+    """Whether the first line is the name of a file that is there, whatever the commas in it."""
+    line = next((line for line in head(name).splitlines() if line.strip()), "")
+    return is_there(name, line.strip())
+
+
+def _spaced(name: str) -> _Table | None:
+    """A list of `path label` under a table's name (SlowFast, VideoMAE); None where a line is no such one."""
+    remarks, text = _without_remarks(read_text(name))
+    lines = [(remarks + number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines or not all(_SPACED.fullmatch(line) or is_there(name, line) for _, line in lines):
+        return None
+    entries, notes = with_splits([parse_line(name, number, line) for number, line in lines])
+    return ["video", "label", "split"], [[entry.video, entry.label or "", entry.split] for entry in entries], notes
+
+
+def _without_header(name: str, rows: list[list[str]]) -> _Table:
     """A header by what stands in the columns: one of videos and at most one other; `UserError` with a line for others."""
     columns = list(zip(*rows, strict=True))
     videos = [k for k, cells in enumerate(columns) if all(extension(c) in VIDEO_EXTENSIONS for c in cells if c)]
@@ -165,7 +156,8 @@ def _without_header(name: str, rows: list[list[str]]) -> tuple[list[str], list[l
             f"{name}: has no line that names its {len(columns)} columns; put one above all, such as: {','.join(header)} "
             f"(known: {_known()})"
         )
-    return header, rows
+    told = "the column of splits' words is taken for splits; if these are classes, put a line video,label above all"
+    return header, rows, [told] if "split" in header else []
 
 
 def _bare(name: str, rows: list[dict[str, str]]) -> bool:
