@@ -200,9 +200,9 @@ TOLD = (
 @pytest.mark.parametrize(
     ("name", "text", "expected", "notes"),
     [
-        ("l.txt", "train/a.mp4 x\ntest/b.mp4 y\n", "train query", [TOLD]),
+        ("l.txt", "train/a.mp4 x\ntest/b.mp4 x\n", "train query", [TOLD]),
         ("l.txt", "d/train/x/a.mp4\nd/test/x/b.mp4\n", "train query", [TOLD]),
-        ("t.csv", "video,label\nx/train/a.mp4,x\nx/test/b.mp4,y\n", "train query", [TOLD]),
+        ("t.csv", "video,label\nx/train/a.mp4,x\nx/test/b.mp4,x\n", "train query", [TOLD]),
         (
             "metadata.jsonl",
             '{"file_name": "train/a.mp4", "label": "x"}\n{"file_name": "test/b.mp4", "label": "x"}',

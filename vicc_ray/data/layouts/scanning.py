@@ -79,10 +79,25 @@ def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None
         raise UserError(f"{name}: layout '{found.layout}' has no fold {fold}; {' and '.join(FOLDED)} have folds")
     unique = deduplicate(found)
     placed = assign_splits(unique, split_rule) if split_rule else unique
-    notes = found.notes + _repeated(found, unique) + twins(unique)
+    notes = found.notes + _repeated(found, unique) + twins(unique) + _foreign_labels(placed)
     if not split_rule and found.layout in ("folders", "flat", "list", "csv"):
         notes += split_folders.told_by_name(name, unique, found.layout in FOLDER_LAYOUTS)
     return Found(placed, found.layout, found.ignored, notes)
+
+
+def _foreign_labels(candidates: list[Candidate]) -> list[str]:
+    """A note where no class of the queries is among those of training, so that no query could find its like."""
+    labels: dict[str, set[str]] = {"train": set(), "query": set()}
+    for candidate in candidates:
+        if candidate.label is not None and candidate.split in labels:
+            labels[candidate.split].add(candidate.label)
+    if not all(labels.values()) or labels["train"] & labels["query"]:
+        return []
+    train, query = (examples(sorted(labels[split])) for split in ("train", "query"))
+    return [
+        f"no class of split 'query' ({query}) is one of split 'train' ({train}), so no query finds its class there; are these "
+        "folders or columns the classes?"
+    ]
 
 
 def _repeated(found: Found, unique: list[Candidate]) -> list[str]:
@@ -208,7 +223,9 @@ def _read_plain(tree: Tree, layout: str) -> Found:
     arranged = None if layout == "classes" else split_folders.arrange(tree, layout == "splits")
     if arranged is None and layout == "splits":
         raise UserError(f"{tree.root}: no folder in it is named like a split (train, val, test, ...)")
+    told = split_folders.told_loosely(tree) if arranged is None and layout != "classes" else []
     candidates, notes = _read_classes(tree) if arranged is None else arranged
+    notes += told
     return Found(candidates, "folders", tree.ignored(), notes)
 
 

@@ -24,6 +24,11 @@ WORDS = {
     **{"valid": "query", "testing": "query", "eval": "query", "evaluation": "query"},
     **{"dev": "query", "holdout": "query", "query": "query"},
 }
+# Words that are too short or too rare to be a split's unless --layout splits says so, or both sides hold the same folders.
+_RARE = {
+    **{"tr": "train", "trn": "train", "trainings": "train", "trains": "train"},
+    **{"te": "query", "tst": "query", "tests": "query", "vals": "query"},
+}
 # Words that may stand beside it: `train_set`, `videos_val`, `Test-Data`; numbers may too: `train_256`.
 _FILLERS = {
     "set",
@@ -58,6 +63,18 @@ def split_in_name(name: str) -> tuple[str, str] | None:
         return None
     rest = (word for word in words if word not in WORDS and word not in _FILLERS and not _NUMBER.fullmatch(word))
     return WORDS[found[0]], " ".join(rest)
+
+
+def loose_split(name: str) -> str | None:
+    """The split of a name that has words of one, whatever else it says: `A_train`, `test_seen`, `tr`; else None.
+
+    Training and validation in one (`train_val`) is training; `train_test` is none.
+    """
+    words = [word for word in _words(name) if word in WORDS or word in _RARE]
+    kinds = {(WORDS | _RARE)[word] for word in words}
+    if kinds == {"train", "query"} and set(words) & {"val", "valid", "validation", "vals"} and "test" not in words:
+        return "train"
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _words(name: str) -> list[str]:
@@ -123,6 +140,44 @@ class SplitFolders:
 def split_folders(tree: Tree) -> SplitFolders:
     """Folders with videos that are a split's by their names and their siblings'; the outermost ones."""
     return _split_folders(tree.videos)
+
+
+def loose_folders(tree: Tree) -> SplitFolders | None:
+    """The first folders as splits where `loose_split` gives both sides; None where not."""
+    firsts = {file.parts[0]: None for file in tree.videos if file.folder}
+    splits = {name: split for name in firsts if (split := loose_split(name)) is not None}
+    return SplitFolders(splits) if set(splits.values()) == {"train", "query"} else None
+
+
+def recurring(tree: Tree) -> set[str]:
+    """Folders that lie in every first folder with videos, as classes lie in splits; none below a single one."""
+    inner: dict[str, set[str]] = {}
+    for file in tree.videos:
+        if file.folder:
+            inner.setdefault(file.parts[0], set()).update(file.parts[1:-1][:1])
+    shared = set.intersection(*inner.values()) if len(inner) > 1 else set[str]()
+    return {name for name in shared if not _COUNTED.fullmatch(name) and name.lower() not in VIDEO_FOLDERS}
+
+
+def told_loosely(tree: Tree) -> list[str]:
+    """A note for first folders that are read as classes and may be splits; `UserError` where names and content say so."""
+    folders, classes = loose_folders(tree), recurring(tree)
+    firsts = _list({file.parts[0] for file in tree.videos if file.folder})
+    if folders is not None and classes:
+        raise UserError(
+            f"{shown(tree.root)}: {folders.names()} can be read in two ways: as classes of these names, or as splits, as each "
+            f"holds the same folders ({examples(sorted(classes))}); say which: --layout classes takes every first folder for a "
+            "class, --layout splits these for splits"
+        )
+    if folders is not None:
+        told = ", ".join(f"{shown(name)}/ ({split})" for name, split in sorted(folders.splits.items()))
+        return [f"all first folders are taken for classes; if some are splits ({told}), say --layout splits"]
+    if len(classes) > 1:
+        return [
+            f"the first folders ({firsts}) are taken for classes, though each holds the same folders "
+            f"({examples(sorted(classes))}); if they are splits, rename them to train/ and test/ and say --layout splits"
+        ]
+    return []
 
 
 def _split_folders(videos: Iterable[File]) -> SplitFolders:
@@ -204,6 +259,9 @@ def arrange(tree: Tree, forced: bool = False) -> tuple[list[Candidate], list[str
     with both and what decides, and for the folds of one data set beside each other.
     """
     folders = split_folders(tree)
+    certain = set(folders.splits.values()) == {"train", "query"}
+    loose = loose_folders(tree) if forced and not certain else None
+    folders = folders if loose is None else loose
     if not folders.splits:
         return None
     level = _Level(tree, folders)
