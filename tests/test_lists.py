@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,51 @@ def test_a_split_at_the_end_of_every_line(tmp_path: Path, name: str) -> None:
     found = read(tmp_path, name, "a.mp4 crash test\nb.mp4 run\n")
     assert [(c.label, c.split) for c in found] == [("crash test", "train"), ("run", "train")]
     assert any("1 of 2 labels end with a split's word, which stays in the label (crash test)" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("title", ["labels", "target", "tag", "label_name", "class_id", "Class"])
+def test_columns_of_labels_by_other_names(tmp_path: Path, title: str) -> None:
+    assert rows(tmp_path, read(tmp_path, "t.csv", f"video,{title}\na.mp4,x\n")) == [("a.mp4", "x")]
+    assert rows(tmp_path, read(tmp_path, "u.csv", f"video,label,{title}2\na.mp4,x,y\n")) == [("a.mp4", "x")]
+
+
+def test_a_table_whose_labels_are_not_known_says_so(tmp_path: Path) -> None:
+    found = read(tmp_path, "t.csv", "video,verb,length\na.mp4,x,3\n")
+    assert found.notes == [
+        "2 columns are not used: verb, length",
+        "no column is known as the labels': label, class, class_name, ...",
+    ]
+    assert read(tmp_path, "t.csv", "video,split\na.mp4,train\n").notes == []
+
+
+def test_a_missing_number_is_no_class(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = read(tmp_path, "l.jsonl", '{"video": "a.mp4", "label": NaN}\n{"video": "b.mp4", "label": 2}\n')
+    assert rows(tmp_path, found) == [("a.mp4", None), ("b.mp4", "2")]
+    pq.write_table(pa.table({"video": ["a.mp4"], "label": [float("nan")]}), tmp_path / "t.parquet")
+    assert rows(tmp_path, scan(tmp_path / "t.parquet")) == [("a.mp4", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("video_id,start,end,class,split\nabcdefghijk,0,10,jump,val\n", "call its columns label,youtube_id,time_start"),
+        (
+            "abcdefghijk,0,10,jump,val\n",
+            "call its columns label,youtube_id,time_start,time_end,split, as Kinetics does",
+        ),
+        (
+            "clip;what\nabcdefghijk_000000_000010;jump\n",
+            "it cannot be read as it is (.*no column 'video'; it has: clip;what",
+        ),
+    ],
+)
+def test_a_table_in_a_folder_that_cannot_be_read_is_said(tmp_path: Path, text: str, note: str) -> None:
+    touch(tmp_path, "abcdefghijk_000000_000010.mp4", "b.mp4")
+    (tmp_path / "k.csv").write_text(text)
+    (tmp_path / "other.csv").write_text("one,two\n1,2\n")
+    (told,) = scan(tmp_path).notes
+    assert told.startswith("k.csv names 1 of the 2 videos; it is not read with the folder: for its labels and splits ")
+    assert re.search(note.replace("(.*", r"\(.*"), told)

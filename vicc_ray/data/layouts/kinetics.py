@@ -56,6 +56,11 @@ def recognised(tree: Tree) -> str | None:
     return f"the folders {names}" if placed and 2 * placed >= len(tree.videos) else None
 
 
+def id_of(name: str) -> str | None:
+    """The YouTube id that a clip's name (without extension) begins with; None for a name without the clip's times."""
+    return name[:ID_LETTERS] if _TIMED_NAME.fullmatch(name) else None
+
+
 def unused_tables(tree: Tree) -> list[str]:
     """A note of tables in the tree that name none of its videos."""
     files = [file.inner for file in _tables(tree) if not file.inner.startswith("..")]
@@ -192,8 +197,8 @@ def _group(file: File, tables: _Tables) -> str | None:
     name, line = stem(file.inner), tables.line(file)
     if line is not None:
         return line.name
-    if _TIMED_NAME.fullmatch(name):
-        return name[:ID_LETTERS]
+    if (named := id_of(name)) is not None:
+        return named
     bare = not tables.clips.lines and _BARE_NAME.fullmatch(name)
     return name if bare and not _COUNTED_NAME.fullmatch(name) else group_in_name(file.inner)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,12 @@ from vicc_ray.data.layouts.candidates import (
     shown,
     stem,
     twins,
+    unquoted,
 )
 from vicc_ray.data.layouts.lists import read_list
 from vicc_ray.data.layouts.splits import assign_splits
 from vicc_ray.data.layouts.tables import names_columns, read_table
-from vicc_ray.data.layouts.tree import Tree, plant
+from vicc_ray.data.layouts.tree import File, Tree, head, plant
 from vicc_ray.errors import UserError
 
 OFFICIAL: dict[str, Callable[[Tree, int | None], Found]] = {
@@ -187,7 +189,8 @@ def _unread_tables(tree: Tree) -> list[str]:
     for file in small:
         try:
             named = {candidate.path for candidate in _read_file(file.name, "auto")}
-        except UserError:
+        except UserError as error:
+            notes += _misread_table(file, tree, error)
             continue
         count = len(named & videos) or len({posixpath.basename(path) for path in named} & names)
         if count:
@@ -196,6 +199,28 @@ def _unread_tables(tree: Tree) -> list[str]:
                 f"splits index it by itself (vicc index {shown(file.name)})"
             )
     return notes
+
+
+def _misread_table(file: File, tree: Tree, error: UserError) -> list[str]:
+    """A note on a table that cannot be read and holds names of the videos, or the ids that Kinetics' names begin with."""
+    words = {unquoted(word) for line in head(file.name).splitlines() for word in re.split(r"[,\t;|]", line)}
+    stems = [stem(video.inner) for video in tree.videos]
+    whole = sum(
+        name in words or posixpath.basename(video.inner) in words
+        for name, video in zip(stems, tree.videos, strict=True)
+    )
+    by_id = sum(kinetics.id_of(name) in words for name in stems)
+    if not whole and not by_id:
+        return []
+    advice = (
+        "call its columns label,youtube_id,time_start,time_end,split, as Kinetics does, and index the folder"
+        if by_id
+        else f"it cannot be read as it is ({error})"
+    )
+    return [
+        f"{file.inner} names {max(whole, by_id)} of the {len(tree.videos)} videos; it is not read with the folder: for its labels "
+        f"and splits {advice}"
+    ]
 
 
 def _recognise(tree: Tree) -> tuple[str, list[str]]:

@@ -37,7 +37,7 @@ COLUMNS = {
 # Others that data sets have. A template is Something-Something's class, whose `label` is a sentence of its own.
 _MORE = {
     "video": ("video_file_name", "video_name", "file_path", "clip_path"),
-    "label": ("class_name", "category", "action"),
+    "label": ("class_name", "category", "action", "labels", "label_name", "target", "tag", "class_id"),
     "split": ("subset",),
 }
 _TEMPLATE = "template"
@@ -304,7 +304,9 @@ def read_parquet(name: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell).strip()
+    return (
+        "" if cell is None or cell != cell else str(cell).strip()
+    )  # a missing number is NaN, which differs from itself
 
 
 def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
@@ -325,7 +327,10 @@ def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
         hint = " (for Kinetics' own table index the folder of its videos)" if "youtube_id" in lower else ""
         raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{hint}{advice}")
     rest = [title for place, title in enumerate(header) if place not in places.values()]
-    return places, [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
+    notes = [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
+    if "label" not in places and any(title.lower() not in _FIELDS for title in rest):
+        notes.append(f"no column is known as the labels': {examples(_TITLES['label'])}")
+    return places, notes
 
 
 def _known() -> str:
