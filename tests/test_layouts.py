@@ -25,6 +25,14 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
+def foreign(query: str, train: str) -> str:
+    """The note on queries whose classes are not in training."""
+    return (
+        f"no class of split 'query' ({query}) is one of split 'train' ({train}), so no query finds its class there; are these "
+        "folders or columns the classes?"
+    )
+
+
 def inner(found: Found, root: Path) -> list[str]:
     """The candidates' names below a folder."""
     return [os.path.relpath(candidate.path, root) for candidate in found]
@@ -240,7 +248,7 @@ def test_a_group_of_a_table_that_crosses_splits_is_noted(tmp_path: Path) -> None
     assert scan(tmp_path / "t.csv").notes[0].startswith("1 of 2 groups cross splits (2 videos): p1 (query 1, train 1)")
     # Without the column a number in a name counts within its class.
     (tmp_path / "t.csv").write_text("video,label,split\nv_X_g01_c1.avi,x,train\nv_Y_g01_c1.avi,y,query\n")
-    assert scan(tmp_path / "t.csv").notes == []
+    assert scan(tmp_path / "t.csv").notes == [foreign("y", "x")]
 
 
 # Object stores -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def rows(root: Path, found: Found) -> list[tuple[str, str | None]]:
         ("tabs.txt", "a/x.mp4\t0\r\na/y z.mp4\t12\r\n"),
         ("commas.txt", "a/x.mp4,0\na/y z.mp4, 12\n"),
         ("quoted.txt", "'a/x.mp4' 0\n\"a/y z.mp4\" 12\n"),
+        ("spaced.csv", "'a/x.mp4' 0\n\"a/y z.mp4\" 12\n"),
         ("slowfast.csv", "a/x.mp4 0\na/y z.mp4 12\n"),
         ("timesformer.csv", "a/x.mp4,0\na/y z.mp4,12\n"),
         ("quoted.csv", '"a/x.mp4","0"\n"a/y z.mp4","12"\n'),
@@ -99,6 +101,9 @@ READABLE = r'an entry is readable as {"video": "folder/a.mp4", "label": "a class
     ("name", "text", "message"),
     [
         ("l.txt", "b.mp4 1\na.mp4 1 2\n", "line 2 is 'a.mp4 1 2': 2 values follow the video, which has one label; write 'a"),
+        ("l.txt", "a.mp4 0.0 5.2 jump\n", "3 values follow the video, which has one label; write 'a.mp4 LABEL'"),
+        ("l.csv", "a.mp4 0.0 5.2 jump\n", "line 1 is .*: 3 values follow the video"),
+        ("l.csv", "a.mp4 1\nb.mp4,2,3\n", "line 2 has 3 cells, the first line 1; a line without a header is 'folder/a.mp4,L"),
         ("l.txt", "a.mp4,x,train\n", "or put a line above all that names the columns, such as video,label,split"),
         ("l.txt", "a.mp4\tx\ttrain\n", "such as video<TAB>label<TAB>split"),
         ("frames.txt", "x/frames 120 3\n", "names no video file .* lists of folders of pictures are not read"),
@@ -131,13 +136,98 @@ def test_rows_of_one_video_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_splits_of_a_table_keep_their_names_and_say_so(tmp_path: Path) -> None:
-    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,test\n")
-    assert [c.split for c in found] == ["train", "test"]
-    assert found.notes == [
-        "splits are called as the table calls them (test, train): name the query side with --set data.query_split=NAME or "
-        "'vicc evaluate --test-on NAME'"
-    ]
+@pytest.mark.parametrize(
+    ("splits", "expected", "notes"),
+    [
+        ("train query", "train query", []),
+        ("train test", "train query", ["splits of the table by their words: 'test' is query"]),
+        ("TRAIN VAL", "train query", ["splits of the table by their words: 'TRAIN' is train, 'VAL' is query"]),
+        ("Train Test", "train query", ["splits of the table by their words: 'Test' is query, 'Train' is train"]),
+        (
+            "training validation",
+            "train query",
+            ["splits of the table by their words: 'training' is train, 'validation' is query"],
+        ),
+        (
+            "Train val test",
+            "train val test",
+            [
+                "splits of the table by their words: 'Train' is train",
+                "splits are called as the table calls them (test, train, val): name the query side with "
+                "--set data.query_split=NAME or 'vicc evaluate --test-on NAME', others with data.train_split, data.gallery_split",
+            ],
+        ),
+        (
+            "- test",
+            "train query",
+            ["splits of the table by their words: 'test' is query", "1 of 2 rows have no split and are split 'train'"],
+        ),
+        (
+            "0 1",
+            "0 1",
+            [
+                "splits '0', '1' are no known words and stay as they are (0, 1): name the training side with "
+                "--set data.train_split=NAME --set data.gallery_split=NAME, the query side with --set data.query_split=NAME"
+            ],
+        ),
+        ("train unused", "train unused", []),
+        ("Gallery query", "train query", ["splits of the table by their words: 'Gallery' is train"]),
+        ("- -", "train train", []),
+    ],
+)
+def test_splits_of_a_table_are_read_by_the_words_of_folders(
+    tmp_path: Path, splits: str, expected: str, notes: list[str]
+) -> None:
+    lines = [f"{number}.mp4,{split.strip('-')}" for number, split in enumerate(splits.split())]
+    found = read(tmp_path, "t.csv", "video,split\n" + "\n".join(lines))
+    assert [c.split for c in found] == expected.split()
+    assert found.notes == notes
+
+
+def test_several_words_of_a_side_stay_splits(tmp_path: Path) -> None:
+    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,gallery\nc.mp4,query\nd.mp4,train_and_test\n")
+    assert [c.split for c in found] == ["train", "gallery", "query", "train_and_test"]
+    assert found.notes[0].startswith("splits 'train_and_test' are no known words and stay as they are")
+    found = read(tmp_path, "t.csv", "video,split\na.mp4,train\nb.mp4,gallery\nc.mp4,query\n")
+    assert found.notes[0].startswith("splits are called as the table calls them (gallery, query, train)")
+
+
+TOLD = (
+    "it has no splits; those of the folders test/, train/ in its paths are taken (query 1, train 1); for others add a "
+    "column 'split' or say --split 'train: rest'"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected", "notes"),
+    [
+        ("l.txt", "train/a.mp4 x\ntest/b.mp4 x\n", "train query", [TOLD]),
+        ("l.txt", "d/train/x/a.mp4\nd/test/x/b.mp4\n", "train query", [TOLD]),
+        ("t.csv", "video,label\nx/train/a.mp4,x\nx/test/b.mp4,x\n", "train query", [TOLD]),
+        (
+            "metadata.jsonl",
+            '{"file_name": "train/a.mp4", "label": "x"}\n{"file_name": "test/b.mp4", "label": "x"}',
+            "train query",
+            [TOLD],
+        ),
+        ("t.csv", "video,split\ntrain/a.mp4,query\ntest/b.mp4,train\n", "query train", []),
+        ("l.txt", "bus/a.mp4 bus\ntrain/b.mp4 train\n", "train train", []),
+        ("l.txt", "train/a.mp4\ntrain/b.mp4\n", "train train", []),
+        (
+            "l.txt",
+            "test/a.mp4 test\ntrain/b.mp4 train\n",
+            "train train",
+            ["test/, train/ in its paths are the labels and not taken for splits; for splits add a column 'split'"],
+        ),
+    ],
+)
+def test_split_folders_in_the_paths_of_a_table_are_splits(
+    tmp_path: Path, name: str, text: str, expected: str, notes: list[str]
+) -> None:
+    found = read(tmp_path, name, text)
+    assert [c.split for c in found] == expected.split()
+    assert found.notes == notes
+    assert {c.split for c in scan(tmp_path / name, split_rule="train: rest")} == {"train"}
 
 
 def test_a_table_in_a_folder_is_said_to_be_unread(tmp_path: Path) -> None:
@@ -160,3 +250,117 @@ def test_nested_columns_of_parquet_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"video": [{"bytes": b"x", "path": "a.mp4"}]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="column 'video' holds struct<bytes: binary, path: string>, not a name a row"):
         scan(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'video, label\nl/a b.mp4, "jump"\nl/c,c.mp4, "run"\n'.replace("l/c,c.mp4", '"l/c,c.mp4"'),
+        '"video", "label"\n"l/a b.mp4", "jump"\n"l/c,c.mp4", "run"\n',
+        '"video" , "label"\n"l/a b.mp4" , "jump" \n"l/c,c.mp4" , "run"\n',
+        "'video','label'\n'l/a b.mp4', 'jump'\n\"l/c,c.mp4\", ' run '\n",
+        '"l/a b.mp4", "jump"\n"l/c,c.mp4", "run"\n',
+        'video; label\nl/a b.mp4; "jump"\nl/c,c.mp4; "run"\n',
+        'video\tlabel\nl/a b.mp4\t "jump"\nl/c,c.mp4\t "run"\n',
+        "# made by hand\n#\nvideo,label\nl/a b.mp4,jump\n\"l/c,c.mp4\",run\n",
+        "# video,label\nl/a b.mp4,jump\n\"l/c,c.mp4\",run\n",
+    ],
+)  # fmt: skip
+def test_cells_are_unquoted_by_one_rule(tmp_path: Path, text: str) -> None:
+    assert rows(tmp_path, read(tmp_path, "t.csv", text)) == [("l/a b.mp4", "jump"), ("l/c,c.mp4", "run")]
+
+
+def test_quotes_within_a_cell_stay(tmp_path: Path) -> None:
+    found = read(
+        tmp_path, "t.csv", 'video,label\na.mp4,"say ""hi"" , you"\nb.mp4,\'a\' or \'b\'\nc.mp4,it\'s 5" tall\n'
+    )
+    assert [label for _, label in rows(tmp_path, found)] == ['say "hi" , you', "'a' or 'b'", "it's 5\" tall"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.mp4 0\nc,c.mp4 2\nb b.mp4 1\n", "a.mp4:0 c,c.mp4:2 b b.mp4:1"),
+        ("c,c.mp4 2\na.mp4 0\n", "c,c.mp4:2 a.mp4:0"),
+        ('"c,c.mp4" 0\n"b b.mp4" 1\na.mp4 2\n', "c,c.mp4:0 b b.mp4:1 a.mp4:2"),
+        ('a.mp4 "jump, high"\nb.mp4 run\n', "a.mp4:jump, high b.mp4:run"),
+        ("# by hand\na.mp4 0\nc,c.mp4 2\n", "a.mp4:0 c,c.mp4:2"),
+    ],
+)
+def test_a_csv_parted_by_blanks(tmp_path: Path, text: str, expected: str) -> None:
+    found = read(tmp_path, "t.csv", text)
+    assert " ".join(f"{video}:{label}" for video, label in rows(tmp_path, found)) == expected
+    passed_over = "1 lines above the table begin with '#' and are passed over"
+    assert (passed_over in found.notes) == text.startswith("#")
+
+
+def test_names_with_commas_that_are_there_are_whole_lines(tmp_path: Path) -> None:
+    touch(tmp_path, "c,c.mp4", "d,d.mp4")
+    assert rows(tmp_path, read(tmp_path, "t.csv", "c,c.mp4\nd,d.mp4\n")) == [("c,c.mp4", None), ("d,d.mp4", None)]
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv"])
+def test_a_split_at_the_end_of_every_line(tmp_path: Path, name: str) -> None:
+    found = read(tmp_path, name, "a.mp4 0 train\nb.mp4 high jump test\nc.mp4 1 TRAIN\n")
+    assert [(c.label, c.split) for c in found] == [("0", "train"), ("high jump", "query"), ("1", "train")]
+    assert any(
+        "the last word of every line is taken for its split (TRAIN, test, train)" in note for note in found.notes
+    )
+    found = read(tmp_path, name, "a.mp4 train\nb.mp4 test\n")
+    assert [(c.label, c.split) for c in found] == [(None, "train"), (None, "query")]
+    found = read(tmp_path, "c.csv", "a.mp4,train\nb.mp4,test\n")
+    assert [(c.label, c.split) for c in found] == [(None, "train"), (None, "query")]
+    assert found.notes[0].startswith(
+        "the column of splits' words is taken for splits; if these are classes, put a line"
+    )
+    found = read(tmp_path, name, "a.mp4 crash test\nb.mp4 run\n")
+    assert [(c.label, c.split) for c in found] == [("crash test", "train"), ("run", "train")]
+    assert any("1 of 2 labels end with a split's word, which stays in the label (crash test)" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("title", ["labels", "target", "tag", "label_name", "class_id", "Class"])
+def test_columns_of_labels_by_other_names(tmp_path: Path, title: str) -> None:
+    assert rows(tmp_path, read(tmp_path, "t.csv", f"video,{title}\na.mp4,x\n")) == [("a.mp4", "x")]
+    assert rows(tmp_path, read(tmp_path, "u.csv", f"video,label,{title}2\na.mp4,x,y\n")) == [("a.mp4", "x")]
+
+
+def test_a_table_whose_labels_are_not_known_says_so(tmp_path: Path) -> None:
+    found = read(tmp_path, "t.csv", "video,verb,length\na.mp4,x,3\n")
+    assert found.notes == [
+        "2 columns are not used: verb, length",
+        "no column is known as the labels': label, class, class_name, ...",
+    ]
+    assert read(tmp_path, "t.csv", "video,split\na.mp4,train\n").notes == []
+
+
+def test_a_missing_number_is_no_class(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = read(tmp_path, "l.jsonl", '{"video": "a.mp4", "label": NaN}\n{"video": "b.mp4", "label": 2}\n')
+    assert rows(tmp_path, found) == [("a.mp4", None), ("b.mp4", "2")]
+    pq.write_table(pa.table({"video": ["a.mp4"], "label": [float("nan")]}), tmp_path / "t.parquet")
+    assert rows(tmp_path, scan(tmp_path / "t.parquet")) == [("a.mp4", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("video_id,start,end,class,split\nabcdefghijk,0,10,jump,val\n", "call its columns label,youtube_id,time_start"),
+        (
+            "abcdefghijk,0,10,jump,val\n",
+            "call its columns label,youtube_id,time_start,time_end,split, as Kinetics does",
+        ),
+        (
+            "clip;what\nabcdefghijk_000000_000010;jump\n",
+            "it cannot be read as it is (.*no column 'video'; it has: clip;what",
+        ),
+    ],
+)
+def test_a_table_in_a_folder_that_cannot_be_read_is_said(tmp_path: Path, text: str, note: str) -> None:
+    touch(tmp_path, "abcdefghijk_000000_000010.mp4", "b.mp4")
+    (tmp_path / "k.csv").write_text(text)
+    (tmp_path / "other.csv").write_text("one,two\n1,2\n")
+    (told,) = scan(tmp_path).notes
+    assert told.startswith("k.csv names 1 of the 2 videos; it is not read with the folder: for its labels and splits ")
+    assert re.search(note.replace("(.*", r"\(.*"), told)

@@ -325,6 +325,23 @@ def test_index_names_videos_that_are_there_twice(tmp_path: Path) -> None:
     ]
 
 
+def test_copies_are_told_once_whatever_their_order(tmp_path: Path) -> None:
+    """The first and the last of three say the same, the one between says something else."""
+    write_video(tmp_path / "a.mp4", numbered_frames(8))
+    for name in ("b.mp4", "c.mp4"):
+        shutil.copy(tmp_path / "a.mp4", tmp_path / name)
+    for rows, where in (
+        ("a.mp4,x,train\nb.mp4,y,train\nc.mp4,x,train\n", ["under several labels"]),
+        ("a.mp4,x,train\nb.mp4,x,query\nc.mp4,x,train\n", ["in several splits"]),
+        ("a.mp4,x,train\nb.mp4,x,train\nc.mp4,x,unused\n", ["as others"]),
+    ):
+        (tmp_path / "t.csv").write_text(f"video,label,split\n{rows}")
+        with console.capture() as told:
+            index_videos(str(tmp_path / "t.csv"), tmp_path / "m.parquet")
+        lines = [line for line in told.get().splitlines() if "same content" in line]
+        assert [line.partition("same content ")[2].partition(":")[0] for line in lines] == where
+
+
 def test_index_counts_videos_that_are_shorter_than_the_clips_in_use(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered_frames(14))
     with console.capture() as told:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_layouts import touch
+from test_layouts import foreign, touch
 
 from vicc_ray.data.layouts import Found, scan
 from vicc_ray.errors import UserError
@@ -97,7 +97,7 @@ def test_a_group_of_ucf101_is_one_of_its_class(tmp_path: Path) -> None:
     """v_A_g01 and v_B_g01 were cut from different videos."""
     touch(tmp_path, "A/v_A_g01_c01.avi", "B/v_B_g01_c01.avi")
     write(tmp_path, trainlist01="A/v_A_g01_c01.avi 1\n", testlist01="B/v_B_g01_c01.avi\n")
-    assert len(scan(tmp_path).notes) == 1
+    assert scan(tmp_path).notes[1:] == [foreign("B", "A")]
 
 
 def test_ucf101_copes_with_variants_of_names(tmp_path: Path) -> None:
@@ -261,6 +261,7 @@ def test_kinetics_folders(tmp_path: Path, videos: str, train: str, val: str) -> 
     assert found.notes == [
         f"recognised as layout 'kinetics' by the folders {min(train, val)}/, {max(train, val)}/",
         f"1 class folders without videos: {top}{train}/yoga",
+        foreign("abseiling", "playing guitar"),
     ]
 
 
@@ -287,6 +288,7 @@ def test_kinetics_tables(tmp_path: Path) -> None:
         f"the tables name 1 videos (of 3) that are not there: {IDS[2]}_000000_000010",
         f"1 videos are in no split folder or table (split 'unused'): elsewhere/{IDS[3]}_000000_000010.mp4",
         f"1 videos lie in a folder of another class than the tables say; the folder's is taken: elsewhere/{IDS[1]}.mp4",
+        foreign("elsewhere", "playing guitar"),
     ]
     (tmp_path / "annotations" / "all.csv").unlink()
     (tmp_path / "annotations" / "k400_val.csv").write_text(f"{head}\nyoga,{IDS[1]},3,13\n")
@@ -392,3 +394,27 @@ def test_videos_in_no_list_may_share_a_name(tmp_path: Path) -> None:
     touch(tmp_path, *UCF, "mine/1/video.mp4", "mine/2/video.mp4")
     write(tmp_path, trainlist01=TRAIN, testlist01=TEST)
     assert sum(c.split == "unused" for c in scan(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'label, youtube_id, time_start, time_end, split\n"head, neck", "abcdefghijk", 0, 10, "val"\n',
+        '"label", "youtube_id", "time_start", "time_end", "split"\n"head, neck", "abcdefghijk", "0", "10", "val"\n',
+        "# clips\n'Label';'YouTube_ID' ;time_start;time_end;split\n'head, neck';abcdefghijk;0;10;val\n",
+    ],
+)
+def test_a_table_of_kinetics_with_blanks_and_quotes(tmp_path: Path, text: str) -> None:
+    """What recognises the table and what reads it see the same columns."""
+    touch(tmp_path, "abcdefghijk_000000_000010.mp4")
+    (tmp_path / "clips.csv").write_text(text)
+    found = scan(tmp_path)
+    assert [(found.layout, c.label, c.split) for c in found] == [("kinetics", "head, neck", "query")]
+
+
+@pytest.mark.parametrize("time", ["inf", "-inf", "nan", "1e999", "soon"])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, time: str) -> None:
+    touch(tmp_path, "abcdefghijk_000000_000010.mp4")
+    (tmp_path / "clips.csv").write_text(f"label,youtube_id,time_start,time_end\nx,abcdefghijk,{time},10\n")
+    with pytest.raises(UserError, match=r"clips.csv: row 1: a time is no number"):
+        scan(tmp_path)

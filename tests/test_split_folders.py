@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_layouts import touch
+from test_layouts import foreign, touch
 
 from vicc_ray.data.layouts import Found, scan
 from vicc_ray.data.layouts.split_folders import split_in_name
@@ -56,7 +56,8 @@ def test_split_in_name(name: str, expected: tuple[str, str] | None) -> None:
         ("x/train/1/a.mp4 x/test/2/b.mp4 y/train/3/c.mp4", "a:x:train b:x:query c:y:train"),
         ("x/train/1/a.mp4 x/test/1/b.mp4 y/train/1/c.mp4 y/test/id2/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("x/a.mp4 x/test/b.mp4 y/c.mp4 y/test/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
-        ("ucf/train/x/a.mp4 ucf/test/x/b.mp4 hmdb/train/y/c.mp4", "a:x:train b:x:query c:y:train"),
+        ("rgb/train/x/a.mp4 rgb/test/x/b.mp4 flow/train/x/c.mp4", "a:x:train b:x:query c:x:train"),
+        ("x/train/p/a.mp4 x/test/q/b.mp4 y/train/p/c.mp4 y/test/q/d.mp4", "a:x:train b:x:query c:y:train d:y:query"),
         ("x/a.mp4 y/b.mp4 test/c.mp4", "a:x:train b:y:train c:-:query"),
         ("x/a.mp4 y/b.mp4 test/x/c.mp4", "a:x:train b:y:train c:x:query"),
         ("train/a.mp4 test/b.mp4", "a:-:train b:-:query"),
@@ -74,7 +75,7 @@ def test_folders_are_read_as_a_person_reads_them(tmp_path: Path, names: str, exp
 
 
 def test_what_is_recognised_and_left_out_is_said(tmp_path: Path) -> None:
-    _, found = seen(tmp_path / "1", "Train/x/a.mp4 val/y/b.mp4 test/c.mp4 demo.mp4")
+    _, found = seen(tmp_path / "1", "Train/x/a.mp4 val/x/b.mp4 test/c.mp4 demo.mp4")
     assert found.notes == [
         "recognised split folders: Train/ (train), test/ (query), val/ (query)",
         "1 videos lie in no class folder of test/ and have no label; if that is a class and no split, say --layout classes",
@@ -88,7 +89,8 @@ def test_what_is_recognised_and_left_out_is_said(tmp_path: Path) -> None:
     assert found.notes[0].endswith("if it holds the training videos, say --layout splits")
     _, found = seen(tmp_path / "5", "x/train/a.mp4 y/test/b.mp4")
     assert found.notes == [
-        "recognised split folders: test/ (query), train/ (train); the folders above them (x/, y/) are the classes"
+        "recognised split folders: test/ (query), train/ (train); the folders above them (x/, y/) are the classes",
+        foreign("y", "x"),
     ]
     _, found = seen(tmp_path / "6", "x/train/run/a.mp4 y/test/run/b.mp4")
     assert found.notes[0].endswith(
@@ -206,3 +208,85 @@ def test_classes_and_names_that_are_written_in_two_ways_are_noted(tmp_path: Path
     ]
     (tmp_path / "t.csv").write_text("video,label\né.mp4,x\ne\u0301.mp4,x\n", encoding="utf-8")
     assert scan(tmp_path / "t.csv").notes[0].startswith("1 names of files are there in two forms of Unicode")
+
+
+@pytest.mark.parametrize("layout", ["auto", "kinetics"])
+@pytest.mark.parametrize(
+    ("names", "expected", "unsure"),
+    [
+        ("train/test/a.mp4 train/run/b.mp4 val/test/c.mp4", "a:test:train b:run:train c:test:query", False),
+        ("train/run/a.mp4 train/test/b.mp4 test/test/c.mp4", "a:run:train b:test:train c:test:query", False),
+        ("train/train/a.mp4 val/train/b.mp4", "a:train:train b:train:query", False),
+        ("train/train/a.mp4 train/bus/b.mp4 val/bus/c.mp4", "a:train:train b:bus:train c:bus:query", False),
+        ("train/test/p1/a.mp4 train/run/p1/b.mp4 val/test/p2/c.mp4", "a:test:train b:run:train c:test:query", False),
+        ("train/run/a.mp4 val/validation/b.mp4", "a:run:train b:validation:query", True),
+        ("train/run/a.mp4 val/val/run/b.mp4", "a:run:train b:run:query", False),
+        ("train/train/a.mp4 val/val/b.mp4", "a:-:train b:-:query", False),
+    ],
+)
+def test_a_class_with_the_name_of_a_split_keeps_its_label(
+    tmp_path: Path, names: str, expected: str, unsure: bool, layout: str
+) -> None:
+    read, found = seen(tmp_path, names, layout)
+    assert read == expected
+    assert any("is taken for a class, though it is named like the split" in note for note in found.notes) == unsure
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "x/train/alice/a.mp4 x/test/alice/b.mp4 y/train/bob/c.mp4 y/test/bob/d.mp4",
+        "x/train/alice/a.mp4 x/test/alice/b.mp4 y/train/alice/c.mp4 y/test/bob/d.mp4",
+        "x/train/alice/a.mp4 x/test/alice/b.mp4 y/train/c.mp4 y/test/d.mp4",
+    ],
+)
+def test_persons_in_split_folders_of_classes_are_a_question(tmp_path: Path, names: str) -> None:
+    with pytest.raises(
+        UserError, match=r"test/, train/ in x/, y/ can be read in two ways.*--layout splits.*one by one"
+    ):
+        seen(tmp_path, names)
+    assert seen(tmp_path, names, "splits")[0] == "a:x:train b:x:query c:y:train d:y:query"
+    assert seen(tmp_path / "x", "")[0] == "a:alice:train b:alice:query"
+
+
+@pytest.mark.parametrize(
+    ("train", "query"),
+    [
+        *[("tr", "te"), ("trn", "tst"), ("Trainings", "Tests"), ("A_train", "B_test"), ("trainset_a", "test_b")],
+        *[("train_val", "test"), ("train", "test_seen"), ("trainset_part1", "testset"), ("train-val", "test_unseen")],
+    ],
+)
+def test_other_names_of_splits_are_a_question_with_two_answers(tmp_path: Path, train: str, query: str) -> None:
+    names = f"{train}/x/a.mp4 {train}/y/b.mp4 {query}/x/c.mp4 {query}/y/d.mp4"
+    with pytest.raises(UserError, match=r"can be read in two ways.*--layout classes.*--layout splits"):
+        seen(tmp_path, names)
+    assert seen(tmp_path, names, "splits")[0] == "a:x:train b:y:train c:x:query d:y:query"
+    assert seen(tmp_path, names, "classes")[0] == f"a:{train}:train b:{train}:train c:{query}:train d:{query}:train"
+
+
+def test_folders_that_may_be_splits_by_name_or_content_alone_are_noted(tmp_path: Path) -> None:
+    names = "Anomaly-Part-1/Abuse/a.mp4 Testing_Normal_Anomaly/b.mp4 Training-Normal-Part-1/c.mp4"
+    _, found = seen(tmp_path / "1", names)
+    assert found.notes == [
+        "all first folders are taken for classes; if some are splits (Testing_Normal_Anomaly/ (query), "
+        "Training-Normal-Part-1/ (train)), say --layout splits"
+    ]
+    assert seen(tmp_path / "1", names, "splits")[0] == "a:-:unused b:-:query c:-:train"
+    read, found = seen(tmp_path / "2", "seen/x/a.mp4 seen/y/b.mp4 unseen/x/c.mp4 unseen/y/d.mp4")
+    assert read == "a:seen:train b:seen:train c:unseen:train d:unseen:train"
+    assert found.notes == [
+        "the first folders (seen/, unseen/) are taken for classes, though each holds the same folders (x, y); if they are "
+        "splits, rename them to train/ and test/ and say --layout splits"
+    ]
+    assert seen(tmp_path / "2", "", "classes")[1].notes == []
+    assert seen(tmp_path / "3", "x/g01/a.mp4 x/g02/b.mp4 y/g01/c.mp4 y/g02/d.mp4")[1].notes == []
+
+
+def test_queries_whose_classes_are_not_in_training_are_noted(tmp_path: Path) -> None:
+    """Folders of persons above those of classes."""
+    read, found = seen(tmp_path / "1", "train/s1/jump/a.mp4 train/s2/jump/b.mp4 val/s3/jump/c.mp4")
+    assert read == "a:s1:train b:s2:train c:s3:query"
+    assert found.notes[-1] == foreign("s3", "s1, s2")
+    for names in ("train/x/a.mp4 train/y/b.mp4 val/y/c.mp4", "train/a.mp4 val/x/b.mp4", "x/a.mp4 y/b.mp4"):
+        _, found = seen(tmp_path / names[-7:-4].replace("/", ""), names)
+        assert not any("no class of split" in note for note in found.notes)

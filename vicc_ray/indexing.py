@@ -207,8 +207,9 @@ def _tell_copies(manifest: Manifest) -> None:
             crossing.append(sides)
         if len({row.label for row in rows}) > 1:
             mislabelled.append(rows)
-        if rows[0].split == rows[-1].split and rows[0].label == rows[-1].label:
-            others.append(rows)
+        alike = sides or rows
+        if len(alike) > 1 and len({(row.split, row.label) for row in alike}) == 1:
+            others.append(alike)
     high = "; what queries look for is then among what is learnt from, and recall too high"
     for found, what, where, why in (
         (crossing, "split", "in several splits", high),

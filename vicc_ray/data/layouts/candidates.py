@@ -88,6 +88,14 @@ def shown(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def unquoted(cell: str) -> str:
+    """A cell without the blanks and the one pair of quotes around it: ` "jump" ` -> `jump`; `it's` stays."""
+    text = cell.strip()
+    quote = text[:1]
+    enclosed = len(text) > 1 and quote in ("'", '"') and text[-1] == quote and quote not in text[1:-1]
+    return text[1:-1].strip() if enclosed else text
+
+
 def examples(names: Sequence[str], most: int = 3) -> str:
     """The first few names for a message, and a sign that there are more."""
     return ", ".join(shown(name) for name in names[:most]) + (", ..." if len(names) > most else "")

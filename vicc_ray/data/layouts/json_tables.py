@@ -80,7 +80,9 @@ def _mapped(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:
 def _text(name: str, number: int, key: str, value: Any, matters: bool) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None or value == [] or not matters:
+    if (
+        value is None or value == [] or value != value or not matters
+    ):  # a missing number is NaN, which differs from itself
         return ""
     if isinstance(value, dict | list):
         kind = f"several values ({examples([str(one) for one in value])})"

@@ -26,8 +26,8 @@ from vicc_ray.data.layouts.candidates import (
 )
 from vicc_ray.data.layouts.official import Line, Lists, by_key, class_of, in_two_splits
 from vicc_ray.data.layouts.split_folders import WORDS, SplitFolders, split_folders, split_word
-from vicc_ray.data.layouts.tables import read_csv
-from vicc_ray.data.layouts.tree import File, Tree, files_beside, first_line
+from vicc_ray.data.layouts.tables import header_of, read_csv
+from vicc_ray.data.layouts.tree import File, Tree, files_beside
 from vicc_ray.errors import UserError
 
 FOLDERS = ("annotations", "csv", "splits")
@@ -54,6 +54,11 @@ def recognised(tree: Tree) -> str | None:
     timed = [file for file in tree.videos if _TIMED_NAME.fullmatch(stem(file.inner))]
     placed = sum(folders.of(f) is not None and _class(f, folders) is not None for f in timed)
     return f"the folders {names}" if placed and 2 * placed >= len(tree.videos) else None
+
+
+def id_of(name: str) -> str | None:
+    """The YouTube id that a clip's name (without extension) begins with; None for a name without the clip's times."""
+    return name[:ID_LETTERS] if _TIMED_NAME.fullmatch(name) else None
 
 
 def unused_tables(tree: Tree) -> list[str]:
@@ -116,7 +121,7 @@ def _tables(tree: Tree) -> list[File]:
 
 
 def _has_ids(file: File) -> bool:
-    return "youtube_id" in [title.strip(' "').lower() for title in re.split(r"[,\t;|]", first_line(file.name))]
+    return "youtube_id" in [title.lower() for title in header_of(file.name)]
 
 
 def _read_tables(files: list[File]) -> _Tables:
@@ -145,7 +150,7 @@ def _rows(file: File, tables: _Tables) -> Iterator[tuple[str, Line]]:
         line = Line(cells["youtube_id"], WORDS.get(split, ""), cells.get("label") or None)
         try:
             times = [int(float(cells[name])) for name in ("time_start", "time_end") if cells.get(name)]
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{file.name}: row {number}: a time is no number: {error}") from error
         yield "_".join([line.name, *(f"{seconds:06d}" for seconds in times)]), line
 
@@ -192,8 +197,8 @@ def _group(file: File, tables: _Tables) -> str | None:
     name, line = stem(file.inner), tables.line(file)
     if line is not None:
         return line.name
-    if _TIMED_NAME.fullmatch(name):
-        return name[:ID_LETTERS]
+    if (named := id_of(name)) is not None:
+        return named
     bare = not tables.clips.lines and _BARE_NAME.fullmatch(name)
     return name if bare and not _COUNTED_NAME.fullmatch(name) else group_in_name(file.inner)
 
@@ -228,7 +233,7 @@ def _placed(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[Candidat
 
 def _notes(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[str]:
     """What tables and videos do not agree on."""
-    notes = []
+    notes = folders.notes()
     if len(folders.words("query")) > 1:
         notes.append("folders of val and of test are both split 'query'")
     names = {stem(file.inner) for file in tree.videos}

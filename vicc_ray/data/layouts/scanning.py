@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,12 @@ from vicc_ray.data.layouts.candidates import (
     shown,
     stem,
     twins,
+    unquoted,
 )
 from vicc_ray.data.layouts.lists import read_list
 from vicc_ray.data.layouts.splits import assign_splits
 from vicc_ray.data.layouts.tables import names_columns, read_table
-from vicc_ray.data.layouts.tree import Tree, plant
+from vicc_ray.data.layouts.tree import File, Tree, head, plant
 from vicc_ray.errors import UserError
 
 OFFICIAL: dict[str, Callable[[Tree, int | None], Found]] = {
@@ -79,10 +81,25 @@ def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None
         raise UserError(f"{name}: layout '{found.layout}' has no fold {fold}; {' and '.join(FOLDED)} have folds")
     unique = deduplicate(found)
     placed = assign_splits(unique, split_rule) if split_rule else unique
-    notes = found.notes + _repeated(found, unique) + twins(unique)
+    notes = found.notes + _repeated(found, unique) + twins(unique) + _foreign_labels(placed)
     if not split_rule and found.layout in ("folders", "flat", "list", "csv"):
         notes += split_folders.told_by_name(name, unique, found.layout in FOLDER_LAYOUTS)
     return Found(placed, found.layout, found.ignored, notes)
+
+
+def _foreign_labels(candidates: list[Candidate]) -> list[str]:
+    """A note where no class of the queries is among those of training, so that no query could find its like."""
+    labels: dict[str, set[str]] = {"train": set(), "query": set()}
+    for candidate in candidates:
+        if candidate.label is not None and candidate.split in labels:
+            labels[candidate.split].add(candidate.label)
+    if not all(labels.values()) or labels["train"] & labels["query"]:
+        return []
+    train, query = (examples(sorted(labels[split])) for split in ("train", "query"))
+    return [
+        f"no class of split 'query' ({query}) is one of split 'train' ({train}), so no query finds its class there; are these "
+        "folders or columns the classes?"
+    ]
 
 
 def _repeated(found: Found, unique: list[Candidate]) -> list[str]:
@@ -172,7 +189,8 @@ def _unread_tables(tree: Tree) -> list[str]:
     for file in small:
         try:
             named = {candidate.path for candidate in _read_file(file.name, "auto")}
-        except UserError:
+        except UserError as error:
+            notes += _misread_table(file, tree, error)
             continue
         count = len(named & videos) or len({posixpath.basename(path) for path in named} & names)
         if count:
@@ -181,6 +199,28 @@ def _unread_tables(tree: Tree) -> list[str]:
                 f"splits index it by itself (vicc index {shown(file.name)})"
             )
     return notes
+
+
+def _misread_table(file: File, tree: Tree, error: UserError) -> list[str]:
+    """A note on a table that cannot be read and holds names of the videos, or the ids that Kinetics' names begin with."""
+    words = {unquoted(word) for line in head(file.name).splitlines() for word in re.split(r"[,\t;|]", line)}
+    stems = [stem(video.inner) for video in tree.videos]
+    whole = sum(
+        name in words or posixpath.basename(video.inner) in words
+        for name, video in zip(stems, tree.videos, strict=True)
+    )
+    by_id = sum(kinetics.id_of(name) in words for name in stems)
+    if not whole and not by_id:
+        return []
+    advice = (
+        "call its columns label,youtube_id,time_start,time_end,split, as Kinetics does, and index the folder"
+        if by_id
+        else f"it cannot be read as it is ({error})"
+    )
+    return [
+        f"{file.inner} names {max(whole, by_id)} of the {len(tree.videos)} videos; it is not read with the folder: for its labels "
+        f"and splits {advice}"
+    ]
 
 
 def _recognise(tree: Tree) -> tuple[str, list[str]]:
@@ -208,7 +248,9 @@ def _read_plain(tree: Tree, layout: str) -> Found:
     arranged = None if layout == "classes" else split_folders.arrange(tree, layout == "splits")
     if arranged is None and layout == "splits":
         raise UserError(f"{tree.root}: no folder in it is named like a split (train, val, test, ...)")
+    told = split_folders.told_loosely(tree) if arranged is None and layout != "classes" else []
     candidates, notes = _read_classes(tree) if arranged is None else arranged
+    notes += told
     return Found(candidates, "folders", tree.ignored(), notes)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vicc_ray.data.layouts.candidates import UNUSED, Candidate, crossing_groups, examples, group_in_name, shown
 from vicc_ray.data.layouts.official import VIDEO_FOLDERS
@@ -22,6 +23,11 @@ WORDS = {
     **{"training": "train", "trainval": "train", "gallery": "train"},
     **{"valid": "query", "testing": "query", "eval": "query", "evaluation": "query"},
     **{"dev": "query", "holdout": "query", "query": "query"},
+}
+# Words that are too short or too rare to be a split's unless --layout splits says so, or both sides hold the same folders.
+_RARE = {
+    **{"tr": "train", "trn": "train", "trainings": "train", "trains": "train"},
+    **{"te": "query", "tst": "query", "tests": "query", "vals": "query"},
 }
 # Words that may stand beside it: `train_set`, `videos_val`, `Test-Data`; numbers may too: `train_256`.
 _FILLERS = {
@@ -59,6 +65,18 @@ def split_in_name(name: str) -> tuple[str, str] | None:
     return WORDS[found[0]], " ".join(rest)
 
 
+def loose_split(name: str) -> str | None:
+    """The split of a name that has words of one, whatever else it says: `A_train`, `test_seen`, `tr`; else None.
+
+    Training and validation in one (`train_val`) is training; `train_test` is none.
+    """
+    words = [word for word in _words(name) if word in WORDS or word in _RARE]
+    kinds = {(WORDS | _RARE)[word] for word in words}
+    if kinds == {"train", "query"} and set(words) & {"val", "valid", "validation", "vals"} and "test" not in words:
+        return "train"
+    return kinds.pop() if len(kinds) == 1 else None
+
+
 def _words(name: str) -> list[str]:
     """`TrainSet_256` -> train, set, 256."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
@@ -75,11 +93,13 @@ def split_word(name: str) -> str:
 class SplitFolders:
     """The folders of a tree that are splits', none in another.
 
-    splits: folder below the root -> its split. holds: what lies right in it, files and folders with videos.
+    splits: folder below the root -> its split. unpacked: those that hold just a folder of their own split's name, which
+    holds the classes. unsure: those that do, where it may as well be a class without further folders.
     """
 
     splits: dict[str, str]
-    holds: dict[str, set[str]]
+    unpacked: frozenset[str] = frozenset()
+    unsure: frozenset[str] = frozenset()
 
     def of(self, file: File) -> str | None:
         """The one that holds a file."""
@@ -88,15 +108,25 @@ class SplitFolders:
     def class_of(self, file: File) -> str | None:
         """The folder between a split's and the video, if any: the class of `train/jump/a.mp4`.
 
-        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name.
+        That is not `train/videos/`, nor `train/train/` where an archive was unpacked into a folder of its name
+        (`_unpacked`).
         """
         folder = self.of(file)
         inner = file.inner[len(folder or "") + 1 :].split("/")[:-1]
         if folder is None or not inner:
             return None
-        again = len(self.holds[folder]) == 1 and split_in_name(inner[0]) == (self.splits[folder], "")
-        classes = inner[1:] if again or inner[0].lower() in VIDEO_FOLDERS else inner
+        skipped = folder in self.unpacked or inner[0].lower() in VIDEO_FOLDERS
+        classes = inner[1:] if skipped else inner
         return classes[0] if classes else None
+
+    def notes(self) -> list[str]:
+        """The other reading of a class that has a split's name."""
+        if not self.unsure:
+            return []
+        return [
+            f"the folder in {_list(self.unsure)} is taken for a class, though it is named like the split: other split folders "
+            "have classes there; if its videos have no label, move them up by one folder"
+        ]
 
     def names(self) -> str:
         """The folders by their own names, each once."""
@@ -109,8 +139,50 @@ class SplitFolders:
 
 def split_folders(tree: Tree) -> SplitFolders:
     """Folders with videos that are a split's by their names and their siblings'; the outermost ones."""
-    holds: dict[str, set[str]] = {}
+    return _split_folders(tree.videos)
+
+
+def loose_folders(tree: Tree) -> SplitFolders | None:
+    """The first folders as splits where `loose_split` gives both sides; None where not."""
+    firsts = {file.parts[0]: None for file in tree.videos if file.folder}
+    splits = {name: split for name in firsts if (split := loose_split(name)) is not None}
+    return SplitFolders(splits) if set(splits.values()) == {"train", "query"} else None
+
+
+def recurring(tree: Tree) -> set[str]:
+    """Folders that lie in every first folder with videos, as classes lie in splits; none below a single one."""
+    inner: dict[str, set[str]] = {}
     for file in tree.videos:
+        if file.folder:
+            inner.setdefault(file.parts[0], set()).update(file.parts[1:-1][:1])
+    shared = set.intersection(*inner.values()) if len(inner) > 1 else set[str]()
+    return {name for name in shared if not _COUNTED.fullmatch(name) and name.lower() not in VIDEO_FOLDERS}
+
+
+def told_loosely(tree: Tree) -> list[str]:
+    """A note for first folders that are read as classes and may be splits; `UserError` where names and content say so."""
+    folders, classes = loose_folders(tree), recurring(tree)
+    firsts = _list({file.parts[0] for file in tree.videos if file.folder})
+    if folders is not None and classes:
+        raise UserError(
+            f"{shown(tree.root)}: {folders.names()} can be read in two ways: as classes of these names, or as splits, as each "
+            f"holds the same folders ({examples(sorted(classes))}); say which: --layout classes takes every first folder for a "
+            "class, --layout splits these for splits"
+        )
+    if folders is not None:
+        told = ", ".join(f"{shown(name)}/ ({split})" for name, split in sorted(folders.splits.items()))
+        return [f"all first folders are taken for classes; if some are splits ({told}), say --layout splits"]
+    if len(classes) > 1:
+        return [
+            f"the first folders ({firsts}) are taken for classes, though each holds the same folders "
+            f"({examples(sorted(classes))}); if they are splits, rename them to train/ and test/ and say --layout splits"
+        ]
+    return []
+
+
+def _split_folders(videos: Iterable[File]) -> SplitFolders:
+    holds: dict[str, set[str]] = {}
+    for file in videos:
         for depth, name in enumerate(file.parts):
             holds.setdefault("/".join(file.parts[:depth]), set()).add(name)
     found = {}
@@ -126,7 +198,31 @@ def split_folders(tree: Tree) -> SplitFolders:
     for folder in [folder for folder in found if _holds_splits(holds[folder])]:
         del found[folder]  # training/train/ and training/val/: the inner ones are the splits
     outermost = {folder: split for folder, split in found.items() if not any(up in found for up in _above(folder))}
-    return SplitFolders(outermost, {folder: holds[folder] for folder in outermost})
+    return SplitFolders(outermost, *_unpacked(outermost, holds))
+
+
+def _unpacked(splits: dict[str, str], holds: dict[str, set[str]]) -> tuple[frozenset[str], frozenset[str]]:
+    """Split folders such as `train/train/` whose inner folder is no class, and those where it may be none.
+
+    It is a class where another split folder has it beside others, or where only the other ones have class folders.
+    """
+    inner = {folder: {name for name in holds[folder] if posixpath.join(folder, name) in holds} for folder in splits}
+    again = {
+        f for f, split in splits.items() if len(holds[f]) == 1 and {split_in_name(n) for n in inner[f]} == {(split, "")}
+    }
+    classes = set[str]().union(*(names for folder, names in inner.items() if folder not in again))
+    unpacked, unsure = set(), set()
+    for folder in again:
+        (name,) = inner[folder]
+        below = holds[posixpath.join(folder, name)]
+        deeper = {one for one in below if posixpath.join(folder, name, one) in holds}
+        if name in classes:
+            continue
+        if classes and not deeper:
+            unsure.add(folder)
+        else:
+            unpacked.add(folder)
+    return frozenset(unpacked), frozenset(unsure)
 
 
 def _holds_splits(names: set[str]) -> bool:
@@ -163,6 +259,9 @@ def arrange(tree: Tree, forced: bool = False) -> tuple[list[Candidate], list[str
     with both and what decides, and for the folds of one data set beside each other.
     """
     folders = split_folders(tree)
+    certain = set(folders.splits.values()) == {"train", "query"}
+    loose = loose_folders(tree) if forced and not certain else None
+    folders = folders if loose is None else loose
     if not folders.splits:
         return None
     level = _Level(tree, folders)
@@ -184,7 +283,7 @@ class _Level:
         depth = min(folder.count("/") for folder in folders.splits)
         near = {folder: split for folder, split in folders.splits.items() if folder.count("/") == depth}
         self.tree = tree
-        self.folders = SplitFolders(near, {folder: folders.holds[folder] for folder in near})
+        self.folders = replace(folders, splits=near, unsure=folders.unsure & set(near))
         self.bases = sorted({posixpath.dirname(folder) for folder in near})
         self.kinds = set(near.values())
         self.deeper = sorted(set(folders.splits) - set(near))
@@ -243,12 +342,8 @@ class _Level:
     def in_classes(self, forced: bool) -> Arrangement:
         """`jump/train/a.mp4`: split folders lie in several folders, which are the classes, or data sets with classes."""
         named = [f"{posixpath.basename(base)}/" for base in self.bases]
-        deep: dict[str, set[str]] = {"train": set(), "query": set()}
-        for file, folder in self.inside:
-            deep[self.folders.splits[folder]].add(self.folders.class_of(file) or "")
-        # Classes recur in train and query, as numbers of takes do.
-        inner = {name for name in deep["train"] & deep["query"] if name and not _COUNTED.fullmatch(name)}
-        if inner and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
+        inner, unsure = self.inner_classes()
+        if (inner or unsure) and all(_FOLD.fullmatch(name.rstrip("/")) for name in named):
             raise UserError(
                 f"{shown(self.tree.root)}: {examples(named)} each hold split folders: these are folds of one data set; "
                 f"index one of them, such as {shown(posixpath.join(self.tree.root, self.bases[0]))}"
@@ -257,6 +352,8 @@ class _Level:
         training = self.kinds == {"query"} and set(self.bases) <= {file.folder for file in self.beside}
         if ((self.kinds != {"train", "query"} and not training) or others) and not forced:
             raise self.question({posixpath.basename(file.folder) for file in others}, within=named)
+        if unsure and not forced:
+            raise self.two_levels(named, unsure)
         above, recurring = examples(named), examples(sorted(inner))
         meant = (
             f"the folders in them are the classes, as they recur in train and query ({recurring}), and not {above}"
@@ -272,6 +369,35 @@ class _Level:
             made.places[file.inner] = rest, None if inner else posixpath.basename(file.folder) or None
         return made
 
+    def inner_classes(self) -> tuple[set[str], set[str]]:
+        """Folders in the split folders that are the classes, and those that may be classes or persons, cameras, takes.
+
+        Classes recur in train and query (as numbers of takes do) and below every base (`rgb/`, `flow/`); names that recur
+        below some of them only may as well be persons of these classes.
+        """
+        deep: dict[str, set[str]] = {"train": set(), "query": set()}
+        below: dict[str, set[str]] = {base: set() for base in self.bases}
+        for file, folder in self.inside:
+            name = self.folders.class_of(file)
+            if name is not None and not _COUNTED.fullmatch(name):
+                deep[self.folders.splits[folder]].add(name)
+                below[posixpath.dirname(folder)].add(name)
+        recurring = deep["train"] & deep["query"]
+        everywhere = recurring.intersection(*below.values())
+        if recurring and 2 * len(everywhere) > len(set().union(*below.values())):
+            return recurring, set()
+        return set(), recurring
+
+    def two_levels(self, above: Sequence[str], inner: set[str]) -> UserError:
+        """The error where the classes may be the folders above the split folders or those in them."""
+        one = shown(posixpath.join(self.tree.root, self.bases[0]))
+        return UserError(
+            f"{shown(self.tree.root)}: {self.folders.names()} in {examples(above)} can be read in two ways: the classes are "
+            f"{examples(above)}, or the folders in the split folders ({examples(sorted(inner))}), which do not recur in each of "
+            "them; say which: --layout splits takes the folders above for the classes; for those in them index the folders "
+            f"above one by one, such as {one}"
+        )
+
     def in_base(self, file: File) -> bool:
         return any(file.inner.startswith(f"{base}/") for base in self.bases if base)
 
@@ -282,7 +408,7 @@ class _Level:
     def remarks(self, deep: set[str]) -> list[str]:
         """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
         flat = sorted({folder for file, folder in self.inside if self.folders.class_of(file) is None})
-        notes = []
+        notes = self.folders.notes()
         if flat:
             count = sum(self.folders.class_of(file) is None for file, folder in self.inside)
             notes.append(
@@ -320,6 +446,74 @@ class _Level:
 def _list(folders: Iterable[str]) -> str:
     """Folders by their own names, each once."""
     return ", ".join(sorted({f"{shown(posixpath.basename(folder))}/" for folder in folders}))
+
+
+def by_paths(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Candidates of a table or list without splits of its own, with those of split folders in their paths, and a note.
+
+    Both sides have to be there, and labels that are the folders' own names make them classes. A video outside of the split
+    folders is `unused`. The folders that all paths share say nothing.
+    """
+    shared = len(posixpath.commonprefix([posixpath.dirname(candidate.path).split("/") for candidate in candidates]))
+    inner = ["/".join(candidate.path.split("/")[shared:]) for candidate in candidates]
+    files = [File(name, name) for name in inner]
+    folders = _split_folders(files)
+    if set(folders.splits.values()) != {"train", "query"}:
+        return list(candidates), []
+    places = [folders.of(file) for file in files]
+    if all(c.label == posixpath.basename(folder) for c, folder in zip(candidates, places, strict=True) if folder):
+        note = (
+            f"{folders.names()} in its paths are the labels and not taken for splits; for splits add a column 'split'"
+        )
+        return list(candidates), [note]
+    splits = [folders.splits[folder] if folder is not None else UNUSED for folder in places]
+    told = ", ".join(f"{split} {count}" for split, count in sorted(Counter(splits).items()))
+    notes = [
+        f"it has no splits; those of the folders {folders.names()} in its paths are taken ({told}); for others add a column "
+        "'split' or say --split 'train: rest'"
+    ]
+    return [replace(c, split=split) for c, split in zip(candidates, splits, strict=True)], notes
+
+
+def by_words(candidates: list[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Candidates of a table or list with their splits by the words of folders, or else by their paths; and notes.
+
+    The one training word is `train`, the one query word `query`; several of a kind (val and test) stay splits each.
+    """
+    words = sorted({candidate.split for candidate in candidates} - {""})
+    if not words:
+        return by_paths([replace(candidate, split="train") for candidate in candidates])
+    parsed = {word: split_in_name(word) for word in words}
+    kinds = {word: one[0] if one and not one[1] else "" for word, one in parsed.items()}
+    names = {"": "train"}
+    for word, kind in kinds.items():
+        same = {split_word(other) for other in words if kinds[other] == kind}
+        names[word] = word if not kind else kind if len(same) == 1 else split_word(word)
+    return [replace(c, split=names[c.split]) for c in candidates], _told_splits(candidates, names, kinds)
+
+
+def _told_splits(candidates: list[Candidate], names: dict[str, str], kinds: dict[str, str]) -> list[str]:
+    """Notes on splits that have another name than in the table, that have to be named in an experiment, or are none."""
+    notes = []
+    renamed = [f"'{shown(word)}' is {name}" for word, name in names.items() if word not in ("", name)]
+    if renamed:
+        notes.append(f"splits of the table by their words: {', '.join(renamed)}")
+    empty = sum(not candidate.split for candidate in candidates)
+    if empty:
+        notes.append(f"{empty} of {len(candidates)} rows have no split and are split 'train'")
+    unknown = [f"'{shown(word)}'" for word, kind in kinds.items() if not kind and word != UNUSED]
+    splits = ", ".join(shown(split) for split in sorted({names[c.split] for c in candidates}))
+    if unknown:
+        notes.append(
+            f"splits {', '.join(unknown)} are no known words and stay as they are ({splits}): name the training side with "
+            "--set data.train_split=NAME --set data.gallery_split=NAME, the query side with --set data.query_split=NAME"
+        )
+    elif len(set(names.values())) > len(set(kinds.values()) | {"train"}):
+        notes.append(
+            f"splits are called as the table calls them ({splits}): name the query side with "
+            "--set data.query_split=NAME or 'vicc evaluate --test-on NAME', others with data.train_split, data.gallery_split"
+        )
+    return notes
 
 
 def told_by_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import io
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from vicc_ray import storage
@@ -18,11 +19,12 @@ from vicc_ray.data.layouts.candidates import (
     extension,
     group_in_name,
     stem,
+    unquoted,
 )
 from vicc_ray.data.layouts.json_tables import read_json
-from vicc_ray.data.layouts.lists import beside, parse_line
-from vicc_ray.data.layouts.split_folders import WORDS
-from vicc_ray.data.layouts.tree import first_line, plant, read_text
+from vicc_ray.data.layouts.lists import beside, is_there, parse_line, with_splits
+from vicc_ray.data.layouts.split_folders import WORDS, by_words
+from vicc_ray.data.layouts.tree import head, plant, read_text
 from vicc_ray.errors import UserError
 
 # Field of a candidate -> the headers that are taken for it, in this order, whatever their case.
@@ -35,7 +37,7 @@ COLUMNS = {
 # Others that data sets have. A template is Something-Something's class, whose `label` is a sentence of its own.
 _MORE = {
     "video": ("video_file_name", "video_name", "file_path", "clip_path"),
-    "label": ("class_name", "category", "action"),
+    "label": ("class_name", "category", "action", "labels", "label_name", "target", "tag", "class_id"),
     "split": ("subset",),
 }
 _TEMPLATE = "template"
@@ -44,6 +46,9 @@ _IDS = ("id", "video_id", "vid_name")
 _TITLES = {field: (*titles, *_MORE.get(field, ())) for field, titles in COLUMNS.items()}
 _FIELDS = frozenset({_TEMPLATE, *_IDS, *(title for titles in _TITLES.values() for title in titles)})
 _DELIMITERS = ",\t;|"
+# A line of a list: a video, quoted or not, and maybe a label after a blank.
+_KINDS = "|".join(kind[1:] for kind in sorted(VIDEO_EXTENSIONS))
+_SPACED = re.compile(rf"(?:([\"']).+?\1|[^\"'].*?\.(?:{_KINDS}))(?:[ \t]+[^,;|].*)?", re.IGNORECASE)
 
 
 def read_table(name: str) -> Found:
@@ -53,8 +58,9 @@ def read_table(name: str) -> Found:
     one other, the label. A column `id` names files below the table's folder without folder and extension. Raises
     `UserError` where it is no table or a row names no video.
     """
-    header, rows = _read(name)
-    places, notes = _columns(name, header)
+    header, rows, notes = _read(name)
+    places, unused = _columns(name, header)
+    notes += unused
     cells = [{field: row[place] for field, place in places.items()} for row in rows]
     if "video" not in places or _bare(name, cells):
         cells, missing = _by_id(name, [row | {"id": row.get("video") or row.get("id", "")} for row in cells])
@@ -65,23 +71,11 @@ def read_table(name: str) -> Found:
         if not video:
             raise UserError(f"{name}: row {number} names no video")
         group = row.get("group") or group_in_name(video)
-        candidates.append(
-            Candidate(beside(name, video), _class(row, header, places), row.get("split") or "train", group)
-        )
+        candidates.append(Candidate(beside(name, video), _class(row, header, places), row.get("split", ""), group))
+    candidates, told = by_words(candidates)
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
-    return Found(candidates, "csv", notes=notes + _own_splits(candidates))
-
-
-def _own_splits(candidates: list[Candidate]) -> list[str]:
-    """A note where a table calls its query side otherwise."""
-    splits = sorted({candidate.split for candidate in candidates})
-    if "query" in splits or not any(WORDS.get(split.lower()) == "query" for split in splits):
-        return []
-    return [
-        f"splits are called as the table calls them ({', '.join(splits)}): name the query side with "
-        "--set data.query_split=NAME or 'vicc evaluate --test-on NAME'"
-    ]
+    return Found(candidates, "csv", notes=notes + told)
 
 
 def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> str | None:
@@ -91,29 +85,60 @@ def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> st
     return re.sub(r"[\[\]]", "", label) if label is not None and is_template else label
 
 
-def _read(name: str) -> tuple[list[str], list[list[str]]]:
+# Header, rows, and notes of how they were read.
+_Table = tuple[list[str], list[list[str]], list[str]]
+
+
+def _read(name: str) -> _Table:
     """Header and rows, whatever the format."""
     kind = extension(name)
     if kind == ".parquet":
-        return read_parquet(name)
+        return *read_parquet(name), []
     if kind in (".json", ".jsonl", ".ndjson"):
-        return read_json(name, _FIELDS)
-    header, rows = read_csv(name)
-    if any(extension(cell) in VIDEO_EXTENSIONS for cell in header):
-        return _without_header(name, [header, *rows])
-    if len(header) == 1 and re.match(rf".*\.(?:{'|'.join(e[1:] for e in VIDEO_EXTENSIONS)})[\s,;|]", header[0], re.I):
-        return _spaced(name)
-    return header, rows
+        return *read_json(name, _FIELDS), []
+    remarks, _ = _without_remarks(read_text(name))
+    notes = [f"{remarks} lines above the table begin with '#' and are passed over"] if remarks else []
+    header, rows, told = _read_text_table(name)
+    return header, rows, notes + told
 
 
-def _spaced(name: str) -> tuple[list[str], list[list[str]]]:
-    """A list of `path label` under a table's name (SlowFast, VideoMAE)."""
-    lines = enumerate(read_text(name).splitlines(), 1)
-    entries = [parse_line(name, number, line.strip()) for number, line in lines if line.strip()]
-    return ["video", "label"], [[entry.video, entry.label or ""] for entry in entries]
+def _read_text_table(name: str) -> _Table:
+    """A CSV with a header; or without one, parted by what fits all lines: a delimiter, or else blanks."""
+    if names_columns(name):
+        return *read_csv(name), []
+    try:
+        header, rows = read_csv(name)
+    except UserError as error:
+        spaced = _spaced(name)
+        if spaced is None:
+            raise UserError(f"{error}; {_READABLE}") from error
+        return spaced
+    fits = any(extension(cell) in VIDEO_EXTENSIONS for cell in header) and not _is_spaced_name(name)
+    if not fits and (spaced := _spaced(name)) is not None:
+        return spaced
+    return _without_header(name, [header, *rows]) if fits else (header, rows, [])
 
 
-def _without_header(name: str, rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+_READABLE = "a line without a header is 'folder/a.mp4,LABEL' or 'folder/a.mp4 LABEL', with quotes around names that have a comma"
+
+
+def _is_spaced_name(name: str) -> bool:
+    """Whether the first line is the name of a file that is there, whatever the commas in it."""
+    line = next((line for line in head(name).splitlines() if line.strip()), "")
+    return is_there(name, line.strip())
+
+
+def _spaced(name: str) -> _Table | None:
+    """A list of `path label` under a table's name (SlowFast, VideoMAE); None where a line is no such one."""
+    remarks, text = _without_remarks(read_text(name))
+    lines = [(remarks + number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines or not all(_SPACED.fullmatch(line) or is_there(name, line) for _, line in lines):
+        return None
+    entries, notes = with_splits([parse_line(name, number, line) for number, line in lines])
+    return ["video", "label", "split"], [[entry.video, entry.label or "", entry.split] for entry in entries], notes
+
+
+def _without_header(name: str, rows: list[list[str]]) -> _Table:
     """A header by what stands in the columns: one of videos and at most one other; `UserError` with a line for others."""
     columns = list(zip(*rows, strict=True))
     videos = [k for k, cells in enumerate(columns) if all(extension(c) in VIDEO_EXTENSIONS for c in cells if c)]
@@ -131,7 +156,8 @@ def _without_header(name: str, rows: list[list[str]]) -> tuple[list[str], list[l
             f"{name}: has no line that names its {len(columns)} columns; put one above all, such as: {','.join(header)} "
             f"(known: {_known()})"
         )
-    return header, rows
+    told = "the column of splits' words is taken for splits; if these are classes, put a line video,label above all"
+    return header, rows, [told] if "split" in header else []
 
 
 def _bare(name: str, rows: list[dict[str, str]]) -> bool:
@@ -164,12 +190,21 @@ def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
 
 def names_columns(name: str) -> bool:
     """Whether the first line of a text file names columns, one of which is the videos'."""
-    line = first_line(name)
-    return any(_is_header(line.split(delimiter)) for delimiter in _DELIMITERS) or _is_header(line.split())
+    return _is_header(header_of(name))
+
+
+def header_of(name: str) -> list[str]:
+    """The cells of a text file's first line, parted and unquoted as `read_csv` does; none where it cannot be read."""
+    _, text = _without_remarks(head(name))
+    lines = text.splitlines()[:1]
+    try:
+        return next(_Rows(lines[0], _delimiter(name, text)), []) if lines else []
+    except csv.Error:
+        return []
 
 
 def _is_header(cells: list[str]) -> bool:
-    titles = [cell.strip(" \"'").lower() for cell in cells]
+    titles = [unquoted(cell).lower() for cell in cells]
     return any(t in (*_TITLES["video"], *_IDS, "youtube_id") for t in titles) and all(
         extension(title) not in VIDEO_EXTENSIONS for title in titles
     )
@@ -186,35 +221,71 @@ def _delimiter(name: str, text: str) -> str:
     if _is_header(first.split()) and len(first.split()) > 1:
         return " "
     for delimiter in _DELIMITERS:
-        cells = [cell.strip(" \"'") for cell in first.split(delimiter)]
+        cells = [unquoted(cell) for cell in first.split(delimiter)]
         if len(cells) > 1 and any(extension(cell) in VIDEO_EXTENSIONS for cell in cells):
             return delimiter
     return ","
 
 
 def read_csv(name: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file, every cell as stripped text, so that a label `007` stays what it is.
+    """Header and rows of a CSV file, every cell as unquoted text, so that a label `007` stays what it is.
 
     Cells are parted by what the first line shows (`,`, tab, `;`, `|`, or blanks where they part known names of columns).
     """
-    text = read_text(name)
-    delimiter = _delimiter(name, text)
-    spaced = delimiter == " "
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=spaced)
+    remarks, text = _without_remarks(read_text(name))
     rows: list[list[str]] = []
+    reader = _Rows(text, _delimiter(name, text))
     try:
         for row in reader:
             if rows and row and len(row) != len(rows[0]):
+                first = "the header" if _is_header(rows[0]) else "the first line"
                 raise UserError(
-                    f"{name}: cannot be read as a table: line {reader.line_num} has {len(row)} cells, the header "
+                    f"{name}: cannot be read as a table: line {remarks + reader.line} has {len(row)} cells, {first} "
                     f"{len(rows[0])}"
                 )
-            rows += [[cell.strip() for cell in row]] if row else []
+            rows += [row] if row else []
     except csv.Error as error:
-        raise UserError(f"{name}: cannot be read as a table: line {reader.line_num}: {error}") from error
+        raise UserError(f"{name}: cannot be read as a table: line {remarks + reader.line}: {error}") from error
     if not rows:
         raise UserError(f"{name}: cannot be read as a table: it is empty")
     return rows[0], rows[1:]
+
+
+class _Rows(Iterator[list[str]]):
+    """Rows of unquoted cells of a text; blanks around a cell and around its quotes are no part of it."""
+
+    def __init__(self, text: str, delimiter: str) -> None:
+        # The reader takes no blank between a closing quote and what parts cells; one within a cell is no such place.
+        closed = re.sub(rf'(?<=[^"{re.escape(delimiter)}\s]")[ \t]+(?=[{re.escape(delimiter)}\r\n]|$)', "", text)
+        loose = text if delimiter in " \t" else closed
+        self._reader = csv.reader(
+            io.StringIO(loose, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True
+        )
+
+    def __next__(self) -> list[str]:
+        return [unquoted(cell) for cell in next(self._reader)]
+
+    @property
+    def line(self) -> int:
+        """The number of the line that was read last."""
+        return self._reader.line_num
+
+
+def _without_remarks(text: str) -> tuple[int, str]:
+    """How many lines above the table are remarks (`# made by hand`), and the text below them.
+
+    A line `# video,label` is the header, and one that names a video a row.
+    """
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        bare = line.strip().lstrip("#").strip()
+        if line.strip() and not line.lstrip().startswith("#"):
+            return number, "".join(lines[number:])
+        if bare and any(_is_header(bare.split(delimiter)) for delimiter in _DELIMITERS):
+            return number, "".join([bare + "\n", *lines[number + 1 :]])
+        if any(extension(unquoted(cell)) in VIDEO_EXTENSIONS for cell in re.split(r"[,;|\t]", bare)):
+            return number, "".join(lines[number:])
+    return len(lines), ""
 
 
 def read_parquet(name: str) -> tuple[list[str], list[list[str]]]:
@@ -233,7 +304,9 @@ def read_parquet(name: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell).strip()
+    return (
+        "" if cell is None or cell != cell else str(cell).strip()
+    )  # a missing number is NaN, which differs from itself
 
 
 def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
@@ -254,7 +327,10 @@ def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
         hint = " (for Kinetics' own table index the folder of its videos)" if "youtube_id" in lower else ""
         raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{hint}{advice}")
     rest = [title for place, title in enumerate(header) if place not in places.values()]
-    return places, [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
+    notes = [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
+    if "label" not in places and any(title.lower() not in _FIELDS for title in rest):
+        notes.append(f"no column is known as the labels': {examples(_TITLES['label'])}")
+    return places, notes
 
 
 def _known() -> str:

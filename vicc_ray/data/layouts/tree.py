@@ -189,12 +189,12 @@ def read_text(name: str) -> str:
         raise UserError(f"{name}: cannot be read as UTF-8 text: {' '.join(str(error).split())}") from error
 
 
-def first_line(name: str, most: int = 1 << 16) -> str:
-    """The first line of a file, which may be long or no text; empty for one that cannot be read."""
+def head(name: str, most: int = 1 << 16) -> str:
+    """The start of a file, which may be long or no text; empty for one that cannot be read."""
     try:
         system, path = storage.open_filesystem(name)
         with system.open_input_stream(path) as stream:
-            head: bytes = stream.read(most)
+            start: bytes = stream.read(most)
     except (OSError, ValueError, UserError):
         return ""
-    return head.decode("utf-8-sig", errors="replace").partition("\n")[0].strip()
+    return start.decode("utf-8-sig", errors="replace")
