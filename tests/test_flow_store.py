@@ -320,7 +320,7 @@ def test_an_experiment_that_does_not_fit_its_store_is_told_before_it_begins(tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["", "aa", "/tmp/evil", "../../evil/aaaaaaaaaaaaaaaaaaaaaaaa", "A" * 32, "a" * 31 + "\n"]
+    "name", ["", "aa", "/elsewhere/evil", "../../evil/aaaaaaaaaaaaaaaaaaaaaaaa", "A" * 32, "a" * 31 + "\n"]
 )
 def test_a_content_hash_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     """It comes from a manifest, which anybody may have made."""
