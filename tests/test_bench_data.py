@@ -246,8 +246,7 @@ def ahead(blocks: Iterator[Any]) -> Iterator[Any]:
         yield block
 
 
-# What is left of a busy machine makes both wait longer; the two stay apart.
-@pytest.mark.parametrize(("working_ahead", "low", "high"), [(True, 0, 0.39), (False, 0.4, 0.7)])
+@pytest.mark.parametrize(("working_ahead", "low", "high"), [(True, 0, 0.3), (False, 0.4, 0.6)])
 def test_a_consumer_waits_where_nothing_is_made_ahead(
     monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan, working_ahead: bool, low: float, high: float
 ) -> None:
@@ -264,7 +263,7 @@ def test_a_consumer_waits_where_nothing_is_made_ahead(
     monkeypatch.setattr(data_memory, "store_memory", lambda: (7, 0))
     found = endure(made, 1)
     assert found.samples == EPOCHS * BATCH
-    assert found.step_seconds == pytest.approx(0.05, abs=0.04)
+    assert found.step_seconds == pytest.approx(0.05, abs=0.03)
     assert low <= found.waiting <= high
     assert len(found.watch.by_epoch()) == EPOCHS > FREE_EPOCHS
     assert found.watch.processes() == 2 and found.watch.store_peak == 7
