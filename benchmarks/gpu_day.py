@@ -67,6 +67,11 @@ def main() -> int:
     unknown = sorted(set(names) - {part.name for part in PARTS})
     if unknown:
         parser.error(f"--parts: {', '.join(unknown)}: unknown; known: {', '.join(part.name for part in PARTS)}")
+    if chosen.json:
+        try:  # now, and not when the first part has its figures
+            chosen.json.write_text("{}\n")
+        except OSError as error:
+            parser.error(f"--json {chosen.json}: cannot be written ({error.strerror})")
     end = time.monotonic() + 60 * (60 if chosen.rehearse else chosen.minutes)
     results: dict[str, Any] = {"parts": {}}
     for part in PARTS:

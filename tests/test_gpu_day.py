@@ -101,3 +101,14 @@ def test_unknown_parts_are_refused(day: ModuleType, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit) as end:
         day.main()
     assert end.value.code == 2
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(
+    day: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(day, "run", lambda *_: pytest.fail("a part has begun"))
+    monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--json", str(tmp_path / "none" / "day.json")])
+    with pytest.raises(SystemExit) as end:
+        day.main()
+    assert end.value.code == 2
+    assert "cannot be written (No such file or directory)" in capsys.readouterr().err
