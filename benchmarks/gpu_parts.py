@@ -84,8 +84,8 @@ def tests(context: Context) -> None:
 
 def ceilings(context: Context) -> None:
     """Rates of the card, of the networks' own convolutions, and the floors of a step that follow."""
-    from vicc_ray.bench import roofline
-    from vicc_ray.bench.roofline import copy_rate, matmul_rate
+    from benchmarks import roofline
+    from benchmarks.roofline import copy_rate, matmul_rate
 
     device = context.device
     if context.rehearse:
@@ -238,7 +238,7 @@ def convolution_seconds(context: Context, layer: Layer, samples: int, layout: st
 
 def timed(context: Context, work: Callable[[], object], times: int) -> float:
     """Seconds of one of several in a row, after two that are not counted."""
-    from vicc_ray.bench.roofline import now
+    from benchmarks.roofline import now
 
     times = 1 if context.rehearse else times
     for _ in range(2):
@@ -366,7 +366,7 @@ def _merged(settings: Sections, more: Sections) -> Sections:
 
 def _published(context: Context, backbone: str, samples: int) -> float:
     """The published way with the frames ready on the device (its loader is measured apart), and with its loader."""
-    from vicc_ray.bench.step_published import Ways, loader, loader_processes, made_batch
+    from benchmarks.step_published import Ways, loader, loader_processes, made_batch
 
     experiment = experiment_of(context, backbone, {"train": dict(PLAIN)}, samples)
     ways = Ways(guide=True, objective=True, lars=True)
@@ -386,16 +386,16 @@ def _published(context: Context, backbone: str, samples: int) -> float:
 
 
 def _stage(experiment: Any) -> Any:
-    from vicc_ray.bench.step import stage_of
+    from benchmarks.step import stage_of
 
     return stage_of(experiment)
 
 
 def _row(context: Context, name: str, experiment: Any, ways: Any) -> float:
     """Samples/s of one way to do the step."""
-    from vicc_ray.bench.roofline import now, peak_memory
-    from vicc_ray.bench.step import Contender, Row, make_trainer
-    from vicc_ray.bench.step_published import made_batch
+    from benchmarks.roofline import now, peak_memory
+    from benchmarks.step import Contender, Row, make_trainer
+    from benchmarks.step_published import made_batch
 
     stage = _stage(experiment)
     batch = _batch(experiment, stage, made_batch)
@@ -436,9 +436,9 @@ def tvl1(context: Context) -> None:
     import cv2
     from moving import moving_texture  # type: ignore[import-not-found]  # of tests/, which gpu_day puts on the path
 
-    from vicc_ray.bench.roofline import now
-    from vicc_ray.data.tvl1 import tvl1 as fields_between
-    from vicc_ray.data.tvl1 import tvl1_flow
+    from benchmarks.roofline import now
+    from vicc_ray.data.flow.tvl1 import tvl1 as fields_between
+    from vicc_ray.data.flow.tvl1 import tvl1_flow
 
     height, width, count = (24, 32, 4) if context.rehearse else (240, 320, 256)
     frames = moving_texture(count + 1, height, width)
@@ -477,10 +477,10 @@ def tvl1(context: Context) -> None:
 
 def features(context: Context) -> None:
     """Clips/s of the model actor of `vicc evaluate`, S3D: as it is, and with the encoder's levers."""
-    from vicc_ray.bench.roofline import now
-    from vicc_ray.evaluate.actors import EncodeWindows
+    from benchmarks.roofline import now
+    from vicc_ray.evaluate.model_actors import EncodeWindows
     from vicc_ray.models.encoder import build_encoder
-    from vicc_ray.weights import EncoderFile, save_encoder
+    from vicc_ray.models.encoder_file import EncoderFile, save_encoder
 
     width = 0.0625 if context.rehearse else 1.0
     encoder = build_encoder("s3d", width=width)
@@ -525,9 +525,9 @@ def profile(context: Context) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    from vicc_ray.bench.roofline import now
-    from vicc_ray.bench.step import Contender, Row, make_trainer
-    from vicc_ray.bench.step_published import made_batch
+    from benchmarks.roofline import now
+    from benchmarks.step import Contender, Row, make_trainer
+    from benchmarks.step_published import made_batch
 
     settings: Sections = {
         "train": {"channels_last": True, "overlap": True},

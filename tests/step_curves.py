@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tiny import tiny_experiment
 
-from vicc_ray.bench.step import Row, make_trainer, stage_of
-from vicc_ray.bench.step_published import Ways, made_batch
+from benchmarks.step import Row, make_trainer, stage_of
+from benchmarks.step_published import Ways, made_batch
 from vicc_ray.config import Experiment
 from vicc_ray.train.step import StageTrainer
 

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.accuracy import accuracy, check_probabilities, class_numbers, fit_mean_weights
-from vicc_ray.evaluate.folds import grouped_folds
-from vicc_ray.evaluate.fusion import mean_probabilities
+from vicc_ray.metrics.accuracy import accuracy, check_probabilities, class_numbers, fit_mean_weights
+from vicc_ray.metrics.folds import grouped_folds
+from vicc_ray.metrics.fusion import mean_probabilities
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 

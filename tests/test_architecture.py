@@ -1,75 +1,16 @@
-"""Imports go in one direction, and only the files that are Ray's part import Ray."""
+"""Folders are layers, no files import each other in a circle, and only the folders that are Ray's part import Ray."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "vicc_ray"
-
-# From the top: a module may import from its own level and from the levels below it. The longest matching name counts.
-LEVELS = [
-    ["cli"],
-    ["bench.faults"],
-    ["bench.step"],
-    ["bench.pipeline", "bench.step_published", "bench.data", "bench.recovery", "bench.checkpoint"],
-    ["bench.scaling", "bench.tune", "bench.pruning"],
-    ["bench.drill", "bench.data_rivals", "bench.flow", "bench.retrieval", "bench.augment", "bench.roofline"],
-    ["bench.tvl1"],
-    ["tune", "doctor", "submit"],
-    ["bench", "quickstart", "evaluation", "exchange", "indexing", "flowing", "planning", "preview", "status", "report"],
-    ["classifying", "scales"],
-    ["evaluate.nearest", "evaluate.classification", "train.loop"],
-    ["evaluate.features", "session"],
-    ["data.jobs", "capacity"],
-    ["placement", "ray_private"],
-    ["train.host"],
-    ["data.pipeline", "evaluate.passes", "evaluate.actors"],
-    ["data.actors"],
-    ["train.run", "train.pretraining", "train.classification"],
-    ["train.task", "train.classifier_step"],
-    ["train.monitor", "train.step", "train.ending", "train.restore", "progress"],
-    ["train.batches", "train.optim", "train.graphs"],
-    [
-        "evaluate.accuracy",
-        "evaluate.probe",
-        "evaluate.means",
-        "evaluate.crops",
-        "evaluate.joined",
-        "evaluate.results",
-        "evaluate.stored",
-        "classifier_file",
-    ],
-    ["train.schedule", "evaluate.fusion", "interop"],
-    ["evaluate.retrieval", "evaluate.feature_store", "objective", "run_folder"],
-    ["weights"],
-    ["evaluate.search", "evaluate.folds", "data.reader", "data.probing"],
-    ["data.samples", "data.flow_codes", "data.layouts", "data.augment_triton"],
-    ["data.flow_identity"],
-    ["data.flow_store"],
-    ["data.manifest", "data.flow", "data.augment", "data.synthetic", "models"],
-    ["data.inspection", "data.motion_vectors", "data.raft", "data.tvl1", "data.guarded"],
-    ["refusals"],
-    ["data.decode", "resources", "console", "checkpoint", "records", "pages", "weight_file", "experiments_table"],
-    ["data.clips", "data.field_vectors", "data.nal", "data.pictures", "config", "distributed"],
-    ["storage"],
-    ["errors", "interrupts"],
-]
-RAY = {
-    "session",
-    "capacity",
-    "ray_private",
-    "data.pipeline",
-    "data.jobs",
-    "train.loop",
-    "train.host",
-    "tune.execution",
-    "submit.client",
-    "doctor.cluster",
-    "bench.data_memory",
-}
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "vicc_ray"
 
 
 def _modules() -> dict[str, Path]:
@@ -78,22 +19,11 @@ def _modules() -> dict[str, Path]:
         parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
         if parts[-1] == "__init__":
             parts.pop()
-        if parts:
-            names[".".join(parts)] = path
+        names[".".join(parts)] = path
     return names
 
 
 MODULES = _modules()
-
-
-def _level(module: str) -> int | None:
-    found = [
-        (len(entry), number)
-        for number, level in enumerate(LEVELS)
-        for entry in level
-        if module == entry or module.startswith(f"{entry}.")
-    ]
-    return max(found)[1] if found else None
 
 
 def _imports(path: Path) -> set[str]:
@@ -107,45 +37,63 @@ def _imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"data", "train", "evaluate"}])
-def test_imports_go_down(module: str) -> None:
-    level = _level(module)
-    assert level is not None, f"vicc_ray.{module} has no place in LEVELS; give it one"
-    for name in _imports(MODULES[module]):
-        inner = name.removeprefix("vicc_ray.")
-        if name.startswith("vicc_ray.") and inner in MODULES and inner not in {"data", "train", "evaluate"}:
-            below = _level(inner)
-            assert below is not None
-            assert below >= level, f"vicc_ray.{module} imports vicc_ray.{inner}, which stands above it"
+def test_the_contracts_hold() -> None:
+    """The contracts of pyproject.toml: the order of the folders, no circles, and who may import Ray."""
+    lint = Path(sys.executable).parent / "lint-imports"
+    found = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
-@pytest.mark.parametrize("module", list(MODULES))
-def test_only_rays_part_imports_ray(module: str) -> None:
-    imports = {name.split(".")[0] for name in _imports(MODULES[module])}
-    assert ("ray" in imports) == (module in RAY)
+def test_a_circle_and_a_step_up_are_seen(tmp_path: Path) -> None:
+    """The contracts can fail: a made package breaks both kinds."""
+    package = tmp_path / "made"
+    for folder, line in (("upper", ""), ("lower", "from made.upper import a")):
+        (package / folder).mkdir(parents=True)
+        (package / folder / "__init__.py").write_text("")
+        (package / folder / "a.py").write_text(f"{line}\nfrom made.{folder} import b\n")
+        (package / folder / "b.py").write_text(f"from made.{folder} import a\n")
+    (package / "__init__.py").write_text("")
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.importlinter]\nroot_package = "made"\n'
+        '[[tool.importlinter.contracts]]\nname = "order"\ntype = "layers"\nlayers = ["made.upper", "made.lower"]\n'
+        '[[tool.importlinter.contracts]]\nname = "circles"\ntype = "acyclic_siblings"\nancestors = ["made"]\n'
+    )
+    lint = Path(sys.executable).parent / "lint-imports"
+    found = subprocess.run([lint, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 1 and "0 kept, 2 broken" in found.stdout
 
 
-@pytest.mark.parametrize("module", ["distributed"])
-def test_collectives_live_in_one_file(module: str) -> None:
+def test_every_folder_has_its_layer() -> None:
+    """A new folder or module below `vicc_ray` needs a place in the contract, else nothing is said about it."""
+    import tomllib
+
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(one for one in contracts if one["type"] == "layers")["layers"]
+    placed = {name.strip() for layer in layers for name in layer.split("|")}
+    assert placed == {f"vicc_ray.{name}" for name in MODULES if name and "." not in name}
+
+
+def test_collectives_live_in_one_file() -> None:
     users = {name for name, path in MODULES.items() if any(i.startswith("torch.distributed") for i in _imports(path))}
-    assert users == {module}
+    assert users == {"distributed"}
 
 
 def test_pickles_stay_inside_a_process_tree_and_ray() -> None:
     """To a process of our own, through Ray, and torch's restricted reader; never over a connection that anybody may open."""
     users = {name for name, path in MODULES.items() if _imports(path) & {"pickle", "cloudpickle", "ray.cloudpickle"}}
-    assert users == {"data.guarded", "data.jobs", "interop.reader"}
+    assert users == {"data.guarded", "cluster.jobs", "interop.reader"}
     assert not [name for name, path in MODULES.items() if "cloudpickle" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("vicc_ray.train.batches", "torch"), ("vicc_ray.train.loop", "torchvision"), ("vicc_ray.data.pipeline", "torch")],
+    [
+        ("vicc_ray.train.batches", "torch"),
+        ("vicc_ray.cluster.launch", "torchvision"),
+        ("vicc_ray.cluster.stream", "torch"),
+    ],
 )
 def test_processes_load_only_what_they_need(module: str, heavy: str) -> None:
     """Of the seconds of a core in which each process of a run starts, nearly all are imports."""
-    import subprocess
-    import sys
-
     code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vicc_ray.bench.drill import EXPERIMENT, make_videos
-from vicc_ray.bench.nodes import STORE_BYTES, LocalCluster, Node, command_line, descendants, free_port, send
-from vicc_ray.records import read_records
+from benchmarks.drill import EXPERIMENT, make_videos
+from benchmarks.nodes import STORE_BYTES, LocalCluster, Node, command_line, descendants, free_port, send
+from vicc_ray.runs.records import read_records
 
 HEAD = "f" * 51 + "00000"
 IDLE_SECONDS = 30

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vicc_ray.bench import augment as bench
+from benchmarks import augment as bench
 from vicc_ray.config import ClipConfig
 from vicc_ray.data.augment import IMAGENET_STD, AugmentSettings, draw
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vicc_ray.bench import data, data_memory, data_rivals
-from vicc_ray.bench.data import BATCH, EPOCHS, FREE_EPOCHS, endure, make_bench_plan, picture_sizes
-from vicc_ray.bench.data_memory import Watch, decode_memory
-from vicc_ray.bench.data_rivals import (
+from benchmarks import data, data_memory, data_rivals
+from benchmarks.data import BATCH, EPOCHS, FREE_EPOCHS, endure, make_bench_plan, picture_sizes
+from benchmarks.data_memory import Watch, decode_memory
+from benchmarks.data_rivals import (
     BareLoop,
     DecodedSteps,
     Loader,

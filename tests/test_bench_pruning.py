@@ -7,9 +7,9 @@ import random
 import optuna
 from optuna.pruners import BasePruner, NopPruner
 
-from vicc_ray.bench.pruning import BATCH, QUERIES, RECORDED, STEPS, VIDEOS, measure, replay
+from benchmarks.pruning import BATCH, QUERIES, RECORDED, STEPS, VIDEOS, measure, replay
 from vicc_ray.config import load_experiment
-from vicc_ray.experiments_table import shipped_experiment
+from vicc_ray.config.published import shipped_experiment
 from vicc_ray.train.schedule import every, make_stages
 
 

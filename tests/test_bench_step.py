@@ -12,10 +12,10 @@ import torch
 from test_levers import experiment_of
 from torch import nn
 
-from vicc_ray.bench import run_bench
-from vicc_ray.bench import step as bench
-from vicc_ray.bench.roofline import copy_rate, matmul_rate, operations, peak_memory
-from vicc_ray.bench.step_published import LoopLARS, Ways, exp_sinkhorn, loader, made_batch
+from benchmarks import run_bench
+from benchmarks import step as bench
+from benchmarks.roofline import copy_rate, matmul_rate, operations, peak_memory
+from benchmarks.step_published import LoopLARS, Ways, exp_sinkhorn, loader, made_batch
 from vicc_ray.data.augment import augment, draw
 from vicc_ray.errors import UserError
 from vicc_ray.objective.sinkhorn import sinkhorn
@@ -132,8 +132,8 @@ def test_counted_operations_and_memory() -> None:
 
 
 def test_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vicc_ray.bench.roofline._MATRIX", {"cpu": 128})
-    monkeypatch.setattr("vicc_ray.bench.roofline._COPIED", {"cpu": 1 << 20})
+    monkeypatch.setattr("benchmarks.roofline._MATRIX", {"cpu": 128})
+    monkeypatch.setattr("benchmarks.roofline._COPIED", {"cpu": 1 << 20})
     assert 1e7 < matmul_rate(CPU, torch.float32) < 1e14
     assert 1e7 < copy_rate(CPU) < 1e13
 

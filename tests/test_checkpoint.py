@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from vicc_ray import storage
-from vicc_ray.checkpoint import (
+from vicc_ray.errors import UserError
+from vicc_ray.runs.checkpoint import (
     MARKER,
     STATE_FILE,
     CheckpointStore,
@@ -23,7 +24,6 @@ from vicc_ray.checkpoint import (
     snapshot,
     version_changes,
 )
-from vicc_ray.errors import UserError
 
 HARM = str(Path(tempfile.gettempdir()) / "vicc-harm")
 
@@ -92,7 +92,7 @@ def test_the_one_before_a_damaged_one_is_taken_and_told(store: CheckpointStore, 
             marker = store.write({}, about(5))
             _spoil(store, 5, spoilt)
             text = storage.read_bytes(storage.join(store.folder, "step-000000005", MARKER)).decode()
-            from vicc_ray.checkpoint import _digest
+            from vicc_ray.runs.checkpoint import _digest
 
             text = text.replace(marker.digest, _digest(spoilt)).replace(
                 f'"bytes": {marker.bytes}', f'"bytes": {len(spoilt)}'
@@ -151,7 +151,7 @@ def test_a_snapshot_does_not_follow_training() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vicc_ray.checkpoint.RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("vicc_ray.runs.checkpoint.RETRY_SECONDS", (0.01, 0.01))
 
 
 @pytest.mark.usefixtures("quick")

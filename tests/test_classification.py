@@ -17,24 +17,24 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vicc_ray import distributed
-from vicc_ray.checkpoint import State
-from vicc_ray.classifier_file import classifier_path, load_classifier
 from vicc_ray.config import Experiment, make_experiment
 from vicc_ray.data.clips import share
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.stored import EncoderOnDisk, open_encoder
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier, dropout_mask
+from vicc_ray.models.classifier_file import load_classifier
 from vicc_ray.models.encoder import build_encoder
+from vicc_ray.models.encoder_file import EncoderFile, save_encoder
 from vicc_ray.objective import NonFiniteError
-from vicc_ray.records import read_records
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.checkpoint import State
+from vicc_ray.runs.encoders import EncoderOnDisk, open_encoder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records
 from vicc_ray.train.batches import Batch, Block, decode_share, to_batch
 from vicc_ray.train.classification import Classification, rare_classes, training_classes
-from vicc_ray.train.classifier_step import ClassifierTrainer, drop_steps
-from vicc_ray.train.run import Notice, train
+from vicc_ray.train.classification_step import ClassifierTrainer, drop_steps
+from vicc_ray.train.loop import Notice, train
 from vicc_ray.train.schedule import Stage
-from vicc_ray.weights import EncoderFile, save_encoder
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -414,7 +414,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
     monkeypatch: pytest.MonkeyPatch,
     protocol: ClassifierProtocol,
 ) -> None:
-    monkeypatch.setattr("vicc_ray.train.run.LOOK_SECONDS", 0.0)  # a look after every step
+    monkeypatch.setattr("vicc_ray.train.loop.LOOK_SECONDS", 0.0)  # a look after every step
     settings = {"length": "3 steps", "global_batch": 8}
     experiment = _experiment(linear=settings, finetune=settings, train={"checkpoint_every": "2 steps"})
     task = _task(protocol, encoders, videos)
@@ -432,7 +432,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
     assert [record["loss"] > 0 for record in read_records(whole.metrics)] == [True] * 6
     for stage in plan.stages:
         assert task.left_by(whole, stage) and task.left_by(stopped, stage)
-        first, second = (load_classifier(classifier_path(folder, stage.name)) for folder in folders)
+        first, second = (load_classifier(folder.classifier(stage.name)) for folder in folders)
         _assert_same(dict(second.state_dict), dict(first.state_dict), 0, 0)
         assert (first.stream, first.protocol, first.classes) == (stage.stream, protocol, task.classes)
         assert first.meta["name"] == stage.name and first.meta["experiment"]["name"] == "tiny"

@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from vicc_ray.classifier_file import ClassifierFile, classifier_path, load_classifier, save_classifier
 from vicc_ray.errors import UserError
 from vicc_ray.models.classifier import (
     PROTOCOLS,
@@ -24,9 +23,10 @@ from vicc_ray.models.classifier import (
     dropout_mask,
     empty_classifier,
 )
+from vicc_ray.models.classifier_file import ClassifierFile, load_classifier, save_classifier
 from vicc_ray.models.encoder import EncoderSpec, build_encoder
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.weights import EncoderFile, save_encoder
+from vicc_ray.models.encoder_file import EncoderFile, save_encoder
+from vicc_ray.runs.folder import RunFolder
 
 SPEC = EncoderSpec("r2plus1d_10", width=0.0625, embedding_dim=8)
 
@@ -133,7 +133,7 @@ def test_a_fresh_head_is_a_function_of_its_seed() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_round_trip_keeps_everything(tmp_path: Path, protocol: ClassifierProtocol) -> None:
     saved = _file(protocol)
-    path = classifier_path(RunFolder(tmp_path), "Flow-2")
+    path = RunFolder(tmp_path).classifier("Flow-2")
     assert path == tmp_path / "classifiers" / "Flow-2.safetensors"
     save_classifier(path, saved)
     loaded = load_classifier(path)

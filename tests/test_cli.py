@@ -13,7 +13,7 @@ from videos import numbered_frames, write_video
 
 from vicc_ray import storage
 from vicc_ray.config import make_experiment
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from vicc_ray.bench.nodes import descendants
+from benchmarks.nodes import descendants
 from vicc_ray.evaluate.results import read_all
-from vicc_ray.records import read_records
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.weights import load_encoder
+from vicc_ray.models.encoder_file import load_encoder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(560)]
 

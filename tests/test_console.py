@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from vicc_ray.cluster.progress import progress_bar
 from vicc_ray.console import console, errors, printable
-from vicc_ray.progress import progress_bar
 
 HOSTILE = "[red]a[/x] :smile:\x1b[31m\x1b]0;t\x07\x9b2J\u202egpj"
 SHOWN = "[red]a[/x] :smile:\\u001b[31m\\u001b]0;t\\u0007\\u009b2J\\u202egpj"

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from tiny import TINY, tiny_experiment, tiny_manifest
 
-from vicc_ray.bench.nodes import local_cluster
+from benchmarks.nodes import local_cluster
+from vicc_ray.cluster.resources import UNKNOWN, Machine, Node
+from vicc_ray.commands.doctor import healthy
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.doctor import facts as facts_module
 from vicc_ray.doctor.checks import (
@@ -43,9 +45,6 @@ from vicc_ray.doctor.facts import (
     try_videos,
     unseen_files,
 )
-from vicc_ray.doctor.verb import healthy
-from vicc_ray.placement import UNKNOWN, Node
-from vicc_ray.resources import Machine
 
 GIB = 2**30
 PACKAGES = {"python": "3.12.4", "ray": "2.60.0", "torch": "2.15.0"}
@@ -210,7 +209,7 @@ def replace_clip(tree: dict[str, Any]) -> Any:
 
 def test_buffer_is_the_streams_own() -> None:
     """The estimate is what the stream will set: asked of its own function with its own arguments."""
-    from vicc_ray.data import pipeline
+    from vicc_ray.cluster import stream as pipeline
 
     for batch, workers, actors in ((8, 1, 1), (512, 8, 24), (96, 5, 3)):
         experiment = replace_clip(tiny_experiment().model_dump(mode="json"))

@@ -17,17 +17,17 @@ import pytest
 from tiny import tiny_experiment
 
 from vicc_ray import storage
+from vicc_ray.cluster.launch import run_training
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.ending import alone_in, is_held, sigterm_stops
-from vicc_ray.train.loop import run_training
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.train.driver import alone_in, is_held, sigterm_stops
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.ending import alone_in
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.train.driver import alone_in
 with alone_in(RunFolder(Path(sys.argv[1]))):
     print("mine", flush=True)
     time.sleep(60)
@@ -175,7 +175,7 @@ def test_a_run_that_was_deleted_in_its_store_is_not_finished(
     def begins(*_: object, **__: object) -> None:
         raise Begun
 
-    monkeypatch.setattr("vicc_ray.train.loop.ray_session", begins)
+    monkeypatch.setattr("vicc_ray.cluster.launch.ray_session", begins)
     run_training(experiment)  # every stage is finished
     storage.remove_folder(str(folder))
     with pytest.raises(Begun):

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from tests.tiny import tiny_experiment, tiny_manifest
-from vicc_ray.classifier_file import ClassifierFile, load_classifier, save_classifier
+from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import evaluation_input
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.accuracy import accuracy
-from vicc_ray.evaluate.actors import ClassifyWindows
-from vicc_ray.evaluate.classification import classify_videos
 from vicc_ray.evaluate.crops import crop_views
 from vicc_ray.evaluate.means import mean_over_windows
+from vicc_ray.evaluate.model_actors import ClassifyWindows
+from vicc_ray.evaluate.predictions import classify_videos
+from vicc_ray.metrics.accuracy import accuracy
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
+from vicc_ray.models.classifier_file import ClassifierFile, load_classifier, save_classifier
 from vicc_ray.models.encoder import EncoderSpec, build_encoder
-from vicc_ray.resources import ResourcePlan
 
 CLASSES = ("jump", "run", "sit")
 SPEC = EncoderSpec("r2plus1d_10", width=0.0625, embedding_dim=16)
@@ -163,8 +163,8 @@ def test_files_that_do_not_go_together_are_refused_before_ray_is_asked(tmp_path:
 @pytest.mark.cluster
 def test_videos_are_classified_on_ray(tmp_path: Path) -> None:
     """Both streams of real files, a broken one among them, against the same windows classified one by one."""
-    from vicc_ray.data.actors import DecodeWindows, list_windows
-    from vicc_ray.session import ray_session
+    from vicc_ray.cluster.decode_actors import DecodeWindows, list_windows
+    from vicc_ray.cluster.session import ray_session
 
     manifest = tiny_manifest(tmp_path / "videos")
     broken = tmp_path / "broken.mp4"

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from tiny import tiny_experiment
 
-from vicc_ray import evaluation
+from vicc_ray.commands import evaluate as evaluation
+from vicc_ray.commands.evaluate import evaluate_runs, evaluations_json, print_evaluations
 from vicc_ray.console import console, errors, told_aside
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.nearest import Retrieval
+from vicc_ray.evaluate.neighbours import Retrieval
 from vicc_ray.evaluate.results import Evaluation, read_all
-from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations
 from vicc_ray.models.encoder import build_encoder
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.weights import EncoderFile, save_encoder
+from vicc_ray.models.encoder_file import EncoderFile, save_encoder
+from vicc_ray.runs.folder import RunFolder
 
 
 def make_run(runs: Path, videos: Manifest, name: str = "tiny", **changes: Any) -> RunFolder:

@@ -12,16 +12,10 @@ import yaml
 from typer.core import TyperGroup
 
 from vicc_ray.cli import app
+from vicc_ray.commands.train import print_plan
 from vicc_ray.config import flatten, load_experiment
+from vicc_ray.config.published import ROWS, TRAIN_VIDEOS, Cost, PublishedRow, commands
 from vicc_ray.console import console, errors
-from vicc_ray.experiments_table import (
-    ROWS,
-    TRAIN_VIDEOS,
-    Cost,
-    PublishedRow,
-    commands,
-)
-from vicc_ray.planning import print_plan
 from vicc_ray.train.schedule import learning_rate, make_stages
 
 ROOT = Path(__file__).parent.parent

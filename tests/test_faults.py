@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.drill import Drill
+from benchmarks.faults import Survived, cause_all, drill_for_faults, possible_faults
 from vicc_ray import distributed
-from vicc_ray.bench.drill import Drill
-from vicc_ray.bench.faults import Survived, cause_all, drill_for_faults, possible_faults
-from vicc_ray.checkpoint import State
 from vicc_ray.config import load_experiment
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.records import read_records
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.checkpoint import State
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records
 from vicc_ray.train.batches import Block, TrainingPlan, decode_share, make_plan
+from vicc_ray.train.loop import Notice, train
 from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.run import Notice, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

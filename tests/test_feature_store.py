@@ -17,7 +17,6 @@ from vicc_ray.evaluate.feature_store import (
     Source,
     VideoFeatures,
     feature_rows,
-    file_hash,
     matches,
     read_columns,
     read_features,
@@ -25,7 +24,8 @@ from vicc_ray.evaluate.feature_store import (
     stream_blocks,
     write_features,
 )
-from vicc_ray.evaluate.search import top_k
+from vicc_ray.metrics.search import top_k
+from vicc_ray.runs.encoders import file_hash
 
 SOURCE = Source("RGB-2", "ab12", "cd34", {"frames": 16, "stride": 7, "size": 112, "windows": "all", "style": "paper"})
 

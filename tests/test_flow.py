@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 from videos import shifted_texture
 
-from vicc_ray.data.flow import ALGORITHMS, OPENCV, dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.flow.algorithms import ALGORITHMS, OPENCV, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
 
@@ -147,7 +147,7 @@ def test_raft_cuts_long_clips_and_takes_short_ones(weights: dict[str, Path], mon
     torch.set_num_threads(1)
     frames = shifted_texture(6, 128, 128, 1, 0)
     whole = flow_between(frames, "raft", str(weights["raft_small"]))
-    monkeypatch.setattr("vicc_ray.data.raft.PAIRS", 2)
+    monkeypatch.setattr("vicc_ray.data.flow.raft.PAIRS", 2)
     assert np.allclose(flow_between(frames, "raft", str(weights["raft_small"])), whole, atol=1e-2 * np.abs(whole).max())
     assert flow_between(frames[:1], "raft", str(weights["raft_small"])).shape == (0, 128, 128, 2)
 
@@ -195,5 +195,5 @@ def test_motion_vectors_come_from_files_and_torch_only_where_it_is_asked_for() -
     assert set(OPENCV) < set(ALGORITHMS)
     with pytest.raises(ValueError, match="read from the video file"):
         flow_between(np.zeros((2, 16, 20, 3), np.uint8), "motion_vectors")
-    code = "import sys, vicc_ray.data.flow; sys.exit('torch' in sys.modules)"
+    code = "import sys, vicc_ray.data.flow.algorithms; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

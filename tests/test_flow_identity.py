@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from tiny import tiny_experiment
 
-from vicc_ray import classifying
 from vicc_ray.config import Experiment, FlowConfig
-from vicc_ray.data import flow as flow_module
-from vicc_ray.data.flow import fingerprint
-from vicc_ray.data.flow_identity import flow_identity
-from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.flow import algorithms as flow_module
+from vicc_ray.data.flow.algorithms import fingerprint
+from vicc_ray.data.flow.identity import flow_identity
+from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.stored import EncoderOnDisk, Side, source_of
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.evaluate import classifiers as classifying
+from vicc_ray.evaluate.stored import Side, source_of
+from vicc_ray.runs.encoders import EncoderOnDisk
+from vicc_ray.runs.folder import RunFolder
 from vicc_ray.tune.folder import SweepFolder
 
 

@@ -17,9 +17,9 @@ from videos import shifted_texture, spoil, truncate, write_interlaced, write_vid
 from vicc_ray import storage
 from vicc_ray.config import DataConfig, FlowConfig
 from vicc_ray.data.decode import VideoError, read_frames
-from vicc_ray.data.flow import OPENCV, dequantise, fingerprint, flow_between, quantise
-from vicc_ray.data.flow_codes import compute_codes
-from vicc_ray.data.flow_store import GOP, FlowStore, check_stored
+from vicc_ray.data.flow.algorithms import OPENCV, dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.flow.codes import compute_codes
+from vicc_ray.data.flow.store import GOP, FlowStore, check_stored
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
 

@@ -26,7 +26,7 @@ from vicc_ray.interop import import_published
 from vicc_ray.interop.exporting import export
 from vicc_ray.interop.names import published_names
 from vicc_ray.models.encoder import EncoderSpec, build_encoder, empty_encoder
-from vicc_ray.weights import EncoderFile, load_encoder
+from vicc_ray.models.encoder_file import EncoderFile, load_encoder
 
 DATA = Path(__file__).parent / "data" / "interop"
 RECORDED = {"s3d": "s3d_dev", "r2plus1d_10": "r21d_dev"}

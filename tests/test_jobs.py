@@ -12,16 +12,16 @@ from afflicted import work
 from tiny import tiny_experiment
 from videos import numbered_frames, write_video
 
+from vicc_ray.cluster.jobs import run_on_cluster
+from vicc_ray.cluster.session import job_session
+from vicc_ray.commands.flow import FlowOptions, store_flow
+from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.config import FlowConfig
-from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.guarded import Failure
-from vicc_ray.data.jobs import run_on_cluster
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
-from vicc_ray.flowing import FlowOptions, store_flow
-from vicc_ray.indexing import IndexOptions, index_videos
-from vicc_ray.session import job_session
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -51,7 +51,7 @@ def test_indexing_on_a_cluster_is_indexing(tmp_path: Path, monkeypatch: pytest.M
         write_video(tmp_path / "videos" / f"{number}.mp4", numbered_frames(5 + number))
     (tmp_path / "videos" / "text.mp4").write_text("no video")
     here = index_videos(str(tmp_path / "videos"), tmp_path / "here.parquet")
-    monkeypatch.setattr("vicc_ray.indexing.WORTH_A_CLUSTER", 1)
+    monkeypatch.setattr("vicc_ray.commands.index.WORTH_A_CLUSTER", 1)
     there = index_videos(str(tmp_path / "videos"), tmp_path / "there.parquet", IndexOptions())
     assert there.videos == here.videos
     assert [row.refused for row in there.refused] == [row.refused for row in here.refused]

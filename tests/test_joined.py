@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from tiny import tiny_experiment
 
-from vicc_ray import classifying
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
+from vicc_ray.evaluate import classifiers as classifying
 from vicc_ray.evaluate import joined
 from vicc_ray.evaluate.feature_store import Source, VideoFeatures, writing_features
 from vicc_ray.evaluate.joined import Joined
-from vicc_ray.evaluate.search import Rows
-from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.evaluate.stored import FeatureFile, Side
+from vicc_ray.metrics.search import Rows
+from vicc_ray.runs.encoders import EncoderOnDisk
+from vicc_ray.runs.folder import RunFolder
 
 CLASSES = 4
 

@@ -13,7 +13,7 @@ from tiny import tiny_experiment
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vicc_ray.bench.step_published import Ways
+from benchmarks.step_published import Ways
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.folding import fold_batch_norm

@@ -15,11 +15,11 @@ import pytest
 from videos import numbered_frames, spoil, truncate, write_video
 from web import web_server
 
+from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.console import console
 from vicc_ray.data.decode import VideoError
 from vicc_ray.data.manifest import Manifest, VideoRow, check, content_hash, probe
 from vicc_ray.errors import UserError
-from vicc_ray.indexing import IndexOptions, index_videos
 
 # What is in a file ---------------------------------------------------------------------------------------------------
 
@@ -445,8 +445,8 @@ def test_videos_on_the_web_are_indexed_and_known_again(tmp_path: Path, videos: M
         assert [(row.video, row.frames) for row in made.videos] == [(urls[0], videos.videos[0].frames)]
         assert [(row.video, row.refused) for row in made.refused] == [(urls[1], "no such file")]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vicc_ray.indexing.probe_named", lambda path: pytest.fail(f"{path} was opened again"))
-            patch.setattr("vicc_ray.indexing.run_guarded", lambda *_: iter(()))
+            patch.setattr("vicc_ray.commands.index.probe_named", lambda path: pytest.fail(f"{path} was opened again"))
+            patch.setattr("vicc_ray.commands.index.run_guarded", lambda *_: iter(()))
             again = index_videos(str(tmp_path / "list.txt"), tmp_path / "m.parquet")
         assert again.videos == made.videos
         single = index_videos(f"{address}/v/two.mp4?part=2", tmp_path / "one.parquet")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from videos import set_matrix, shifted_texture, turn, write_interlaced, write_video
 
-from vicc_ray.data import motion_vectors
 from vicc_ray.data.decode import VideoError, open_video
-from vicc_ray.data.motion_vectors import CELL, iterate_motion_vectors, motion_vector_fields
+from vicc_ray.data.flow import motion_vectors
+from vicc_ray.data.flow.motion_vectors import CELL, iterate_motion_vectors, motion_vector_fields
 from vicc_ray.data.nal import is_reference
 from vicc_ray.data.pictures import Orientation
 

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from tiny import TINY, tiny_manifest
 
-from vicc_ray.bench.nodes import STORE_BYTES, Node
-from vicc_ray.records import read_records
+from benchmarks.nodes import STORE_BYTES, Node
+from vicc_ray.runs.records import read_records
 
 ADDRESSES = ("10.231.7.1", "10.231.7.2")
 PORT = 6399

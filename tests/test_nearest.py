@@ -16,27 +16,29 @@ import pytest
 import torch
 from tiny import tiny_experiment
 
+from vicc_ray.cluster.decode_actors import DecodeWindows, list_windows, video_key
+from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.actors import DecodeWindows, list_windows, video_key
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import Clips, read_clips
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import feature_store, features, joined, nearest
+from vicc_ray.evaluate import feature_store, features, joined
+from vicc_ray.evaluate import neighbours as nearest
 from vicc_ray.evaluate import passes as passes_module
-from vicc_ray.evaluate.actors import EncodeWindows
 from vicc_ray.evaluate.feature_store import read_features
-from vicc_ray.evaluate.fusion import fit_weights, fused_similarities
 from vicc_ray.evaluate.means import video_means
-from vicc_ray.evaluate.nearest import Retrieval, finished_encoders, retrieve
+from vicc_ray.evaluate.model_actors import EncodeWindows
+from vicc_ray.evaluate.neighbours import Retrieval, retrieve
 from vicc_ray.evaluate.passes import Pass, passes
 from vicc_ray.evaluate.results import Evaluation
-from vicc_ray.evaluate.retrieval import similarities
-from vicc_ray.evaluate.stored import Side, open_encoder
+from vicc_ray.evaluate.stored import Side
+from vicc_ray.metrics.fusion import fit_weights, fused_similarities
+from vicc_ray.metrics.retrieval import similarities
 from vicc_ray.models.encoder import build_encoder
-from vicc_ray.resources import ResourcePlan
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
+from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
+from vicc_ray.runs.encoders import finished_encoders, open_encoder
+from vicc_ray.runs.folder import RunFolder
 
 NAMES = ("RGB-0", "RGB-1", "RGB-2", "Flow-2")
 

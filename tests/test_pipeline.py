@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny import tiny_experiment, tiny_plan
 
-from vicc_ray.data.actors import DecodeShares, DecodeWindows, list_windows
+from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_windows
+from vicc_ray.cluster.stream import segments
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.pipeline import segments
 from vicc_ray.data.samples import read_clips
 from vicc_ray.train.batches import decode_share
 from vicc_ray.train.monitor import monitor_plan

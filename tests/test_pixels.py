@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from videos import numbered_frames, read_number, write_video
 
+from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, FlowConfig
 from vicc_ray.data import decode
 from vicc_ray.data.decode import VideoError, bound_pixels, read_frames
 from vicc_ray.data.manifest import probe
 from vicc_ray.data.reader import ClipReader
-from vicc_ray.indexing import IndexOptions, index_videos
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from vicc_ray.cluster.resources import DECODERS_A_WORKER, UNKNOWN, Decoders, Machine, Node, plan_on, total
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import UserError
-from vicc_ray.placement import DECODERS_A_WORKER, UNKNOWN, Node, plan_on, total
-from vicc_ray.resources import Decoders, Machine
 
 GIB = 2**30
 TRAIN, DECODE = {"vicc-role": "train"}, {"vicc-role": "decode"}

@@ -25,10 +25,10 @@ from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.objective import Prototypes
-from vicc_ray.pages import distinct_names
 from vicc_ray.preview import write_preview
 from vicc_ray.preview.looks import SampleLook, look_at, shown_frames, shown_stages
 from vicc_ray.report.flow_colour import LIMITS, colour_flow, colour_wheel, readable_limit
+from vicc_ray.report.pages import distinct_names
 from vicc_ray.train.batches import Batch, decode_share, make_plan, to_batch
 from vicc_ray.train.step import StageTrainer
 

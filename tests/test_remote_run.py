@@ -14,8 +14,8 @@ import yaml
 from tiny import TINY
 
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.records import read_records
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(560)]
 VICC = str(Path(sys.executable).parent / "vicc")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from vicc_ray.config import dump_experiment, load_experiment
+from vicc_ray.config.published import ROWS, PublishedRow, shipped_experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.evaluate.results import Evaluation, write
-from vicc_ray.experiments_table import ROWS, PublishedRow, shipped_experiment
 from vicc_ray.report import write_report
 from vicc_ray.report.reproduction import Attempt, Reproduction, pretraining_cost, reproduction
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
 
 BY_ID = {row.id: row for row in ROWS}
 FINETUNED = BY_ID["s3d_rf_finetune_hmdb51"]

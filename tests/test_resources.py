@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from vicc_ray.cluster.resources import Decoders, Machine, plan_cluster, plan_local
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import UserError
-from vicc_ray.resources import Decoders, Machine, plan_cluster, plan_local
 
 GIB = 2**30
 

@@ -14,14 +14,14 @@ from processes import run_processes
 from tiny import tiny_experiment
 
 from vicc_ray import distributed, storage
-from vicc_ray.checkpoint import MARKER
+from vicc_ray.cluster.launch import run_task
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.records import append_record, read_events
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.checkpoint import MARKER
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import append_record, read_events
 from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.loop import run_task
 from vicc_ray.train.pretraining import Pretraining
 from vicc_ray.train.restore import agree, count_attempt, restore
 from vicc_ray.train.schedule import Stage

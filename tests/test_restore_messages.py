@@ -12,7 +12,7 @@ from processes import run_processes
 from tiny import tiny_experiment
 
 from vicc_ray import distributed
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
 from vicc_ray.train.restore import restore
 
 START = {"session": "one", "nodes": 1}

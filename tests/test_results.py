@@ -27,7 +27,7 @@ from vicc_ray.evaluate.results import (
     to_csv,
     write,
 )
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
 
 
 def evaluation(**changes: Any) -> Evaluation:

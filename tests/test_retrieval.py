@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import fusion, search
-from vicc_ray.evaluate.fusion import (
+from vicc_ray.metrics import fusion, search
+from vicc_ray.metrics.fusion import (
     GRID,
     fit_weights,
     fused_recall_at_k,
@@ -19,7 +19,7 @@ from vicc_ray.evaluate.fusion import (
     fused_similarities,
     mean_probabilities,
 )
-from vicc_ray.evaluate.retrieval import chance, neighbours, recall_at_k, score, similarities
+from vicc_ray.metrics.retrieval import chance, neighbours, recall_at_k, score, similarities
 
 
 def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset: float = 3.0):

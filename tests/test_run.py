@@ -19,21 +19,21 @@ from tiny import tiny_experiment, tiny_plan
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vicc_ray import distributed
-from vicc_ray.checkpoint import State, snapshot
 from vicc_ray.data.clips import share
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
+from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.objective import NonFiniteError, Outcome
-from vicc_ray.records import read_records, unreadable_videos
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.checkpoint import State, snapshot
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records, unreadable_videos
 from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
+from vicc_ray.train.loop import Notice, train
 from vicc_ray.train.monitor import Monitor, monitor_plan
 from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.run import Notice, train
 from vicc_ray.train.schedule import locate
 from vicc_ray.train.step import StageTrainer
-from vicc_ray.weights import load_encoder
 
 RECORDED = Path(__file__).parent / "data" / "tiny_curve.json"
 
@@ -309,7 +309,7 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
 def test_a_run_that_is_asked_to_stop_saves_and_stops(
     videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vicc_ray.train.run.LOOK_SECONDS", 0.0)  # look after every step, however fast
+    monkeypatch.setattr("vicc_ray.train.loop.LOOK_SECONDS", 0.0)  # look after every step, however fast
     plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
     host.stop_at_look = 3

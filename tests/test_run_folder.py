@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from vicc_ray import storage
+from vicc_ray.cluster.progress import RunProgress, Tail
 from vicc_ray.config import make_experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.progress import RunProgress, Tail
-from vicc_ray.records import (
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import (
     METRICS,
     RecordWriter,
     append_record,
@@ -27,7 +28,6 @@ from vicc_ray.records import (
     unreadable_videos,
     write_text,
 )
-from vicc_ray.run_folder import RunFolder
 
 
 def test_a_folder_is_resumed_by_the_same_experiment_only(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from vicc_ray.cli import app
 from vicc_ray.config import differences, flatten, load_experiment
+from vicc_ray.config.published import ROWS, shipped_experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.experiments_table import ROWS, shipped_experiment
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.scales import experiment_at
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.scale import experiment_at
 from vicc_ray.train.schedule import make_stages
 
 ROW = shipped_experiment("s3d_rf_finetune_hmdb51")

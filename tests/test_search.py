@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vicc_ray.bench import retrieval as bench
+from benchmarks import retrieval as bench
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import search
 from vicc_ray.evaluate.feature_store import Source, write_features
-from vicc_ray.evaluate.search import Rows, as_rows, average_precision, beside, top_k, units
+from vicc_ray.metrics import search
+from vicc_ray.metrics.search import Rows, as_rows, average_precision, beside, top_k, units
 
 
 @pytest.fixture(params=["default blocks", "small blocks"])

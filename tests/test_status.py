@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import tiny_experiment, tiny_plan
 
+from vicc_ray.commands.status import print_status, read_status, status_json
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.records import append_record
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.status import print_status, read_status, status_json
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import append_record
 
 
 @pytest.fixture

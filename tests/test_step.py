@@ -12,7 +12,7 @@ from tiny import tiny_experiment, tiny_plan
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vicc_ray import distributed
-from vicc_ray.data.flow import flow_between, quantise
+from vicc_ray.data.flow.algorithms import flow_between, quantise
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder, build_encoder
 from vicc_ray.models.planar import planar_

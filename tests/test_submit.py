@@ -23,11 +23,13 @@ import pytest
 import yaml
 from tiny import TINY, tiny_experiment, tiny_manifest
 
-from vicc_ray.bench.nodes import LocalCluster, Node, send
+from benchmarks.nodes import LocalCluster, Node, send
+from vicc_ray.commands.jobs import find_job, follow_job
+from vicc_ray.commands.submit import _folder, submit_or_attach
 from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
-from vicc_ray.records import read_records
+from vicc_ray.runs.records import read_records
 from vicc_ray.submit.following import Job, follow
 from vicc_ray.submit.package import MOST_BYTES, pack, portable
 from vicc_ray.submit.request import (
@@ -41,7 +43,6 @@ from vicc_ray.submit.request import (
     parse_workers,
     plain_command,
 )
-from vicc_ray.submit.verbs import _folder, find_job, follow_job, submit_or_attach
 
 ROOT = Path(__file__).parent.parent
 
@@ -388,7 +389,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_return(monkeypatch: pytest.Monkey
     def interrupted(*_: Any) -> Job:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vicc_ray.submit.verbs.follow", interrupted)
+    monkeypatch.setattr("vicc_ray.commands.jobs.follow", interrupted)
     with pytest.raises(Interrupted, match=r"j goes on; return to it with: vicc jobs j --address http://h:1 --follow"):
         follow_job(client, "j", "http://h:1")
     assert client.known["j"].status == "RUNNING"

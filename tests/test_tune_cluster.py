@@ -17,8 +17,8 @@ import yaml
 from tiny import TINY
 
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.records import read_records
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records
 from vicc_ray.tune.folder import SweepFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tiny import tiny_experiment
 
+from vicc_ray.cluster.resources import Machine, plan_cluster, plan_local
 from vicc_ray.config import Experiment, SearchConfig, TrainConfig
 from vicc_ray.errors import UserError
-from vicc_ray.records import append_record
-from vicc_ray.resources import Machine, plan_cluster, plan_local
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import append_record
 from vicc_ray.train.schedule import make_stages
 from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers, with_room_for_one
 from vicc_ray.tune.sharing import begin_at, first_stage

@@ -13,7 +13,8 @@ from test_tune_sweep import experiment, facts, opened
 
 from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.errors import UserError
-from vicc_ray.tune.results import samples_spent, trial_rows, write_results
+from vicc_ray.tune.results import write_results
+from vicc_ray.tune.rows import samples_spent, trial_rows
 from vicc_ray.tune.space import search_of
 from vicc_ray.tune.status import sweep_status
 from vicc_ray.tune.sweep import Sweep

@@ -12,9 +12,9 @@ import pytest
 from tiny import tiny_experiment
 
 from vicc_ray.config import Experiment
-from vicc_ray.records import append_record
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.ending import alone_in
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import append_record
+from vicc_ray.train.driver import alone_in
 from vicc_ray.tune import trials
 from vicc_ray.tune.trials import LostRun, TrialSpec, run_trial
 

@@ -14,12 +14,12 @@ import yaml
 from test_tune_sweep import experiment, opened
 from tiny import TINY
 
+from vicc_ray.commands import tune as tuning
+from vicc_ray.commands.tune import check, load_sweep, request_stop, run_sweep
 from vicc_ray.config import dump_experiment, load_experiment, make_experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
-from vicc_ray.tune import tuning
 from vicc_ray.tune.space import search_of
-from vicc_ray.tune.tuning import check, load_sweep, request_stop, run_sweep
 
 SPACE = {"objective.temperature": {"log": [0.03, 0.3]}}
 

@@ -13,9 +13,9 @@ import torch
 from videos import shifted_texture
 
 from vicc_ray.data import pictures
-from vicc_ray.data import tvl1 as ours
-from vicc_ray.data.flow import OPENCV, fingerprint, flow_between
-from vicc_ray.data.tvl1 import DEFAULT, Parameters, median_by_exchanges, tvl1, tvl1_flow
+from vicc_ray.data.flow import tvl1 as ours
+from vicc_ray.data.flow.algorithms import OPENCV, fingerprint, flow_between
+from vicc_ray.data.flow.tvl1 import DEFAULT, Parameters, median_by_exchanges, tvl1, tvl1_flow
 from vicc_ray.errors import UserError
 
 HEIGHT, WIDTH = 96, 120

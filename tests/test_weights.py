@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from vicc_ray import weights
 from vicc_ray.errors import UserError
+from vicc_ray.models import encoder_file as weights
 from vicc_ray.models.encoder import EncoderSpec, build_encoder
-from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
+from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 
 
 def small_file(backbone: str = "r2plus1d_10", heads: int = 2) -> EncoderFile:

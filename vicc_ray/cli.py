@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from vicc_ray.console import console, errors, told_aside
-from vicc_ray.errors import Interrupted, UserError
-from vicc_ray.interrupts import interrupt
+from vicc_ray.errors import Interrupted, UserError, interrupt
 
 app = typer.Typer(
     name="vicc",
@@ -105,7 +104,7 @@ def quickstart(
     debug: Debug = False,
 ) -> None:
     """Make a small motion data set, train both streams on it, evaluate and write a report. Resumes when run again."""
-    from vicc_ray.quickstart import run_quickstart
+    from vicc_ray.commands.quickstart import run_quickstart
 
     run_quickstart(runs, train_per_class, query_per_class, overrides or [], verbose)
 
@@ -147,8 +146,8 @@ def index(
     debug: Debug = False,
 ) -> None:
     """Probe videos and write the manifest that training reads; what cannot be read is named, counted and listed in it."""
+    from vicc_ray.commands.index import IndexOptions, index_videos
     from vicc_ray.config import MAX_PIXELS
-    from vicc_ray.indexing import IndexOptions, index_videos
 
     most = max_pixels or MAX_PIXELS
     options = IndexOptions(layout, fold, split, check, workers, address, verbose, max_pixels=most)
@@ -176,9 +175,9 @@ def flow(
     debug: Debug = False,
 ) -> None:
     """Measure the optical flow of a manifest's videos once and store it. The same command goes on after an interruption."""
+    from vicc_ray.commands.flow import FlowOptions, store_flow
     from vicc_ray.data.manifest import Manifest
-    from vicc_ray.flowing import FlowOptions, store_flow
-    from vicc_ray.scales import experiment_at
+    from vicc_ray.runs.scale import experiment_at
 
     changes = list(overrides or [])
     changes += [f"flow.algorithm={algorithm}"] * (algorithm is not None)
@@ -204,8 +203,8 @@ def preview(
 ) -> None:
     """Write a page with what the network would see: augmented views of some samples and their flow in colour."""
     from vicc_ray.preview import write_preview
-    from vicc_ray.run_folder import RunFolder
-    from vicc_ray.scales import experiment_at
+    from vicc_ray.runs.folder import RunFolder
+    from vicc_ray.runs.scale import experiment_at
 
     asked = experiment_at(experiment, overrides or [], scale)
     manifest = RunFolder.at(asked.run_folder).read_manifest(asked)
@@ -229,18 +228,18 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train every stage of an experiment. The same command resumes an interrupted run and skips finished stages."""
-    from vicc_ray.scales import experiment_at
+    from vicc_ray.runs.scale import experiment_at
 
     asked = experiment_at(experiment, overrides or [], scale, videos)
     if plan:
-        from vicc_ray.planning import print_plan
+        from vicc_ray.commands.train import print_plan
 
         print_plan(asked, videos, as_json)
         return
-    from vicc_ray.run_folder import RunFolder
+    from vicc_ray.runs.folder import RunFolder
 
     RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
-    from vicc_ray.train.loop import run_training
+    from vicc_ray.cluster.launch import run_training
 
     with told_aside(as_json):
         folder = run_training(asked, address, verbose)
@@ -257,8 +256,8 @@ def status(
     debug: Debug = False,
 ) -> None:
     """How a run stands: stage, speed, time left, workers, last checkpoint, faults survived. Reads its folder only."""
-    from vicc_ray.run_folder import RunFolder
-    from vicc_ray.status import print_status, read_status, status_json
+    from vicc_ray.commands.status import print_status, read_status, status_json
+    from vicc_ray.runs.folder import RunFolder
 
     found = read_status(RunFolder.at(run))
     if as_json:
@@ -292,7 +291,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Judge every finished stage of one or more runs, and both streams together (R+F)."""
-    from vicc_ray.evaluation import evaluate_runs, evaluations_json, print_evaluations
+    from vicc_ray.commands.evaluate import evaluate_runs, evaluations_json, print_evaluations
 
     with told_aside(as_json):
         found = evaluate_runs(runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
@@ -307,7 +306,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about one or more runs; reads their folders, runs nothing."""
     from vicc_ray.report import write_report
-    from vicc_ray.run_folder import RunFolder
+    from vicc_ray.runs.folder import RunFolder
 
     folders = [RunFolder.at(run) for run in runs]
     for folder in folders:
@@ -331,7 +330,7 @@ def import_(
     debug: Debug = False,
 ) -> None:
     """Read a published checkpoint into a run folder that 'vicc evaluate' and 'vicc export' take. Nothing in it is executed."""
-    from vicc_ray.exchange import import_checkpoint
+    from vicc_ray.commands.import_ import import_checkpoint
 
     if stream not in ("rgb", "flow"):
         raise UserError(f"--stream {stream}: is not a stream; allowed: rgb, flow")
@@ -347,7 +346,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write an encoder of a run in another format."""
-    from vicc_ray.exchange import export_encoder
+    from vicc_ray.commands.export import export_encoder
 
     console.print(str(export_encoder(run, encoder, form, out)), markup=False)
 
@@ -368,10 +367,10 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure one part side by side with its rivals and print medians, ratios and bars. Status 1 where a bar is missed."""
-    from vicc_ray.bench import run_bench
+    from vicc_ray.commands.bench import load_benchmarks
 
-    asked: dict[str, Any] = {"experiment": experiment, "overrides": overrides or (), "device": device}
-    if not run_bench(name, json_file, rounds, manifest, **asked):
+    options: dict[str, Any] = {"experiment": experiment, "overrides": overrides or (), "device": device}
+    if not load_benchmarks().run_bench(name, json_file, rounds, manifest, **options):
         raise typer.Exit(1)
 
 
@@ -393,7 +392,7 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search settings for the best retrieval recall, a training run a trial. The same command goes on after an interruption."""
-    from vicc_ray.tune.tuning import load_sweep, print_dry_run, request_stop, run_sweep
+    from vicc_ray.commands.tune import load_sweep, print_dry_run, request_stop, run_sweep
 
     if sum((resume, status, stop, dry_run)) > 1:
         raise UserError("--resume, --status, --stop and --dry-run: give one of them")
@@ -450,9 +449,9 @@ def submit(
     debug: Debug = False,
 ) -> None:
     """Run an experiment on a cluster through Ray's jobs server. The same command comes back to a job that runs already."""
-    from vicc_ray.scales import experiment_at
+    from vicc_ray.commands.submit import submit_experiment
+    from vicc_ray.runs.scale import experiment_at
     from vicc_ray.submit.request import Environment, parse_variables, parse_workers
-    from vicc_ray.submit.verbs import submit_experiment
 
     changes = [*(overrides or []), *([f"train.workers={parse_workers(workers)}"] if workers else [])]
     asked = experiment_at(experiment, changes, scale)
@@ -473,8 +472,8 @@ def jobs(
     debug: Debug = False,
 ) -> None:
     """List a cluster's jobs, follow one, or end one."""
+    from vicc_ray.commands.jobs import find_job, follow_job, jobs_json, print_jobs
     from vicc_ray.submit.client import connect
-    from vicc_ray.submit.verbs import find_job, follow_job, jobs_json, print_jobs
 
     if (follow or stop) and job is None:
         raise UserError("--follow and --stop: say which job; 'vicc jobs' without them lists all")
@@ -508,17 +507,17 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Look, from each node, whether an experiment can run there, and say what to do where not. Status 1 where something fails."""
-    from vicc_ray.scales import experiment_at
+    from vicc_ray.runs.scale import experiment_at
 
     asked = experiment_at(experiment, overrides or [], scale) if experiment else None
     if address and address.startswith("http"):
-        from vicc_ray.submit.verbs import submit_experiment
+        from vicc_ray.commands.submit import submit_experiment
 
         if asked is None:
             raise UserError("vicc doctor: a dashboard is asked by sending an experiment there; name its file")
         extra = ["--json"] if as_json else []
         raise typer.Exit(submit_experiment(asked, address, "doctor", extra, None, True, verify).exit_status())
-    from vicc_ray.doctor.verb import examine, findings_json, healthy, print_findings
+    from vicc_ray.commands.doctor import examine, findings_json, healthy, print_findings
 
     with told_aside(as_json):
         findings = examine(asked, address, verbose)

@@ -1,6 +1,8 @@
-"""The exceptions that are meant for the reader, told in one line and without a traceback."""
+"""The exceptions that are meant for the reader, printed as one line without a traceback, and Ctrl-C from a signal."""
 
 from __future__ import annotations
+
+import signal
 
 
 class UserError(Exception):
@@ -12,3 +14,13 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The reader stopped a verb; the message says how to go on. The command line exits with status 130."""
+
+
+def interrupt() -> None:
+    """As if Ctrl-C were pressed now; for the main thread, which signal handlers run in.
+
+    A shell's script makes what it puts into the background deaf to SIGINT. A SIGTERM that ends in one is meant all the same.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)

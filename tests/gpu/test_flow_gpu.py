@@ -11,7 +11,7 @@ import torch
 from gpu_device import GPU, needs_gpu
 from moving import moving_texture
 
-from vicc_ray.data.tvl1 import median_by_exchanges, tvl1_flow
+from vicc_ray.data.flow.tvl1 import median_by_exchanges, tvl1_flow
 
 pytestmark = needs_gpu
 

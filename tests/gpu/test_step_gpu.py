@@ -12,7 +12,7 @@ from gpu_device import GPU, REHEARSAL, needs_gpu
 from processes import run_processes
 from step_curves import BF16, STEPS, assert_same_curve, experiment_of, losses, plain_losses, trainer_of
 
-from vicc_ray.bench.step_published import Ways, made_batch
+from benchmarks.step_published import Ways, made_batch
 from vicc_ray.models.encoder import build_encoder, convert_batch_norm
 from vicc_ray.train.batches import Batch
 

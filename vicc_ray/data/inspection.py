@@ -18,15 +18,7 @@ from av.video.stream import VideoStream
 
 from vicc_ray.data import nal
 from vicc_ray.data.clips import STAMP_TOLERANCE
-from vicc_ray.data.decode import (
-    Decoder,
-    Timeline,
-    VideoError,
-    decode_from,
-    open_decord,
-    open_video,
-    read_timeline,
-)
+from vicc_ray.data.decode import Decoder, Timeline, VideoError, decode_from, open_decord, open_video, read_timeline
 from vicc_ray.data.pictures import Images, Orientation, orientation_of, to_image
 
 # Counts changes of what is found in one and the same file; what was found by other rules is not taken over.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, FlowConfig, Stream
 from vicc_ray.data.decode import bound_pixels
-from vicc_ray.data.flow import TORCH
+from vicc_ray.data.flow.algorithms import TORCH
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.pictures import Interlaced

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from vicc_ray.config import ClipConfig, FlowConfig, Stream
 from vicc_ray.data.clips import frame_indices, frames_at_rate, frames_at_stamps, grid_points
 from vicc_ray.data.decode import fetched, read_frames, timeline_of
-from vicc_ray.data.flow import MOTION_VECTORS, flow_between, quantise
-from vicc_ray.data.flow_store import FlowStore
+from vicc_ray.data.flow.algorithms import MOTION_VECTORS, flow_between, quantise
+from vicc_ray.data.flow.motion_vectors import motion_vector_fields
+from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.data.motion_vectors import motion_vector_fields
 from vicc_ray.data.pictures import Interlaced
 
 Clips = dict[Stream, NDArray[np.uint8]]

@@ -14,12 +14,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vicc_ray.capacity import machine_grown, nodes_now
+from vicc_ray.cluster.resources import total
+from vicc_ray.cluster.session import join, machine_grown, nodes_now
 from vicc_ray.doctor.checks import Transfer
 from vicc_ray.doctor.demand import Capacity
 from vicc_ray.doctor.facts import NodeFacts, Question, gather, unseen_files
-from vicc_ray.placement import total
-from vicc_ray.session import join
 
 # A node first unpacks the job's folder and imports; then it decodes three videos.
 NODE_SECONDS = 180.0

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_on, total
 from vicc_ray.config import Experiment
 from vicc_ray.doctor.checks import Finding, gibibytes
 from vicc_ray.errors import UserError
-from vicc_ray.placement import UNKNOWN, Node, plan_on, total
-from vicc_ray.resources import Machine, ResourcePlan
 
 # Resident memory of a worker and of a decode actor with its reading child, without activations (docs/benchmarks.md).
 WORKER_BYTES, DECODER_BYTES = int(1.5 * 2**30), int(0.6 * 2**30)
-# As `data.pipeline` sets it: blocks in flight for each worker and decode actor, the clips in one, bytes of a pixel.
+# As `cluster.stream` sets it: blocks in flight for each worker and decode actor, the clips in one, bytes of a pixel.
 BLOCKS_A_WORKER, BLOCKS_AN_ACTOR, VIEWS, PIXEL_BYTES, LEAST_BUFFER = 4, 2, 2, 5, 128 * 2**20
 
 

@@ -20,7 +20,7 @@ from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import positions
 from vicc_ray.errors import UserError
-from vicc_ray.run_folder import versions
+from vicc_ray.runs.folder import versions
 
 GPU_QUESTION = (
     "import torch;"

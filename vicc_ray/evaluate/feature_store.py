@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from vicc_ray import storage
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.search import Features, Rows
+from vicc_ray.metrics.search import Features, Rows
 
 METADATA = b"vicc_features"
 REFUSED = b"vicc_refused"  # known only when the last row is written, so it stands in the footer
@@ -87,15 +87,6 @@ class VideoFeatures:
         """The rows at these places, in this order."""
         columns = {name: [getattr(self, name)[row] for row in rows] for name in LISTS}
         return VideoFeatures(**columns, vectors=self.vectors[np.asarray(rows, np.int64)])
-
-
-def file_hash(path: str) -> str:
-    """blake2b-128 (hex) of a file's bytes, by path or URI."""
-    digest = blake2b(digest_size=16)
-    with storage.local_copy(path) as name, open(name, "rb") as file:
-        while chunk := file.read(storage.CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write_features(path: str, source: Source, table: VideoFeatures | Iterable[VideoFeatures]) -> int:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from vicc_ray.cluster.decode_actors import video_key
+from vicc_ray.cluster.progress import Counter
+from vicc_ray.cluster.resources import ResourcePlan
+from vicc_ray.cluster.stream import evaluation_windows, through_models
 from vicc_ray.config import Experiment
-from vicc_ray.data.actors import video_key
-from vicc_ray.data.flow_store import check_stored
-from vicc_ray.data.pipeline import evaluation_windows, through_models
-from vicc_ray.evaluate.actors import EncodeWindows
+from vicc_ray.data.flow.store import check_stored
+from vicc_ray.data.refusals import check_share
 from vicc_ray.evaluate.feature_store import read_refused
+from vicc_ray.evaluate.model_actors import EncodeWindows
 from vicc_ray.evaluate.passes import Pass, passes, write_means
-from vicc_ray.evaluate.stored import EncoderOnDisk, FeatureFile, Side, feature_file, missing
-from vicc_ray.progress import Counter
-from vicc_ray.refusals import check_share
-from vicc_ray.resources import ResourcePlan
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.evaluate.stored import FeatureFile, Side, feature_file, missing
+from vicc_ray.runs.encoders import EncoderOnDisk
+from vicc_ray.runs.folder import RunFolder
 
 
 def extract_features(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.accuracy import check_probabilities
+from vicc_ray.metrics.accuracy import check_probabilities
 
 Block = Mapping[str, NDArray[Any]]
 

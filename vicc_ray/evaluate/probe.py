@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.feature_store import VideoFeatures
-from vicc_ray.evaluate.folds import Indices, grouped_folds
+from vicc_ray.metrics.folds import Indices, grouped_folds
 
 Floats = npt.NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from typing import Any
 from vicc_ray.config import Experiment, flatten, is_free
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.records import write_text
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import write_text
 
 PROTOCOLS = {  # what each is called, in the order of the page
     "retrieval": "Nearest-neighbour retrieval",

@@ -14,15 +14,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.flow_identity import flow_identity
+from vicc_ray.config import Experiment
+from vicc_ray.data.flow.identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import Source, file_hash, read_refused, read_source
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.weight_file import check_whole
-from vicc_ray.weights import stream_of
+from vicc_ray.evaluate.feature_store import Source, read_refused, read_source
+from vicc_ray.runs.encoders import EncoderOnDisk
+from vicc_ray.runs.folder import RunFolder
 
 JITTER_P = 0.3  # of the published test (docs/method.md, section 6)
 
@@ -49,34 +48,6 @@ class Side:
             digest.update(b"\0" + row.video.encode(errors="surrogateescape"))
             digest.update(repr((row.duration_seconds, row.fps)).encode())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class EncoderOnDisk:
-    """An encoder's file: its own name (RGB-2), where it lies, what it was trained on, and the hash of its bytes.
-
-    `path` is on this machine, `reached` the path or URI by which the cluster's nodes read it.
-    """
-
-    name: str
-    path: Path
-    reached: str
-    stream: Stream
-    hash: str
-
-
-def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
-    """Look into a run's encoder; UserError where it is damaged or holds another stream than its name says."""
-    path = folder.encoder(name)
-    stream = stream_of(path)
-    check_whole(path)
-    said = name.split("-")[0].lower()
-    if said in ("rgb", "flow") and said != stream:
-        raise UserError(
-            f"{path}: is named {name} but holds an encoder of the {stream} stream; give it a name that begins with "
-            f"{'Flow' if stream == 'flow' else 'RGB'}-, or put the right file there"
-        )
-    return EncoderOnDisk(name, path, folder.reached(path), stream, file_hash(str(path)))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from vicc_ray.config import without_places
 from vicc_ray.errors import UserError
 from vicc_ray.interop.names import BACKBONE_NAMES, MATRICES, published_names
 from vicc_ray.models.encoder import Encoder, EncoderSpec
-from vicc_ray.weight_file import VERSION, atomic_path
-from vicc_ray.weights import EncoderFile, check_state, facts_of, save_encoder
+from vicc_ray.models.encoder_file import EncoderFile, check_state, facts_of, save_encoder
+from vicc_ray.models.weight_file import VERSION, atomic_path
 
 
 def export_published(encoder_file: EncoderFile, guide: EncoderFile | None, path: Path | str) -> None:
@@ -120,7 +120,7 @@ def export_onnx(encoder_file: EncoderFile, path: Path | str, clip_shape: tuple[i
 
 
 def export_safetensors(encoder_file: EncoderFile, path: Path | str) -> None:
-    """Writes this program's own format, which any safetensors reader opens (`weights.save_encoder`)."""
+    """Writes this program's own format, which any safetensors reader opens (`models.encoder_file.save_encoder`)."""
     save_encoder(path, encoder_file)
 
 

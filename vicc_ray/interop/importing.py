@@ -16,8 +16,8 @@ from vicc_ray.errors import UserError
 from vicc_ray.interop.names import BACKBONE_NAMES, MATRICES, published_names
 from vicc_ray.interop.reader import plain_state_dict, read_checkpoint
 from vicc_ray.models.encoder import EncoderSpec, empty_encoder
-from vicc_ray.weight_file import first_few, mismatch, readable_file
-from vicc_ray.weights import EncoderFile, check_stream
+from vicc_ray.models.encoder_file import EncoderFile, check_stream
+from vicc_ray.models.weight_file import first_few, mismatch, readable_file
 
 
 @dataclass(frozen=True)

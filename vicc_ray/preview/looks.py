@@ -17,7 +17,7 @@ from torch import Tensor
 from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augment, draw, evaluation_input
 from vicc_ray.data.clips import evaluation_starts
-from vicc_ray.data.flow import dequantise
+from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import positions

@@ -14,18 +14,10 @@ from PIL import Image, ImageDraw
 from vicc_ray.config import ClipConfig, Experiment, Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.pages import distinct_names, render
-from vicc_ray.preview.looks import (
-    ClipLook,
-    Look,
-    SampleLook,
-    WindowLook,
-    look_at,
-    shown_frames,
-    shown_stages,
-)
-from vicc_ray.records import write_text
+from vicc_ray.preview.looks import ClipLook, Look, SampleLook, WindowLook, look_at, shown_frames, shown_stages
 from vicc_ray.report.flow_colour import colour_flow, colour_wheel, readable_limit
+from vicc_ray.report.pages import distinct_names, render
+from vicc_ray.runs.records import write_text
 from vicc_ray.train.batches import make_plan
 
 LEAST_HEIGHT = 112  # pixels of a frame on the page; smaller ones are enlarged pixel by pixel, so that they stay pixels

@@ -20,13 +20,13 @@ from vicc_ray.evaluate.results import (
     title_of_protocol,
     with_videos,
 )
-from vicc_ray.pages import render
-from vicc_ray.records import write_text
 from vicc_ray.report.charts import Chart, Curve, Level, chart, count
 from vicc_ray.report.confusion import Confusion, confusions
 from vicc_ray.report.folder import Record, RunFolder, number, read_folder
+from vicc_ray.report.pages import render
 from vicc_ray.report.reproduction import reproduction
 from vicc_ray.report.thumbnails import Thumbnails
+from vicc_ray.runs.records import write_text
 
 QUERIES, NEIGHBOURS = 8, 5  # shown a run
 GALLERY_BYTES = 3_500_000  # of thumbnails on the page, over all runs

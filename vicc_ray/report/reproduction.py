@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from vicc_ray.config import Experiment, flatten, is_free, load_experiment
+from vicc_ray.config.published import PRETRAINING, ROWS, PublishedRow, shipped_experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.results import Evaluation, Spread, read_all, recipe_of, summarise
-from vicc_ray.experiments_table import PRETRAINING, ROWS, PublishedRow, shipped_experiment
-from vicc_ray.records import NUMBER, read_events, read_records
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import NUMBER, read_events, read_records
 
 # How a row's protocol is named in an evaluation; recall is set against the number as published and in its exact form.
 MEASURED = {"retrieval": ("reference", "retrieval"), "linear": ("linear",), "finetune": ("finetune",)}

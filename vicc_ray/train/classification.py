@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import torch
 
 from vicc_ray import distributed, storage
-from vicc_ray.classifier_file import ClassifierFile, classifier_path, save_classifier
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.stored import EncoderOnDisk
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.models.classifier_file import ClassifierFile, save_classifier
+from vicc_ray.models.encoder_file import EncoderFile, load_encoder
+from vicc_ray.runs.encoders import EncoderOnDisk
+from vicc_ray.runs.folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.classifier_step import ClassifierTrainer, settings_of
+from vicc_ray.train.classification_step import ClassifierTrainer, settings_of
 from vicc_ray.train.schedule import Stage
-from vicc_ray.weights import EncoderFile, load_encoder
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Classification:
 
     def left_by(self, folder: RunFolder, stage: Stage) -> bool:
         """Whether the stage's classifier is there."""
-        return classifier_path(folder, stage.name).is_file()
+        return folder.classifier(stage.name).is_file()
 
     def open_stage(
         self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device
@@ -93,8 +93,8 @@ class Classification:
                     "provenance": folder.provenance(),
                 },
             )
-            save_classifier(classifier_path(folder, stage.name), file)
-            folder.push(classifier_path(folder, stage.name))
+            save_classifier(folder.classifier(stage.name), file)
+            folder.push(folder.classifier(stage.name))
         distributed.barrier()  # no worker looks for the file before it is there
 
     def _stage(

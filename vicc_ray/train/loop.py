@@ -1,228 +1,328 @@
-"""Ray Train's part of a run: start the workers, give each its blocks and its checkpoint, survive what can be survived.
+"""A run from its first to its last step on one worker: open a stage, stream, step, record, save, hand over. No Ray.
 
-Ray Train restarts the group of workers after a failure and when the cluster grows or shrinks. Each time the workers find
-the newest whole checkpoint themselves and go on from it, whatever their number now is.
+The loop is the same in a Ray Train worker, in a plain process and in the tests; what differs is the `Host` that gives it
+blocks, takes its checkpoints and says what the outside asks for. Progress is counted in global steps, and a checkpoint's
+step says which samples are consumed, because a step's samples are a function of the plan alone.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
-from uuid import uuid4
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import ray
-import ray.train
+import numpy as np
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
 
-from vicc_ray import ray_private, storage
-from vicc_ray.config import Experiment
-from vicc_ray.console import console, quiet
-from vicc_ray.data.flow_identity import flow_identity
-from vicc_ray.data.flow_store import check_stored
-from vicc_ray.data.manifest import Manifest
-from vicc_ray.errors import Interrupted, UserError
-from vicc_ray.objective import NonFiniteError
-from vicc_ray.progress import RunProgress
-from vicc_ray.records import RecordWriter, read_events
-from vicc_ray.resources import ResourcePlan, plan_local, this_machine
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.session import ray_session
-from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.ending import alone_in, check_refused, sigterm_stops, tell_videos
-from vicc_ray.train.host import RayHost
-from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.restore import agree, count_attempt, event, restore
-from vicc_ray.train.run import train
-from vicc_ray.train.task import Task
+from vicc_ray import distributed
+from vicc_ray.errors import UserError
+from vicc_ray.objective import CollapseWatch, NonFiniteError
+from vicc_ray.runs.checkpoint import State
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import RecordWriter, forget_records_after, read_events, unreadable_videos
+from vicc_ray.train.batches import PADDING, Block, TrainingPlan, to_batch
+from vicc_ray.train.monitor import Monitor
+from vicc_ray.train.schedule import Stage, every, locate, samples_at
+from vicc_ray.train.task import Learner, Measured, Task
 
-# How long workers wait for each other before the first step, while worker 0 starts decode actors on machines that may be
-# busy. A worker that hangs as a whole is missed by Ray within `train.collective_timeout` all the same.
-START_SECONDS = 300.0
+# Seconds between two looks at what the outside asks for; a look is a small message between the workers.
+LOOK_SECONDS = 2.0
 
 
-def run_training(
-    experiment: Experiment, address: str | None = None, verbose: bool = False, last: str | None = None
-) -> RunFolder:
-    """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
+@dataclass(frozen=True)
+class Notice:
+    """What the outside asks for: a checkpoint now (a node is about to go, or time is up), an end after it."""
 
-    `last`: the stage after which the run ends; None: the schedule's last one. UserError for what the reader has to change,
-    Interrupted after Ctrl-C.
+    save: bool = False
+    stop: bool = False
+
+
+class Host(Protocol):
+    """What the loop needs from where it runs."""
+
+    device: torch.device
+
+    def blocks(self, first_step: int) -> Iterator[Block]:
+        """This worker's blocks from a global step on, in order."""
+        ...
+
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        """Keep a checkpoint; every worker calls it with the same state. `about`: fields of `CheckpointInfo`."""
+        ...
+
+    def notice(self) -> Notice:
+        """What is asked for now; every worker calls it and gets the same answer."""
+        ...
+
+
+@dataclass
+class _Clock:
+    """Time since the last record, and how much of it was spent waiting for data."""
+
+    since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    samples: int = 0
+    steps: int = 0
+
+    def read(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        figures = {"samples_per_second": self.samples / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
+        self.since, self.waited, self.samples, self.steps = time.perf_counter(), 0.0, 0, 0
+        return figures
+
+    def seconds_a_step(self) -> float:
+        return (time.perf_counter() - self.since) / max(self.steps, 1)
+
+
+def train(
+    task: Task, plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | None, monitor: Monitor | None
+) -> int:
+    """Train every stage that is left; returns the last global step, an earlier one where the host asked to stop.
+
+    Every worker calls it. UserError (on every worker alike) for too many unreadable videos, and for embeddings that are
+    NaN at a step where they were before; the first time it is a `NonFiniteError`, as the last checkpoint may be sound.
     """
-    folder = RunFolder.at(experiment.run_folder)
-    manifest = folder.read_manifest(experiment)
-    check_refused(experiment, manifest)
-    return run_task(Pretraining(last), experiment, manifest, folder, address, verbose)
+    step = int(restored["step"]) if restored else 0
+    recorder = _Recorder(plan, folder)
+    recorder.forget_after(step)
+    blocks = host.blocks(step) if step < plan.steps else iter(())
+    while step < plan.steps:
+        stage, within = locate(plan.stages, step)
+        learner = task.open_stage(plan, folder, stage, host.device)
+        best = 0.0
+        if within and restored:
+            learner.load_state_dict(restored["trainer"])
+            best = float(restored.get("best_recall", 0.0))
+        step = _train_stage(plan, stage, within, learner, blocks, host, recorder, monitor, best)
+        if step < stage.end:
+            return step
+        task.close_stage(plan, folder, stage, learner)
+        host.save({"step": step, "stage": stage.name, "trainer": {}}, _about(plan, stage, step, None))
+    return step
 
 
-def run_task(
-    task: Task,
-    experiment: Experiment,
-    manifest: Manifest,
-    folder: RunFolder,
-    address: str | None = None,
-    verbose: bool = False,
-) -> RunFolder:
-    """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
-    plan = task.plan(experiment, manifest)
-    without = check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data)
-    if without:
-        console.print(
-            f"note: {len(without)} of {len(plan.videos)} videos are not in the flow store; stages that need their flow leave "
-            f"them out (the first: {without[0].video})",
-            markup=False,
+def _train_stage(
+    plan: TrainingPlan,
+    stage: Stage,
+    within: int,
+    learner: Learner,
+    blocks: Iterator[Block],
+    host: Host,
+    recorder: _Recorder,
+    monitor: Monitor | None,
+    best: float,
+) -> int:
+    """Train a stage from its step `within` on; returns the global step reached, the stage's end or where to stop."""
+    settings = plan.experiment
+    save_every = every(settings.train.checkpoint_every, stage)
+    recall_every = every(settings.evaluate.monitor_every, stage)
+    recorder.begin(stage, learner)
+    for local in range(within, stage.steps):
+        step = stage.first_step + local
+        _step(plan, step, local, learner, blocks, recorder)
+        if local == within:
+            # Everybody has a stream and has been through a step: a silence now is no slow start.
+            distributed.set_patience(settings.train.collective_timeout)
+        done, last = local + 1, local + 1 == stage.steps
+        if done % settings.train.log_every == 0 or last or local == within:
+            recorder.record(stage, step + 1, learner)
+        recall = None
+        if monitor and recall_every and (done % recall_every == 0 or last):
+            learner.share_statistics()  # all workers are to look at one and the same network
+            figures = monitor(learner.encoder, stage.stream)
+            recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **figures})
+            recall = figures.get("R@1")
+        if last:
+            break
+        notice = host.notice() if done % recorder.look_every == 0 else Notice()
+        better = recall is not None and recall > best
+        best = max(best, recall or 0.0)
+        if notice.save or notice.stop or better or (save_every and done % save_every == 0):
+            state = {"step": step + 1, "stage": stage.name, "trainer": learner.state_dict(), "best_recall": best}
+            host.save(state, _about(plan, stage, step + 1, recall))
+        if notice.stop:
+            return step + 1
+    return stage.end
+
+
+def _step(
+    plan: TrainingPlan, step: int, local: int, learner: Learner, blocks: Iterator[Block], recorder: _Recorder
+) -> None:
+    """Wait for the block of a global step, train on it."""
+    waiting = time.perf_counter()
+    block = next(blocks)
+    recorder.clock.waited += time.perf_counter() - waiting
+    batch, refused = to_batch(plan, step, block)
+    recorder.refuse(refused, block, step)
+    recorder.consume(step, block)
+    try:
+        recorder.outcome = learner.step(batch, local)
+    except NonFiniteError as error:
+        recorder.fail(step, error)
+        raise
+    recorder.clock.samples += locate(plan.stages, step)[0].global_batch
+    recorder.clock.steps += 1
+
+
+def _about(plan: TrainingPlan, stage: Stage, step: int, recall: float | None) -> dict[str, Any]:
+    return {
+        "step": step,
+        "stage": stage.name,
+        "samples": samples_at(plan.stages, step),
+        "workers": distributed.world_size(),
+        "recall": recall,
+    }
+
+
+class _Recorder:
+    """Writes what happens: rank 0 the metrics, every worker what it alone knows. A full disk never stops training."""
+
+    def __init__(self, plan: TrainingPlan, folder: RunFolder) -> None:
+        self.plan, self.folder = plan, folder
+        self.clock = _Clock()
+        self.watch = CollapseWatch(plan.experiment.train.collapse_warning_steps)
+        self.writes = distributed.rank() == 0
+        self.metrics, self.events = RecordWriter(folder.metrics), RecordWriter(folder.events)
+        self.refused = RecordWriter(folder.refused)
+        self.samples = RecordWriter(folder.samples / f"worker-{distributed.rank()}.jsonl")
+        self.board: Any = None
+        self.outcome: Measured | None = None
+        # Of this worker since the last record: video -> (reason, step), and videos that could be read again.
+        self.unreadable: dict[str, tuple[str, int]] = {}
+        self.readable: set[str] = set()
+        # Written down as unreadable when last tried, in this start of the workers or before; and those of this start, which
+        # are what `data.max_refused` bounds: what an outage kept away may be back.
+        self.noted = set(unreadable_videos(folder.refused))
+        self.failing: set[str] = set()
+        # Steps from one look at the host's notice to the next; the same on every worker.
+        self.look_every = 1
+
+    def forget_after(self, step: int) -> None:
+        """Begin (again) at a global step."""
+        if self.plan.experiment.train.record_samples:
+            self.folder.samples.mkdir(exist_ok=True)
+        if self.writes:
+            with suppress(OSError):  # what a full disk keeps is forgotten by the next start
+                forget_records_after(self.folder.metrics, step)
+            self.board = _Board(self.folder, samples_at(self.plan.stages, step))
+        distributed.barrier()
+
+    def begin(self, stage: Stage, learner: Learner) -> None:
+        self.clock, self.look_every = _Clock(), 1
+        self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
+        for text in learner.remarks():
+            self.note(stage, text)
+
+    def record(self, stage: Stage, step: int, learner: Learner) -> None:
+        """One record of the loss and its company; a collective, every worker calls it."""
+        assert self.outcome is not None
+        figures = self.outcome.metrics()
+        slowest = torch.tensor([self.clock.seconds_a_step(), float(len(self.unreadable) + len(self.readable))])
+        distributed.all_reduce_max_(slowest)
+        self.look_every = max(1, min(round(LOOK_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
+        if slowest[1]:
+            self._share_unreadable(stage, step)
+        warning = self.watch.observe(step, figures["loss"], figures["ln_k"]) if "ln_k" in figures else None
+        rate = learner.optimiser.param_groups[0]["lr"]
+        self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
+        if warning:
+            self.note(stage, warning, step)
+
+    def note(self, stage: Stage, text: str, step: int | None = None) -> None:
+        """A line for the reader, shown beside the progress and in the report."""
+        self.add(
+            {"kind": "note", "stage": stage.name, "step": stage.first_step if step is None else step, "text": text}
         )
-    if address is None:
-        plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
-    streams = {stream for stage in plan.stages for stream in stage.streams}
-    flow = flow_identity(experiment.flow, experiment.data.interlaced) if "flow" in streams else None
-    # Nothing of a run that another driver is at work on is changed, so the lock comes first.
-    with alone_in(folder):
-        with folder.as_user_errors():
-            folder.pull(alone=True)
-            times = manifest.times_fingerprint() if experiment.clip.fps else None
-            resumes = folder.open(experiment, manifest.fingerprint(), flow, times)
-            folder.keep_manifest(manifest)
-        left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
-        if not left:
-            console.print(f"{folder}: every stage is finished; nothing to train", markup=False)
-            return folder
-        if resumes:
-            done = [stage.name for stage in plan.stages if stage not in left]
-            console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""), markup=False)
-        with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
-            folder.forget_stop()
-            console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
-            with RunProgress(folder, plan.stages), sigterm_stops(folder):
-                _fit(task, experiment, folder, resources)
-        with folder.as_user_errors():
-            folder.pull()
-    tell_videos(plan, folder, len(manifest.refused))
-    return folder
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append to metrics.jsonl and tensorboard, on rank 0."""
+        if not self.writes:
+            return
+        samples = samples_at(self.plan.stages, record["step"])
+        record |= {"samples": samples, "workers": distributed.world_size(), "time": time.time()}
+        self.metrics.add(record)
+        if record["kind"] != "note":
+            figures = {name: value for name, value in record.items() if isinstance(value, float) and name != "time"}
+            self.board.add(record["stage"], figures, samples)
+
+    def consume(self, step: int, block: Block) -> None:
+        """Where the experiment asks for it: which samples this worker consumed in a step."""
+        if self.plan.experiment.train.record_samples:
+            rows = [int(row) for row in np.flatnonzero(block["slot"] != PADDING)]
+            taken = {name: block[name][rows].tolist() for name in ("slot", "video")}
+            self.samples.add({"step": step, "workers": distributed.world_size(), "time": time.time(), **taken})
+
+    def refuse(self, refused: list[tuple[str, str]], block: Block, step: int) -> None:
+        """Remember videos that could not be read, and those that could again, until the next record."""
+        bad = {video for video, _ in refused}
+        for video, reason in refused:
+            self.unreadable.setdefault(video, (reason, step))
+        self.readable -= bad
+        if self.noted or self.unreadable:
+            names = {self.plan.videos[int(row)].video for row in block["video"] if row != PADDING}
+            self.readable |= (names - bad) & (self.noted | self.unreadable.keys())
+
+    def fail(self, step: int, error: NonFiniteError) -> None:
+        """A loss that is no number: UserError (on every worker) where this step came to it before, else an event."""
+        told = "first"
+        if self.writes:
+            before = [r for r in read_events(self.folder.events) if r["kind"] == "not finite" and r.get("step") == step]
+            told = "again" if before else "first"
+            self.events.add({"kind": "not finite", "step": step, "text": str(error), "time": time.time()})
+            self.folder.push(self.folder.events)
+        if distributed.broadcast_bytes(told.encode()) == b"again":
+            raise UserError(f"{error}; it came to the same after going back to the last checkpoint") from error
+
+    def _share_unreadable(self, stage: Stage, step: int) -> None:
+        """Rank 0 writes down what all workers could not read, or could again; UserError, on every worker, where it is too much."""
+        mine = json.dumps({"unreadable": self.unreadable, "readable": sorted(self.readable)}).encode()
+        everyone = [json.loads(part) for part in distributed.gather_bytes(mine)]
+        self.unreadable, self.readable = {}, set()
+        bad = {video: told for part in everyone for video, told in part["unreadable"].items()}
+        for video, (reason, first) in bad.items():
+            self.failing.add(video)
+            if video not in self.noted:
+                self.noted.add(video)
+                self._write_refused({"video": video, "reason": reason, "step": first})
+        still = {video for part in everyone for video in part["unreadable"].keys() - set(part["readable"])}
+        for video in sorted({video for part in everyone for video in part["readable"]} - still):
+            self.noted.discard(video)
+            self.failing.discard(video)
+            self._write_refused({"video": video, "readable": True, "step": step})
+        allowed = self.plan.experiment.data.max_refused * len(self.plan.videos)
+        if len(self.failing) > allowed:
+            if self.writes:
+                self.folder.push(self.folder.refused)
+            shown = "; ".join(f"{video}: {reason}" for video, (reason, _) in list(bad.items())[:5])
+            raise UserError(
+                f"{len(self.failing)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, "
+                f"more than data.max_refused = {self.plan.experiment.data.max_refused:g} allows "
+                f"({shown}; all in {self.folder.refused})"
+            )
+
+    def _write_refused(self, record: dict[str, Any]) -> None:
+        if self.writes:
+            self.refused.add(record)
 
 
-def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
-    settings = experiment.train
-    _set_timeouts(experiment)
-    ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
-    ray_private.keep_data_actors_here()
-    elastic = resources.min_workers != resources.workers
-    session = uuid4().hex
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "task": task,
-            "experiment": experiment.model_dump(mode="json"),
-            "folder": str(folder),
-            "resources": resources,
-            "session": session,
-        },
-        torch_config=TorchConfig(timeout_s=int(max(START_SECONDS, settings.collective_timeout))),
-        scaling_config=ScalingConfig(
-            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if resources.use_gpu else {"CPU": 1},
-            label_selector=dict(resources.train_labels) or None,
-            elastic_resize_monitor_interval_s=settings.resize_after,
-        ),
-        # Checkpoints are ours; Ray keeps only its own notes here. How often a run may fail is decided by how
-        # far it came between the failures (see `train.restore`), which Ray does not know.
-        run_config=RunConfig(
-            name=session,
-            storage_path=storage.join(str(folder), "logs", "train"),
-            failure_config=FailureConfig(max_failures=-1),
-            callbacks=[_NoteFailures(str(folder))],
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
-        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
-    except ray.train.TrainingFailedError as error:
-        causes = getattr(error, "worker_failures", {})
-        told = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items())) or str(error)
-        raise RuntimeError(f"training failed ({told}); see {folder.logs}") from error
-    outcome = result.return_value
-    if outcome is None or outcome.get("stopped"):
-        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}")
-    if "error" in outcome:
-        raise UserError(outcome["error"])
+class _Board:
+    """Tensorboard's files; what cannot be written is missing there and nowhere else."""
 
+    def __init__(self, folder: RunFolder, samples: int) -> None:
+        from tensorboardX import SummaryWriter
 
-class _NoteFailures(UserCallback):  # type: ignore[misc]
-    """Why workers were lost, among the run's events; called in the process that Ray Train watches them from."""
+        self.writer: Any = None
+        with suppress(OSError):
+            # Its reader drops the points at this step and after it; the point at the checkpoint is not written again.
+            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=samples + 1)
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """One event for all workers that are gone; in a store, worker 0 alone adds to the events."""
-        folder = RunFolder.at(self.folder)
-        if folder.remote is None:
-            text = "; ".join(f"worker {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items()))
-            RecordWriter(folder.events).add(event("failed", text=text[:500]))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def _set_timeouts(experiment: Experiment) -> None:
-    """Ray Train's own time-outs, which it reads from the environment of the driver."""
-    settings = experiment.train
-    # A restart first asks for the room of the node that died, until the cluster's view of itself is fresh again.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{settings.start_timeout:g}")
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.collective_timeout:g}")
-
-
-def _worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs."""
-    folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
-    experiment = Experiment.model_validate(settings["experiment"])
-    host: RayHost | None = None
-    try:
-        count_attempt(folder, settings["session"], experiment.train.max_failures)
-        folder.pull(alone=True)  # each worker has a mirror of its own
-        torch.set_num_threads(_threads(experiment))
-        manifest, plan = _open(settings["task"], experiment, folder)
-        host = RayHost(plan, folder, settings["resources"])
-        start = {"session": settings["session"], "nodes": _nodes(), "requester": ray_private.requester()}
-        restored = restore(folder, start, experiment.train.max_failures)
-        monitor = host.open(int(restored["step"]) if restored else 0, manifest)
-        step = train(settings["task"], plan, folder, host, restored, monitor)
-        return {"step": step, "stopped": step < plan.steps}
-    except NonFiniteError:
-        raise  # the last checkpoint may be sound, so Ray is to start the workers again
-    except UserError as error:
-        # Trying again cannot help, so this is an end and not a failure for Ray to restart.
-        return {"error": str(error)}
-    finally:
-        if host:
-            host.close()
-
-
-def _open(task: Task, experiment: Experiment, folder: RunFolder) -> tuple[Manifest, TrainingPlan]:
-    """The run's videos and plan; UserError on every worker where one of them cannot read them."""
-    found: tuple[Manifest, TrainingPlan] | None = None
-    problem = None
-    try:
-        manifest = Manifest.read(folder.manifest)
-        found = manifest, task.plan(experiment, manifest)
-    except UserError as error:
-        problem = str(error)
-    agree(problem)
-    assert found is not None
-    return found
-
-
-def _threads(experiment: Experiment) -> int:
-    """This worker's share of the CPUs of its node, of which other runs (trials) may want some too."""
-    on_this_node: int = ray.train.get_context().get_local_world_size()
-    share = max(1, len(os.sched_getaffinity(0)) // on_this_node)
-    return min(share, experiment.train.threads or share)
-
-
-def _nodes() -> int:
-    return sum(bool(node["Alive"]) for node in ray.nodes())
+    def add(self, stage: str, figures: dict[str, float], samples: int) -> None:
+        if self.writer is None:
+            return
+        with suppress(OSError):
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{stage}/{name}", value, samples)
+            self.writer.flush()

@@ -16,7 +16,7 @@ from vicc_ray.data.augment import evaluation_input
 from vicc_ray.data.clips import subset
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.retrieval import recall_at_k
+from vicc_ray.metrics.retrieval import recall_at_k
 from vicc_ray.models.encoder import Encoder
 
 CHUNK = 16  # clips encoded at a time

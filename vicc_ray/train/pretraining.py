@@ -10,12 +10,12 @@ from vicc_ray import distributed
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder, build_encoder
+from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 from vicc_ray.objective import Prototypes
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan, make_plan
 from vicc_ray.train.schedule import TITLES, Stage
 from vicc_ray.train.step import StageTrainer
-from vicc_ray.weights import EncoderFile, load_encoder, save_encoder
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from vicc_ray import distributed
-from vicc_ray.checkpoint import CheckpointInfo, State, version_changes
 from vicc_ray.errors import UserError
-from vicc_ray.records import COUNTED, RecordWriter, read_events
-from vicc_ray.run_folder import RunFolder, versions
+from vicc_ray.runs.checkpoint import CheckpointInfo, State, version_changes
+from vicc_ray.runs.folder import RunFolder, versions
+from vicc_ray.runs.records import COUNTED, RecordWriter, read_events
 
 
 def count_attempt(folder: RunFolder, session: str, max_failures: int) -> None:

@@ -211,7 +211,7 @@ class StageTrainer:
     ) -> tuple[Tensor | None, Tensor | None]:
         if self.device.type != "cuda" or not self.experiment.train.fused_augment:
             return augment(rgb, flow, params, self.settings)
-        from vicc_ray.data.augment_triton import augment_fused  # Triton is for GPUs
+        from vicc_ray.data.augment_triton import augment_fused
 
         return augment_fused(rgb, flow, params, self.settings, self._dtype() or torch.float32, self.layout)
 

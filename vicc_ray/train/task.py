@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
 from vicc_ray.train.batches import Batch, TrainingPlan
 from vicc_ray.train.schedule import Stage
 

@@ -24,11 +24,10 @@ from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, 
 from ray.tune.search import Searcher
 
 from vicc_ray import storage
-from vicc_ray.capacity import machine_grown, nodes_now
+from vicc_ray.cluster.resources import Machine, total
+from vicc_ray.cluster.session import machine_grown, nodes_now
 from vicc_ray.config import TrainConfig
 from vicc_ray.errors import Interrupted
-from vicc_ray.placement import total
-from vicc_ray.resources import Machine
 from vicc_ray.tune.plan import with_room_for_one
 from vicc_ray.tune.sweep import Sweep
 from vicc_ray.tune.trials import Look, TrialSpec, run_trial

@@ -24,9 +24,9 @@ from typing import Any
 from vicc_ray import storage
 from vicc_ray.config import Experiment, dump_experiment, flatten, load_experiment
 from vicc_ray.errors import UserError
-from vicc_ray.records import append_record, write_text
-from vicc_ray.run_folder import RunFolder, flow_differences
-from vicc_ray.train.ending import alone_in, is_held
+from vicc_ray.runs.folder import RunFolder, flow_differences
+from vicc_ray.runs.records import append_record, write_text
+from vicc_ray.train.driver import alone_in, is_held
 
 # Settings under which a sweep may go on with other values: where and how long, not what is compared.
 _MAY_CHANGE = (
@@ -137,7 +137,7 @@ class SweepFolder:
     def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
         """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's.
 
-        flow: what decides the flow that trials learn from (`data.flow_identity`).
+        flow: what decides the flow that trials learn from (`data.flow.identity`).
         """
         facts = {"data_fingerprint": data_fingerprint, "flow": flow}
         there = self.exists()

@@ -14,10 +14,11 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from vicc_ray.config import SearchConfig
-from vicc_ray.pages import render
-from vicc_ray.records import write_text
+from vicc_ray.report.pages import render
+from vicc_ray.runs.records import write_text
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import metric_name, new_study, point_of
+from vicc_ray.tune.rows import samples_spent
 from vicc_ray.tune.space import describe_point
 from vicc_ray.tune.sweep import best_trial
 
@@ -61,8 +62,6 @@ def _cell(value: Any) -> str:
 def _facts(
     folder: SweepFolder, search: SearchConfig, study: optuna.Study, rows: list[dict[str, Any]]
 ) -> list[tuple[str, str]]:
-    from vicc_ray.tune.results import samples_spent
-
     ends = [row["outcome"] for row in rows]
     spent, whole = samples_spent(rows)
     facts = [("trials", ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)) or "none")]

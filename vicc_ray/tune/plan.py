@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vicc_ray.cluster.resources import Machine, plan_cluster, plan_local
 from vicc_ray.config import Experiment, SearchConfig, TrainConfig, WorkerRange
 from vicc_ray.errors import UserError
-from vicc_ray.resources import Machine, plan_cluster, plan_local
 
 
 @dataclass(frozen=True)

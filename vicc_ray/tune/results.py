@@ -14,12 +14,14 @@ from rich.table import Table
 from vicc_ray import storage
 from vicc_ray.config import Experiment, SearchConfig, dump_experiment
 from vicc_ray.console import console
-from vicc_ray.records import write_text
-from vicc_ray.run_folder import RunFolder
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import write_text
 from vicc_ray.storage import whole_file
 from vicc_ray.train.schedule import make_stages
 from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import metric_name, point_of
+from vicc_ray.tune.page import write_page
+from vicc_ray.tune.rows import samples_spent, trial_rows
 from vicc_ray.tune.sharing import begin_at, first_stage, measured
 from vicc_ray.tune.space import describe_point, trial_experiment
 from vicc_ray.tune.sweep import best_trial
@@ -29,8 +31,6 @@ def write_results(
     folder: SweepFolder, experiment: Experiment, search: SearchConfig, study: optuna.Study, shares: bool, videos: int
 ) -> None:
     """Write trials.csv, trials.parquet, report.html, and best.yaml as soon as a trial is completed."""
-    from vicc_ray.tune.page import write_page
-
     rows = trial_rows(search, study)
     if rows:
         table = pa.table({name: _column([row[name] for row in rows]) for name in rows[0]})
@@ -53,38 +53,6 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array([None if value is None else str(value) for value in values])
 
 
-def trial_rows(search: SearchConfig, study: optuna.Study) -> list[dict[str, Any]]:
-    """A row a trial: number, outcome, metric, settings, cost, collapse. Samples are those that the trial trained itself."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        facts = trial.user_attrs
-        point = point_of(search, trial)
-        looks = trial.intermediate_values
-        rows.append(
-            {
-                "trial": trial.number,
-                "outcome": facts.get("outcome", "unfinished"),
-                "value": (trial.values or [looks[max(looks)] if looks else None])[0],
-                **{path: _plain(point.get(path)) for path in search.space},
-                "best_look": (max if search.mode == "max" else min)(looks.values(), default=None),
-                "samples": facts.get("trained_samples"),
-                "samples_of_a_whole_trial": facts.get("full_samples"),
-                "seconds": facts.get("seconds"),
-                "device_hours": facts["device_seconds"] / 3600 if "device_seconds" in facts else None,
-                "collapsed": facts.get("collapsed"),
-                "loss": facts.get("end_loss"),
-                "ln_k": facts.get("end_ln_k"),
-                "entropy": facts.get("end_entropy"),
-                "reason": facts.get("reason") or None,
-            }
-        )
-    return rows
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
 def _write_best(
     folder: SweepFolder, experiment: Experiment, search: SearchConfig, best: FrozenTrial, shares: bool, videos: int
 ) -> None:
@@ -105,14 +73,6 @@ def _write_best(
             "Under another name (--set name=...) all stages are trained, with the settings below.",
         ]
     write_text(folder.best_config, "".join(f"# {line}\n" for line in head) + dump_experiment(chosen))
-
-
-def samples_spent(rows: list[dict[str, Any]]) -> tuple[int, int]:
-    """(samples that the trials trained, samples that they would have trained to their ends)."""
-    known = [row for row in rows if row["samples"] is not None and row["samples_of_a_whole_trial"] is not None]
-    return sum(row["samples"] for row in known), sum(
-        max(row["samples_of_a_whole_trial"], row["samples"]) for row in known
-    )
 
 
 def print_results(folder: SweepFolder, search: SearchConfig, study: optuna.Study) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from vicc_ray import storage
 from vicc_ray.config import Experiment, SearchConfig
 from vicc_ray.errors import UserError
-from vicc_ray.run_folder import RunFolder, versions
+from vicc_ray.runs.folder import RunFolder, versions
 from vicc_ray.train.schedule import Stage, samples_at
 from vicc_ray.tune.space import metrics_of
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from vicc_ray.config import Experiment
 from vicc_ray.console import console
-from vicc_ray.records import read_events
+from vicc_ray.runs.records import read_events
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import metric_name, open_study, point_of
-from vicc_ray.tune.results import trial_rows
+from vicc_ray.tune.rows import trial_rows
 from vicc_ray.tune.space import describe_point, search_of
 from vicc_ray.tune.sweep import best_trial
 

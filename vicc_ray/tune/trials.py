@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vicc_ray.cluster.progress import Tail
 from vicc_ray.config import Experiment
 from vicc_ray.errors import Interrupted, UserError
-from vicc_ray.progress import Tail
-from vicc_ray.records import METRICS, NUMBER, read_events, read_metrics
-from vicc_ray.run_folder import RunFolder
-from vicc_ray.train.ending import alone_in
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import METRICS, NUMBER, read_events, read_metrics
+from vicc_ray.train.driver import alone_in
 from vicc_ray.train.schedule import Stage, make_stages, samples_at
 from vicc_ray.tune.sharing import begin_at, first_stage
 
@@ -148,7 +148,7 @@ def _wait_for_earlier(folder: RunFolder) -> None:
 
 
 def _train(experiment: Experiment, last: str, address: str) -> dict[str, str]:
-    from vicc_ray.train.loop import run_training
+    from vicc_ray.cluster.launch import run_training
 
     try:
         run_training(experiment, address, last=last)

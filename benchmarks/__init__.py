@@ -1,0 +1,169 @@
+"""`vicc bench`: one way to measure. Contenders take turns in one run; figures are medians; bars come as rows at the end."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vicc_ray.config import load_experiment
+from vicc_ray.console import console
+from vicc_ray.errors import UserError
+from vicc_ray.runs.records import write_text
+
+# Each name is a module of this package with a function `measure(rounds, manifest) -> Outcome`; the text is shown by
+# `vicc bench list`. Without a manifest a bench makes its own videos, if it needs any. `step` measures an experiment:
+# its function is `measure(rounds, experiment, device)`.
+BENCHES = {
+    "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
+    "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
+    "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting and memory",
+    "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
+    "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
+    "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
+    "pruning": "training that stopping trials early saves, and the recall that it loses, on recorded curves",
+    "recovery": "seconds from a node's death to the next optimiser step",
+    "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
+    "retrieval": "queries/s of exact search beside faiss",
+    "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
+    "tune": "recall that the sampler of sweeps finds beside random search, on a made-up surface",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure that has to reach a bar; `at_least` False: must not exceed it."""
+
+    name: str
+    figure: float
+    bar: float
+    at_least: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does."""
+        return self.figure >= self.bar if self.at_least else self.figure <= self.bar
+
+
+@dataclass
+class Outcome:
+    """What a bench found: per contender the figures of each round, and the bars."""
+
+    unit: str
+    figures: dict[str, list[float]]
+    bars: list[Bar] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, dict[str, float]] = field(default_factory=dict)  # per contender, named figures with unit
+
+    def median(self, contender: str) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.figures[contender])
+
+    def ratio(self, contender: str, rival: str) -> float:
+        """The median of the round-by-round ratios, which holds when the machine's speed drifts."""
+        return statistics.median(a / b for a, b in zip(self.figures[contender], self.figures[rival], strict=True))
+
+
+def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each contender once a round, in order, after one round that is not counted: {name: figures}."""
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            figure = run()
+            if number:
+                figures[name].append(figure)
+    return figures
+
+
+def run_bench(
+    name: str,
+    json_file: Path | None,
+    rounds: int,
+    manifest: str | None = None,
+    *,
+    experiment: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> bool:
+    """Run a bench by name, print it, write the JSON; whether every bar holds. UserError for an unknown name.
+
+    `experiment`, `overrides` and `device` are for the bench of an experiment's step.
+    """
+    if name == "list":
+        for known, text in BENCHES.items():
+            console.print(f"{known}: {text}", markup=False)
+        return True
+    if name not in BENCHES:
+        raise UserError(f"bench {name}: is unknown; known: {', '.join(BENCHES)}")
+    outcome = _measured(name, rounds, manifest, experiment, overrides, device)
+    _print(name, outcome)
+    bars = [asdict(bar) | {"holds": bar.holds} for bar in outcome.bars]
+    if json_file:
+        result = {"bench": name, "unit": outcome.unit, "figures": outcome.figures, "facts": outcome.facts, "bars": bars}
+        if outcome.details:
+            result["details"] = outcome.details
+        write_text(json_file, json.dumps(result, indent=2) + "\n")
+    return all(bar.holds for bar in outcome.bars)
+
+
+def _measured(
+    name: str,
+    rounds: int,
+    manifest: str | None,
+    experiment: str | None,
+    overrides: Sequence[str],
+    device: str | None,
+) -> Outcome:
+    module = import_module(f"benchmarks.{name}")
+    if name != "step":
+        if experiment or overrides or device:
+            raise UserError(f"bench {name}: takes no experiment, --set or --device; those are for 'vicc bench step'")
+        outcome: Outcome = module.measure(rounds, manifest)
+        return outcome
+    if not experiment:
+        raise UserError("bench step: measures an experiment's step; name its file: vicc bench step EXPERIMENT.yaml")
+    if manifest:
+        raise UserError("bench step: makes its own clips and takes no --manifest")
+    measured: Outcome = module.measure(rounds, load_experiment(experiment, overrides), device)
+    return measured
+
+
+def _print(name: str, outcome: Outcome) -> None:
+    table = Table(title=f"{name} ({outcome.unit}, {len(next(iter(outcome.figures.values())))} rounds in turn)")
+    for column in ("contender", "median", "lowest", "highest", "ratio to the first"):
+        table.add_column(column, justify="left" if column == "contender" else "right")
+    first = next(iter(outcome.figures))
+    for contender, figures in outcome.figures.items():
+        cells = (f"{outcome.median(contender):.3g}", f"{min(figures):.3g}", f"{max(figures):.3g}")
+        table.add_row(contender, *cells, f"{outcome.ratio(contender, first):.3f}")
+    console.print(table)
+    if outcome.details:
+        console.print(_details(outcome.details))
+    for fact, value in outcome.facts.items():
+        console.print(f"{fact}: {value}", markup=False)
+    _print_bars(outcome.bars)
+
+
+def _details(details: Mapping[str, Mapping[str, float]]) -> Table:
+    """A column each contender, by its number, and a row each figure: names as columns would be too wide."""
+    table = Table(title="contenders numbered in the order above")
+    table.add_column("figure")
+    for number in range(1, len(details) + 1):
+        table.add_column(str(number), justify="right")
+    for figure in next(iter(details.values())):
+        values = (figures[figure] for figures in details.values())
+        table.add_row(figure, *(f"{value:.3g}" for value in values))
+    return table
+
+
+def _print_bars(bars: Sequence[Bar]) -> None:
+    for bar in bars:
+        sign = ">=" if bar.at_least else "<="
+        verdict = "holds" if bar.holds else "MISSED"
+        console.print(f"bar: {bar.name}: {bar.figure:.3f} {sign} {bar.bar:g}: {verdict}", markup=False)

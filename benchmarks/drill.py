@@ -1,0 +1,161 @@
+"""A small training run on a cluster of this machine's own, to cause faults in: for the recovery bench and the fault tests."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.nodes import LocalCluster, command_line, descendants, send
+from vicc_ray.data.layouts import scan
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.probing import index
+from vicc_ray.data.synthetic import make_dataset
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_records
+
+# Small enough for several nodes on two cores: what is measured is the recovery, not the training.
+EXPERIMENT: dict[str, Any] = {
+    "name": "drill",
+    "seed": 3,
+    "clip": {"frames": 8, "decode_size": [32, 32], "size": 32},
+    "flow": {"bound": 8},
+    "model": {"backbone": "r2plus1d_10", "width": 0.0625, "embedding_dim": 16},
+    "objective": {"prototypes": 8, "queue": 16},
+    "schedule": {
+        "cycles": 1,
+        "single": {
+            "length": "3 steps",
+            "cosine_over": "100 %",
+            "global_batch": 8,
+            "queue_start": 0,
+            "freeze_prototypes": 0,
+        },
+        "cross": {"length": {"rgb": "4000 steps", "flow": "3 steps"}, "global_batch": 8, "queue_start": "2 steps"},
+    },
+    "optim": {"name": "adamw", "lr": 0.001, "end_lr": 0.0001},
+    "train": {
+        "workers": {"min": 1, "max": 4},
+        "resize_after": 5,
+        "start_timeout": 5,
+        "collective_timeout": 20,
+        "checkpoint_every": "20 steps",
+        "log_every": 1,
+        "record_samples": True,
+    },
+    "evaluate": {"monitor_every": "25 steps", "monitor_videos": 16},
+}
+
+
+def make_videos(folder: Path) -> Manifest:
+    """16 training and 8 query videos of 12 frames, 32 x 32 pixels, with their manifest at `folder`/videos.parquet."""
+    table = make_dataset(folder / "data", train_per_class=2, query_per_class=1, frames=12, size=32, seed=5, workers=1)
+    manifest = index(scan(table), workers=2)
+    manifest.write(folder / "videos.parquet")
+    return manifest
+
+
+class TooLate(Exception):
+    """Something did not happen in time; the message has the driver's words."""
+
+
+@dataclass
+class Drill:
+    """A run of `EXPERIMENT` (with `changes` to its sections) in `folder`, driven by `vicc train` on a cluster."""
+
+    folder: Path
+    cluster: LocalCluster
+    changes: dict[str, Any] = field(default_factory=dict)
+    driver: subprocess.Popen[bytes] | None = None
+    reached: int = 0  # the step at the newest `mark`
+
+    @property
+    def run(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.folder / "runs" / "drill")
+
+    def start(self) -> None:
+        """Start the driver; again after it has ended."""
+        tree = {name: dict(value) if isinstance(value, dict) else value for name, value in EXPERIMENT.items()}
+        for name, value in self.changes.items():
+            tree[name] = tree.get(name, {}) | value if isinstance(value, dict) else value
+        tree |= {
+            "runs": str(self.folder / "runs"),
+            "data": {"manifest": str(self.folder / "videos.parquet"), **tree.get("data", {})},
+        }
+        file = self.folder / "drill.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        vicc = [str(Path(sys.executable).parent / "vicc"), "train", str(file), "--address", self.cluster.address]
+        with (self.folder / "driver.log").open("ab") as log:
+            self.driver = subprocess.Popen(vicc, stdout=log, stderr=subprocess.STDOUT, env=self.cluster.environment)
+
+    def stop(self) -> int:
+        """Interrupt the driver politely; its status."""
+        assert self.driver
+        send(self.driver.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return self.driver.wait(60)
+        self.driver.kill()
+        return self.driver.wait()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The training records so far."""
+        return [record for record in read_records(self.run.metrics) if record["kind"] == "train"]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The run's events of a kind."""
+        return [event for event in read_records(self.run.events) if event["kind"] == kind]
+
+    def step(self) -> int:
+        """Optimiser steps done, as far as the records tell."""
+        records = self.records()
+        return int(records[-1]["step"]) if records else 0
+
+    def mark(self) -> float:
+        """The moment of a fault, time.time(); the step reached by then is remembered."""
+        self.reached = self.step()
+        return time.time()
+
+    def wait(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
+        """Seconds until a condition holds; `TooLate` where it does not or the driver ends before."""
+        started = time.monotonic()
+        while not holds():
+            over = self.driver is not None and self.driver.poll() is not None
+            if over or time.monotonic() - started > seconds:
+                words = (self.folder / "driver.log").read_text(errors="replace")[-3000:]
+                raise TooLate(f"{what}: not {'before the driver ended' if over else f'within {seconds:g} s'}\n{words}")
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+    def wait_steps(self, count: int, what: str = "training goes on", seconds: float = 240) -> None:
+        """Wait for this many more steps."""
+        goal = self.step() + count
+        self.wait(lambda: self.step() >= goal, what, seconds)
+
+    def recovery(self, since: float, workers: int | None = None, seconds: float = 240) -> float:
+        """Seconds from the moment `since` (time.time()) to the next optimiser step, of that many workers where told."""
+
+        def stepped() -> float | None:
+            starts = [event["time"] for event in self.events("start") if event["time"] > since]
+            times = [
+                record["time"]
+                for record in self.records()
+                if starts and record["time"] > starts[0] and workers in (None, record["workers"])
+            ]
+            return min(times) - since if times else None
+
+        self.wait(lambda: stepped() is not None, "recovery", seconds)
+        return stepped() or 0.0
+
+    def processes(self, title: str) -> list[int]:
+        """Processes of the cluster's nodes whose title holds a word, as Ray writes it (`RayTrainWorker`, `MapWorker`)."""
+        pids = [pid for node in self.cluster.nodes for pid in descendants(node.process.pid)]
+        return [pid for pid in pids if title in command_line(pid)]

@@ -1,0 +1,372 @@
+"""Every fault that a run must survive, caused one after the other in one run; the table of what happened.
+
+`FAULTS` is what the fault tests run too. Each fault is caused while training goes on, and must be over, without a hand but
+the same command where the driver itself died, before the next one comes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import Bar, Outcome
+from benchmarks.drill import Drill, TooLate, make_videos
+from benchmarks.nodes import command_line, local_cluster, send
+from vicc_ray.console import console
+from vicc_ray.runs.checkpoint import MARKER, STATE_FILE
+
+NOTICE_SECONDS = 15
+BETWEEN = 25  # steps from the end of one fault to the next; more than from checkpoint to checkpoint
+NODES = 3
+
+# Every process of the cluster runs this at its start: once there is a file, one worker's weights turn to NaN where they
+# lie in its memory, as by a broken memory bank.
+_POISON = """
+import gc, os, sys, threading, time
+from contextlib import suppress
+def watch(file):
+    convolutions = []
+    while not convolutions:
+        time.sleep(0.2)
+        if os.path.exists(file) and "vicc_ray.train.step" in sys.modules:
+            import torch
+            convolutions = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Conv3d)]
+    with suppress(FileNotFoundError):
+        os.unlink(file)  # of several workers one takes it
+        for convolution in convolutions:
+            convolution.weight.data.fill_(float("nan"))  # behind autograd's back, as memory does
+if os.environ.get("VICC_POISON"):
+    threading.Thread(target=watch, args=(os.environ["VICC_POISON"],), daemon=True).start()
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: `cause` it and wait until it is over; returns seconds to the next step (0: training never stopped)."""
+
+    name: str
+    happens: str
+    cause: Callable[[Drill], float]
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What a fault cost."""
+
+    fault: Fault
+    seconds: float
+    steps_lost: int
+
+
+def cause_all(drill: Drill, faults: Sequence[Fault]) -> Iterator[Survived]:
+    """Start the run and cause every fault in turn; the run goes on to its end after the last one."""
+    drill.start()
+    drill.wait(lambda: drill.step() > BETWEEN, "the first steps", 240)
+    for fault in faults:
+        starts = len(drill.events("start"))
+        drill.mark()
+        seconds = fault.cause(drill)
+        again = drill.events("start")[starts:]
+        yield Survived(fault, seconds, max(drill.reached - again[0]["step"], 0) if again else 0)
+        drill.wait_steps(BETWEEN)
+
+
+def _kill_decoder(drill: Drill) -> float:
+    send(drill.processes("MapWorker")[0], signal.SIGKILL)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _kill_worker(drill: Drill) -> float:
+    at = drill.mark()
+    send(drill.processes("RayTrainWorker")[0], signal.SIGKILL)
+    return drill.recovery(at)
+
+
+def _kill_node(drill: Drill) -> float:
+    at = drill.mark()
+    drill.cluster.kill(drill.cluster.nodes[0])
+    return drill.recovery(at, workers=len(drill.cluster.nodes))
+
+
+def _kill_node_in_checkpoint(drill: Drill) -> float:
+    """The node of worker 0, with a checkpoint begun that has no marker yet."""
+    folder = drill.run.path / "checkpoints"
+
+    def begun() -> bool:
+        newest = max((step.name for step in folder.iterdir() if step.name.startswith("step-")), default=None)
+        return newest is not None and not (folder / newest / MARKER).exists()
+
+    # Worker 0 writes checkpoints and keeps tensorboard's file open.
+    return _kill_stopped(drill, begun, lambda pid: any(str(drill.run.tensorboard) in name for name in _open_files(pid)))
+
+
+def _kill_node_in_evaluation(drill: Drill) -> float:
+    """A node while the recall of a step is being looked for, which is after the step's record and before its own."""
+    every, first = 25, 6  # EXPERIMENT's evaluate.monitor_every, and the step at which RGB-2 begins
+
+    def begun() -> bool:
+        last = _last_record(drill.run.metrics)
+        return bool(last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % every == 0)
+
+    return _kill_stopped(drill, begun, lambda pid: True)
+
+
+def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int], bool]) -> float:
+    """Kill the node of a chosen worker at a moment that is held still: all workers stop, and if it is still that moment
+    the node goes; else they go on until it comes again."""
+    deadline = time.monotonic() + 120
+    workers: list[int] = []
+    looked = -1.0
+    while time.monotonic() < deadline:
+        time.sleep(0.0005)
+        if time.monotonic() - looked > 5:  # looking takes longer than the moment lasts, so it is done before
+            workers, looked = drill.processes("RayTrainWorker"), time.monotonic()
+        with suppress(OSError):
+            if not begun():
+                continue
+            for pid in workers:
+                send(pid, signal.SIGSTOP)
+            mine = [pid for pid in workers if chosen(pid)] if begun() else []
+            nodes = [node for node in drill.cluster.nodes if mine and mine[0] in node.tree()]
+            at = drill.mark()
+            if nodes:
+                drill.cluster.kill(nodes[0])
+            for pid in workers:
+                send(pid, signal.SIGCONT)
+            if nodes:
+                return drill.recovery(at, workers=len(drill.cluster.nodes))
+    raise TooLate("the moment to kill a node did not come within 120 s")
+
+
+def _last_record(file: Path) -> dict[str, Any]:
+    """The newest whole record of a file, read in no time; that of a step is far shorter than what is read."""
+    with file.open("rb") as opened:
+        opened.seek(max(file.stat().st_size - 4096, 0))
+        lines = opened.read().splitlines(keepends=True)
+    newest: dict[str, Any] = json.loads([line for line in lines if line.endswith(b"\n")][-1])
+    return newest
+
+
+def _open_files(pid: int) -> list[str]:
+    return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+
+
+def _join(drill: Drill) -> float:
+    """Nodes come back until there are as many as at the beginning."""
+    at = drill.mark()
+    while len(drill.cluster.nodes) < NODES:
+        drill.cluster.add_node()
+    return drill.recovery(at, workers=len(drill.cluster.nodes))
+
+
+def _poison(drill: Drill) -> float:
+    at = drill.mark()
+    Path(drill.cluster.settings["VICC_POISON"]).touch()
+    seconds = drill.recovery(at)
+    assert drill.events("not finite"), "the loss never was NaN"
+    return seconds
+
+
+def _hang_worker(drill: Drill) -> float:
+    at = drill.mark()
+    send(drill.processes("RayTrainWorker")[-1], signal.SIGSTOP)
+    return drill.recovery(at)
+
+
+def _drain_node(drill: Drill) -> float:
+    """A spot machine: notice, a while, then it is gone. Returns seconds from its end."""
+    cluster, node = drill.cluster, drill.cluster.nodes[-1]
+    listed = _ray(drill, "list", "nodes", "--format", "json", "--address", cluster.address)
+    titles = " ".join(command_line(pid) for pid in node.tree())
+    (number,) = (entry["node_id"] for entry in json.loads(listed) if entry["node_id"] in titles)
+    _ray(
+        drill, "drain-node", "--address", cluster.address, "--node-id", number, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_SECONDS),
+    )  # fmt: skip
+    gone = time.monotonic() + NOTICE_SECONDS
+    drill.wait(lambda: bool(drill.events("preemption notice")), "the notice")
+    time.sleep(max(gone - time.monotonic(), 0))
+    at = drill.mark()
+    cluster.kill(node)
+    return drill.recovery(at, workers=len(cluster.nodes))
+
+
+def _ray(drill: Drill, *arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "ray"), *arguments]
+    return subprocess.run(command, env=drill.cluster.environment, capture_output=True, text=True, check=True).stdout
+
+
+def _spoil_video(drill: Drill) -> float:
+    video = next(iter(sorted((drill.folder / "data").rglob("*.mp4"))))
+    video.write_bytes(b"\0" * video.stat().st_size)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _storage_away(drill: Drill) -> float:
+    """A file in the place of the folder: no checkpoint can be written or read."""
+    folder = drill.run.path / "checkpoints"
+    folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("away")
+    drill.wait(lambda: bool(drill.events("checkpoint failed")), "a failed checkpoint")
+    folder.unlink()
+    folder.with_name("elsewhere").rename(folder)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _disk_full(drill: Drill) -> float:
+    """A small file system with no room left under the checkpoints; needs the right to mount."""
+    folder = drill.run.path / "checkpoints"
+    failed = len(drill.events("checkpoint failed"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
+    try:
+        drill.wait(lambda: len(drill.events("checkpoint failed")) > failed, "a failed checkpoint")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    drill.wait_steps(BETWEEN)
+    return 0.0
+
+
+def _kill_driver(drill: Drill) -> float:
+    assert drill.driver
+    drill.driver.kill()
+    drill.driver.wait()
+    at = drill.mark()
+    drill.start()
+    return drill.recovery(at, seconds=240)
+
+
+def _damage_checkpoint(drill: Drill) -> float:
+    """Cut the newest checkpoint short while nobody runs."""
+    assert drill.driver
+    drill.driver.kill()
+    drill.driver.wait()
+    store = drill.run.checkpoints
+    time.sleep(2)  # workers end a moment after their driver
+    newest = store.listing()[0]
+    os.truncate(Path(store.folder) / f"step-{newest.step:09d}" / STATE_FILE, newest.bytes // 2)
+    at = drill.mark()
+    drill.start()
+    seconds = drill.recovery(at, seconds=240)
+    told = drill.events("damaged checkpoint")
+    assert told, "the damaged checkpoint was not told"
+    assert f"step {newest.step} is damaged" in told[-1]["text"]
+    return seconds
+
+
+def _terminate(drill: Drill) -> float:
+    assert drill.driver
+    send(drill.driver.pid, signal.SIGTERM)
+    status = drill.driver.wait(60)
+    assert status == 130, f"status {status}"
+    at = drill.mark()
+    drill.start()
+    return drill.recovery(at, seconds=240)
+
+
+def _kill_head(drill: Drill) -> float:
+    """The whole cluster with its head is gone; the same command on another one goes on."""
+    assert drill.driver
+    nodes = len(drill.cluster.nodes)
+    drill.cluster.stop()
+    try:
+        drill.driver.wait(60)
+    except subprocess.TimeoutExpired:
+        drill.driver.kill()
+        drill.driver.wait()
+    drill.cluster.start_head()
+    for _ in range(nodes):
+        drill.cluster.add_node()
+    at = drill.mark()
+    drill.start()
+    return drill.recovery(at, seconds=240)
+
+
+# Three nodes at the beginning: two are killed, so that one is left, and come back; then two go again.
+FAULTS = (
+    Fault("SIGKILL of a decode actor", "Ray Data starts another, which decodes the block again; training waits", _kill_decoder),
+    Fault("SIGKILL of a worker", "the workers start again from the last checkpoint", _kill_worker),
+    Fault("SIGKILL of a node in a step", "the others go on from the last checkpoint, fewer", _kill_node),
+    Fault("SIGKILL of a node in the middle of a checkpoint", "the same, from the checkpoint before", _kill_node_in_checkpoint),
+    Fault("all but one node have left; they return", "the workers start again, more", _join),
+    Fault("SIGSTOP of a worker (a hang)", "the others miss it within train.collective_timeout, then as a killed one", _hang_worker),
+    Fault("SIGKILL of a node in the middle of an evaluation", "as in a step", _kill_node_in_evaluation),
+    Fault("notice that a node goes in 15 s", "a checkpoint at once; the others go on when it is gone", _drain_node),
+    Fault("nodes join again", "the workers start again, more", _join),
+    Fault("a worker's weights turn to NaN in its memory", "back to the last checkpoint", _poison),
+    Fault("a video becomes unreadable", "left out, counted, named in refused.jsonl", _spoil_video),
+    Fault("the storage is away", "a line tells; training goes on; the next checkpoint is tried", _storage_away),
+    Fault("the driver is killed, the command given again", "goes on from the last checkpoint", _kill_driver),
+    Fault("... and the newest checkpoint is cut short", "a line tells; the one before it is taken", _damage_checkpoint),
+    Fault("SIGTERM of the driver, the command given again", "ends with status 130 and how to go on", _terminate),
+    Fault("the head node is killed, the command given on another cluster", "goes on from the last checkpoint", _kill_head),
+)  # fmt: skip
+FULL_DISK = Fault("the disk is full", "a line tells; training goes on; the next checkpoint is tried", _disk_full)
+
+
+def possible_faults() -> tuple[Fault, ...]:
+    """All faults that this process has the right to cause."""
+    return (*FAULTS[:-4], FULL_DISK, *FAULTS[-4:]) if may_mount() else FAULTS
+
+
+def may_mount() -> bool:
+    """Whether this process may mount a file system, which a full disk is made of."""
+    if os.geteuid() or not shutil.which("mount"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
+        )
+        if tried.returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
+@contextmanager
+def drill_for_faults(steps: int) -> Iterator[Drill]:
+    """A drill on three nodes whose longest stage has this many steps."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicc-drill-")))
+        (folder / "poison").mkdir()
+        (folder / "poison" / "sitecustomize.py").write_text(_POISON)
+        found = [str(folder / "poison"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        settings = {"PYTHONPATH": os.pathsep.join(found), "VICC_POISON": str(folder / "poison" / "now")}
+        cluster = stack.enter_context(local_cluster(NODES, settings))
+        make_videos(folder)
+        schedule = {
+            "single": {"length": "3 steps", "cosine_over": "100 %", "global_batch": 8, "queue_start": 0, "freeze_prototypes": 0},
+            "cross": {"length": {"rgb": f"{steps} steps", "flow": "3 steps"}, "global_batch": 8, "queue_start": "2 steps"},
+        }  # fmt: skip
+        yield Drill(folder, cluster, {"schedule": schedule, "data": {"max_refused": 0.5}})
+
+
+def measure(rounds: int, manifest: str | None = None) -> Outcome:
+    """Cause every fault once a round and print the table."""
+    figures: dict[str, list[float]] = {}
+    lost: dict[str, list[int]] = {}
+    for _ in range(rounds):
+        with drill_for_faults(100_000) as drill:
+            for survived in cause_all(drill, possible_faults()):
+                name = survived.fault.name
+                console.print(f"{name}: {survived.seconds:.0f} s, {survived.steps_lost} steps lost", markup=False)
+                figures.setdefault(name, []).append(survived.seconds)
+                lost.setdefault(name, []).append(survived.steps_lost)
+            drill.stop()
+    outcome = Outcome("s to the next step", figures)
+    outcome.bars = [Bar("faults that needed a hand", 0.0, 0.0, False)]
+    outcome.facts = {f"steps lost, {name}": steps for name, steps in lost.items()}
+    return outcome

@@ -1,0 +1,162 @@
+"""What the loop needs where it runs as one of Ray Train's workers: its blocks, its checkpoints, what is asked of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import get_device
+
+from vicc_ray import distributed
+from vicc_ray.cluster.resources import ResourcePlan
+from vicc_ray.cluster.stream import iterate_blocks, segments, training_iterators
+from vicc_ray.config import STREAMS
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
+from vicc_ray.runs.folder import RunFolder, versions
+from vicc_ray.runs.records import RecordWriter
+from vicc_ray.train.batches import Block, TrainingPlan
+from vicc_ray.train.loop import Notice
+from vicc_ray.train.monitor import Monitor, monitor_plan
+from vicc_ray.train.restore import event
+
+
+class RayHost:
+    """What the loop needs, from Ray."""
+
+    def __init__(self, plan: TrainingPlan, folder: RunFolder, resources: ResourcePlan) -> None:
+        self.plan, self.folder, self.resources = plan, folder, resources
+        self.device: torch.device = get_device()
+        self.stream: Iterator[Block] = iter(())
+        self.nodes: list[str] = []
+        self.versions = versions()
+        self.events = RecordWriter(folder.events)
+        self.writer: CheckpointWriter | None = None
+        if distributed.rank() == 0:
+            keep = plan.experiment.train.keep_checkpoints
+            self.writer = CheckpointWriter(folder.checkpoints, keep, self._tell, self._push)
+        self.saved = time.monotonic()
+        self.warned = False
+
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        """Hand a copy of the state to the writer."""
+        self.saved = time.monotonic()
+        if self.writer:
+            self.writer.submit(snapshot(state), about | {"versions": self.versions})
+
+    def notice(self) -> Notice:
+        """A checkpoint because time is up or a node is about to go; an end because the driver asks for it."""
+        asked = torch.zeros(2)
+        cadence = self.plan.experiment.train.checkpoint_every
+        if distributed.rank() == 0:
+            asked[0] = cadence.unit == "minutes" and time.monotonic() - self.saved >= 60 * cadence.value
+            asked[1] = self.folder.stop_requested()
+        distributed.broadcast_(asked)
+        leaving = ray.train.get_preemption_info() is not None
+        warns, self.warned = leaving and not self.warned, leaving
+        if warns and self.writer:
+            self.events.add(event("preemption notice"))
+        return Notice(save=bool(asked[0]) or warns, stop=bool(asked[1]))
+
+    def close(self) -> None:
+        """Wait for the last checkpoint."""
+        if self.writer:
+            self.writer.close()
+            self._push()
+
+    def _tell(self, text: str, step: int) -> None:
+        self.events.add(event("checkpoint failed", step=step, text=text))
+
+    def _push(self) -> None:
+        folder = self.folder
+        folder.push(folder.metrics, folder.events, folder.refused, *folder.tensorboard.glob("events*"))
+
+    def open(self, first_step: int, manifest: Manifest) -> Monitor | None:
+        """Start the stream at a global step; returns the monitor with this worker's share of its clips, if there is one."""
+        plan = monitor_plan(self.plan.experiment, manifest)
+        videos = plan.videos if plan and first_step < self.plan.steps else ()
+        if first_step < self.plan.steps:
+            self.stream = self._blocks(first_step, videos)
+        if plan is None or not videos:
+            return None
+        rank, workers = distributed.rank(), distributed.world_size()
+        mine = [next(self.stream) for _ in range(-(-len(videos) // workers))]
+        # Where the videos do not come out even, the last block only filled up the round.
+        blocks = dict(zip(range(rank, len(videos), workers), mine, strict=False))
+        lost = {videos[row].video: str(block["refused"][0]) for row, block in blocks.items() if block["refused"][0]}
+        self._tell_lost(lost)
+        rows = [row for row, block in blocks.items() if not block["refused"][0]]
+        clips = {
+            stream: torch.from_numpy(np.concatenate([blocks[row][stream] for row in rows] or [mine[0][stream][:0]]))
+            for stream in STREAMS
+        }
+        return Monitor(plan, rows, clips, self.plan.experiment, self.device)
+
+    def _tell_lost(self, lost: dict[str, str]) -> None:
+        """Worker 0 notes which videos the recall in training has to do without, of all workers."""
+        for part in distributed.gather_bytes(json.dumps(lost).encode()):
+            for video, reason in json.loads(part).items():
+                if distributed.rank() == 0:
+                    text = f"{video}: {reason}; left out of the recall in training"
+                    self.events.add(event("unreadable", text=text))
+
+    def blocks(self, first_step: int) -> Iterator[Block]:
+        """The rest of the stream, which `open` started at this step."""
+        return self.stream
+
+    def _blocks(self, first_step: int, monitored: Sequence[VideoRow]) -> Iterator[Block]:
+        """The monitor's blocks, then the training blocks of this worker, from one dataset after the other.
+
+        The first dataset starts now: decode actors take seconds to start, and the networks are made in the meantime.
+        """
+        here = ray.get_runtime_context().get_node_id().encode()
+        self.nodes = [node.decode() for node in distributed.gather_bytes(here)]
+        left = list(segments(first_step, self.plan.steps, distributed.world_size()))
+        return self._drain(self._segment(*left[0], monitored), left[1:])
+
+    def _drain(self, segment: _Segment, left: Sequence[tuple[int, int]]) -> Iterator[Block]:
+        yield from segment.blocks()
+        for start, end in left:
+            segment = self._segment(start, end, ())
+            yield from segment.blocks()
+
+    def _segment(self, start: int, end: int, monitored: Sequence[VideoRow]) -> _Segment:
+        workers = distributed.world_size()
+        streams = None
+        if distributed.rank() == 0:
+            decoders = self.resources.decoders(workers)
+            streams = training_iterators(self.plan, start, end, workers, decoders, monitored, self.nodes)
+        return _Segment(streams)
+
+
+class _Segment:
+    """One dataset of the stream, opened on all workers together; it decodes from the moment that it is made."""
+
+    def __init__(self, streams: Sequence[Any] | None) -> None:
+        self.streams = streams
+        # Worker 0 owns the stream, the others get a handle on it. Through Ray, whose token and TLS cover it: handles are
+        # pickled, and what goes over torch's own connections anybody on the network may have written.
+        distributed.barrier()  # waits no longer than train.collective_timeout for worker 0; the next would for ever
+        handles = broadcast_from_rank_zero(streams)
+        assert handles is not None
+        self.rest = iterate_blocks(handles[distributed.rank()])
+        pool = ThreadPoolExecutor(1, thread_name_prefix="first-block")
+        self.first = pool.submit(next, self.rest)
+        pool.shutdown(wait=False)
+
+    def blocks(self) -> Iterator[Block]:
+        """This worker's blocks; at their end every worker waits for the others."""
+        yield self.first.result()
+        yield from self.rest
+        distributed.barrier()  # the stream must live until every worker has drained it
+        if self.streams is not None:
+            # Handles that went through a message are not counted by Ray, so the coordinator would stay for ever.
+            ray.kill(self.streams[0]._coord_actor)

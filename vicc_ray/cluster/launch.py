@@ -1,0 +1,229 @@
+"""Ray Train's part of a run: start the workers, give each its blocks and its checkpoint, survive what can be survived.
+
+Ray Train restarts the group of workers after a failure and when the cluster grows or shrinks. Each time the workers find
+the newest whole checkpoint themselves and go on from it, whatever their number now is.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from uuid import uuid4
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from vicc_ray import storage
+from vicc_ray.cluster import ray_private
+from vicc_ray.cluster.host import RayHost
+from vicc_ray.cluster.progress import RunProgress
+from vicc_ray.cluster.resources import ResourcePlan, plan_local, this_machine
+from vicc_ray.cluster.session import ray_session
+from vicc_ray.config import Experiment
+from vicc_ray.console import console, quiet
+from vicc_ray.data.flow.identity import flow_identity
+from vicc_ray.data.flow.store import check_stored
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import Interrupted, UserError
+from vicc_ray.objective import NonFiniteError
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import RecordWriter, read_events
+from vicc_ray.train.batches import TrainingPlan
+from vicc_ray.train.driver import alone_in, check_refused, sigterm_stops, tell_videos
+from vicc_ray.train.loop import train
+from vicc_ray.train.pretraining import Pretraining
+from vicc_ray.train.restore import agree, count_attempt, event, restore
+from vicc_ray.train.task import Task
+
+# How long workers wait for each other before the first step, while worker 0 starts decode actors on machines that may be
+# busy. A worker that hangs as a whole is missed by Ray within `train.collective_timeout` all the same.
+START_SECONDS = 300.0
+
+
+def run_training(
+    experiment: Experiment, address: str | None = None, verbose: bool = False, last: str | None = None
+) -> RunFolder:
+    """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
+
+    `last`: the stage after which the run ends; None: the schedule's last one. UserError for what the reader has to change,
+    Interrupted after Ctrl-C.
+    """
+    folder = RunFolder.at(experiment.run_folder)
+    manifest = folder.read_manifest(experiment)
+    check_refused(experiment, manifest)
+    return run_task(Pretraining(last), experiment, manifest, folder, address, verbose)
+
+
+def run_task(
+    task: Task,
+    experiment: Experiment,
+    manifest: Manifest,
+    folder: RunFolder,
+    address: str | None = None,
+    verbose: bool = False,
+) -> RunFolder:
+    """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
+    plan = task.plan(experiment, manifest)
+    without = check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data)
+    if without:
+        console.print(
+            f"note: {len(without)} of {len(plan.videos)} videos are not in the flow store; stages that need their flow leave "
+            f"them out (the first: {without[0].video})",
+            markup=False,
+        )
+    if address is None:
+        plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
+    streams = {stream for stage in plan.stages for stream in stage.streams}
+    flow = flow_identity(experiment.flow, experiment.data.interlaced) if "flow" in streams else None
+    # Nothing of a run that another driver is at work on is changed, so the lock comes first.
+    with alone_in(folder):
+        with folder.as_user_errors():
+            folder.pull(alone=True)
+            times = manifest.times_fingerprint() if experiment.clip.fps else None
+            resumes = folder.open(experiment, manifest.fingerprint(), flow, times)
+            folder.keep_manifest(manifest)
+        left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
+        if not left:
+            console.print(f"{folder}: every stage is finished; nothing to train", markup=False)
+            return folder
+        if resumes:
+            done = [stage.name for stage in plan.stages if stage not in left]
+            console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""), markup=False)
+        with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
+            folder.forget_stop()
+            console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
+            with RunProgress(folder, plan.stages), sigterm_stops(folder):
+                _fit(task, experiment, folder, resources)
+        with folder.as_user_errors():
+            folder.pull()
+    tell_videos(plan, folder, len(manifest.refused))
+    return folder
+
+
+def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
+    settings = experiment.train
+    _set_timeouts(experiment)
+    ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
+    ray_private.keep_data_actors_here()
+    elastic = resources.min_workers != resources.workers
+    session = uuid4().hex
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "task": task,
+            "experiment": experiment.model_dump(mode="json"),
+            "folder": str(folder),
+            "resources": resources,
+            "session": session,
+        },
+        torch_config=TorchConfig(timeout_s=int(max(START_SECONDS, settings.collective_timeout))),
+        scaling_config=ScalingConfig(
+            num_workers=(resources.min_workers, resources.workers) if elastic else resources.workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if resources.use_gpu else {"CPU": 1},
+            label_selector=dict(resources.train_labels) or None,
+            elastic_resize_monitor_interval_s=settings.resize_after,
+        ),
+        # Checkpoints are ours; Ray keeps only its own notes here. How often a run may fail is decided by how
+        # far it came between the failures (see `train.restore`), which Ray does not know.
+        run_config=RunConfig(
+            name=session,
+            storage_path=storage.join(str(folder), "logs", "train"),
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[_NoteFailures(str(folder))],
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
+        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
+    except ray.train.TrainingFailedError as error:
+        causes = getattr(error, "worker_failures", {})
+        told = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items())) or str(error)
+        raise RuntimeError(f"training failed ({told}); see {folder.logs}") from error
+    outcome = result.return_value
+    if outcome is None or outcome.get("stopped"):
+        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}")
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+
+
+class _NoteFailures(UserCallback):  # type: ignore[misc]
+    """Why workers were lost, among the run's events; called in the process that Ray Train watches them from."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """One event for all workers that are gone; in a store, worker 0 alone adds to the events."""
+        folder = RunFolder.at(self.folder)
+        if folder.remote is None:
+            text = "; ".join(f"worker {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items()))
+            RecordWriter(folder.events).add(event("failed", text=text[:500]))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _set_timeouts(experiment: Experiment) -> None:
+    """Ray Train's own time-outs, which it reads from the environment of the driver."""
+    settings = experiment.train
+    # A restart first asks for the room of the node that died, until the cluster's view of itself is fresh again.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{settings.start_timeout:g}")
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.collective_timeout:g}")
+
+
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs."""
+    folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
+    experiment = Experiment.model_validate(settings["experiment"])
+    host: RayHost | None = None
+    try:
+        count_attempt(folder, settings["session"], experiment.train.max_failures)
+        folder.pull(alone=True)  # each worker has a mirror of its own
+        torch.set_num_threads(_threads(experiment))
+        manifest, plan = _open(settings["task"], experiment, folder)
+        host = RayHost(plan, folder, settings["resources"])
+        start = {"session": settings["session"], "nodes": _nodes(), "requester": ray_private.requester()}
+        restored = restore(folder, start, experiment.train.max_failures)
+        monitor = host.open(int(restored["step"]) if restored else 0, manifest)
+        step = train(settings["task"], plan, folder, host, restored, monitor)
+        return {"step": step, "stopped": step < plan.steps}
+    except NonFiniteError:
+        raise  # the last checkpoint may be sound, so Ray is to start the workers again
+    except UserError as error:
+        # Trying again cannot help, so this is an end and not a failure for Ray to restart.
+        return {"error": str(error)}
+    finally:
+        if host:
+            host.close()
+
+
+def _open(task: Task, experiment: Experiment, folder: RunFolder) -> tuple[Manifest, TrainingPlan]:
+    """The run's videos and plan; UserError on every worker where one of them cannot read them."""
+    found: tuple[Manifest, TrainingPlan] | None = None
+    problem = None
+    try:
+        manifest = Manifest.read(folder.manifest)
+        found = manifest, task.plan(experiment, manifest)
+    except UserError as error:
+        problem = str(error)
+    agree(problem)
+    assert found is not None
+    return found
+
+
+def _threads(experiment: Experiment) -> int:
+    """This worker's share of the CPUs of its node, of which other runs (trials) may want some too."""
+    on_this_node: int = ray.train.get_context().get_local_world_size()
+    share = max(1, len(os.sched_getaffinity(0)) // on_this_node)
+    return min(share, experiment.train.threads or share)
+
+
+def _nodes() -> int:
+    return sum(bool(node["Alive"]) for node in ray.nodes())

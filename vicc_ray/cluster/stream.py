@@ -1,0 +1,203 @@
+"""Manifest -> clips on the cluster: Ray Data actors decode and measure flow, workers get their blocks in plan order.
+
+One input row stands for one block: worker `rank`'s share of a step. Blocks keep their order and all have the same number
+of rows, so that `streaming_split` deals them out in turn: the j-th block goes to worker j mod n. The block names its step
+and the worker checks it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
+from vicc_ray.cluster.resources import Decoders, ResourcePlan
+from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
+from vicc_ray.data.manifest import VideoRow
+from vicc_ray.train.batches import Block, TrainingPlan
+
+# Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
+SEGMENT_BLOCKS = 2048
+# Blocks that a worker holds beside the one it works on.
+PREFETCH = 2
+# Windows that an evaluation block holds, of one long video or of several short ones.
+WINDOWS_A_BLOCK = 16
+MIN_BUFFER_BYTES = 128 * 2**20
+
+
+class PaceScheduling:
+    """A rest for Ray Data's scheduling loop after each of its rounds.
+
+    While the workers are slower than the decoders, which is the aim, finished blocks wait to be taken and the loop finds
+    them at once, round after round: it was seen to take 70 % of a core from the training that it waits for. A pause far
+    shorter than a step costs nothing. (An execution callback, see `DataContext.custom_execution_callback_classes`.)
+    """
+
+    SECONDS = 0.02
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing to prepare."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by the loop after each round."""
+        time.sleep(self.SECONDS)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing to clean up."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing to clean up."""
+
+
+def training_iterators(
+    plan: TrainingPlan,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    decoders: Decoders,
+    monitored: Sequence[VideoRow] = (),
+    nodes: Sequence[str] = (),
+) -> list[DataIterator]:
+    """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `decoders`.
+
+    Actors that reserve no CPU go to `nodes` (Ray's node numbers) in turn, by default to all that have a CPU.
+
+    Before them come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
+    share the stream because a stream of their own would start actors of its own.
+    """
+    rounds = -(-len(monitored) // workers)
+    units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
+    samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
+    buffer = _buffer_bytes(
+        plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * decoders.actors
+    )
+    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), decoders, buffer, nodes)
+    iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
+    return iterators
+
+
+def evaluation_windows(
+    videos: Sequence[VideoRow],
+    windows: Sequence[tuple[int, int]],
+    experiment: Experiment,
+    decoders: Decoders,
+    streams: Sequence[Stream] = STREAMS,
+) -> Dataset:
+    """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
+
+    Columns: video, start, refused and the streams named.
+    """
+    buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
+    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams))
+    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, decoders, buffer)
+
+
+def through_models(
+    decoded: Dataset,
+    actor: type,
+    arguments: tuple[Any, ...],
+    resources: ResourcePlan,
+    on_windows: Callable[[int], None],
+) -> Iterator[Block]:
+    """What model actors, `actor(*arguments)` each, make of an evaluation's windows, in order.
+
+    `on_windows` is called with the number of windows that have just been finished.
+    """
+    modelled = decoded.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        batch_format="numpy",
+        num_cpus=1,
+        num_gpus=1 if resources.use_gpu else 0,
+        label_selector=dict(resources.train_labels) or None,
+        compute=ActorPoolStrategy(
+            min_size=resources.min_workers, max_size=resources.workers, max_tasks_in_flight_per_actor=2
+        ),
+    )
+    for block in iterate_blocks(modelled.iterator()):
+        on_windows(len(block["video"]))
+        yield block
+
+
+def _buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:
+    """What Ray Data may keep decoded: enough that nobody waits, however large the store and the data set are."""
+    height, width = clip.decode_size
+    return max(blocks * clips * clip.frames * height * width * 5, MIN_BUFFER_BYTES)
+
+
+def iterate_blocks(iterator: DataIterator) -> Iterator[Block]:
+    """Blocks as they were made."""
+    yield from iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
+
+
+def configure_context() -> None:
+    """Settings of Ray Data for this process: one block a call, whatever its size; quiet."""
+    context = DataContext.get_current()
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if PaceScheduling not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(PaceScheduling)
+
+
+def _decode(
+    units: Sequence[int],
+    actor: type,
+    arguments: tuple[Any, ...],
+    decoders: Decoders,
+    buffer: int,
+    nodes: Sequence[str] = (),
+) -> Dataset:
+    configure_context()
+    # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that ask for CPUs of their own, and
+    # where training holds every CPU they wait for ever.
+    source = ray.data.from_blocks([pa.table({"unit": [unit]}) for unit in units])
+    actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
+    decoded = source.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=cpus,
+        label_selector=labels or None,
+        ray_remote_args_fn=None if cpus or labels else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
+        # Actors that ask for no CPU are not started one by one as Ray Data finds room: there is always room.
+        compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
+    )
+    limits = ExecutionResources.for_limits(object_store_memory=buffer)
+    decoded.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
+    return decoded
+
+
+class InTurn:
+    """Where the next decode actor goes that reserves nothing, so that Ray would put it anywhere, on a head without CPUs too.
+
+    `strict` holds it there, which Ray was seen not to do otherwise; it is for training, whose workers on those nodes start
+    the stream anew when one of them goes.
+    """
+
+    def __init__(self, nodes: Sequence[str], strict: bool) -> None:
+        self.nodes, self.strict = cycle(nodes), strict
+
+    def __call__(self) -> dict[str, Any]:
+        """Arguments of the actor."""
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=not self.strict)}
+
+
+def _nodes_with_cpus() -> list[str]:
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
+
+
+def segments(first_step: int, steps: int, workers: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of steps, each small enough for one dataset."""
+    length = max(SEGMENT_BLOCKS // workers, 1)
+    for start in range(first_step, steps, length):
+        yield start, min(start + length, steps)

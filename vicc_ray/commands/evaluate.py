@@ -1,0 +1,218 @@
+"""`vicc evaluate`: runs and data sets in, a table each and their mean and spread out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.table import Table
+
+from vicc_ray.cluster.resources import ResourcePlan
+from vicc_ray.cluster.session import ray_session
+from vicc_ray.config import Experiment, load_experiment
+from vicc_ray.console import console, quiet
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import UserError
+from vicc_ray.evaluate.neighbours import retrieve, sides_of
+from vicc_ray.evaluate.results import (
+    Evaluation,
+    Spread,
+    figures,
+    name_of_data,
+    plain_name,
+    row_name,
+    summarise,
+    title_of_protocol,
+    with_videos,
+    write,
+)
+from vicc_ray.runs.encoders import open_encoders
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.train.driver import check_refused
+
+PROTOCOLS = ("retrieval", "linear", "finetune", "probe")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run to be judged on one data set."""
+
+    folder: RunFolder
+    experiment: Experiment
+    manifest: Manifest
+    data: str
+
+
+def evaluate_runs(
+    runs: Sequence[str],
+    protocol: str = "retrieval",
+    data: Sequence[str] = (),
+    train_on: str | None = None,
+    test_on: str | None = None,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    verbose: bool = False,
+) -> list[Evaluation]:
+    """Judge each run on each data set (manifests; by default the run's own) by a protocol, or by all of them.
+
+    Results go into the runs' folders as they come. `train_on` is the split that is searched or learnt from, `test_on` the
+    one that is asked about. What the reader has got wrong shows before anything runs.
+    """
+    if protocol not in (*PROTOCOLS, ALL):
+        raise UserError(f"--protocol {protocol}: is not known; allowed: {', '.join((*PROTOCOLS, ALL))}")
+    protocols = PROTOCOLS if protocol == ALL else (protocol,)
+    orders = [order for run in runs for order in _orders(run, data, train_on, test_on, overrides)]
+    for order in orders:
+        open_encoders(order.folder)
+        check_refused(order.experiment, order.manifest)
+        if "retrieval" in protocols:
+            sides_of(order.experiment, order.manifest)
+    found = []
+    with ExitStack() as stack:
+        stack.enter_context(quiet(orders[0].folder.logs / "ray.log", verbose))
+        resources = _session_when_needed(stack, orders[0].experiment, address, verbose)
+        for order in orders:
+            for name in protocols:
+                found.append(_evaluate(order, name, resources, address, verbose))
+    return found
+
+
+def _orders(
+    run: str, data: Sequence[str], train_on: str | None, test_on: str | None, overrides: Sequence[str]
+) -> Iterator[Order]:
+    folder = RunFolder.at(run)
+    with folder.as_user_errors():
+        folder.pull()
+    folder.experiment()
+    experiment = load_experiment(folder.config, overrides)
+    splits = {"gallery_split": train_on, "query_split": test_on}
+    changed = {name: split for name, split in splits.items() if split is not None}
+    asked = experiment.model_copy(update={"data": experiment.data.model_copy(update=changed)})
+    set_here = [text.partition("=")[2] for text in overrides if text.startswith("data.manifest=")]
+    for file in data or set_here:
+        manifest = Manifest.read(file)
+        yield Order(folder, asked, manifest, data_name(manifest, file))
+    if not data and not set_here:
+        if not folder.manifest.is_file():
+            raise UserError(f"{folder}: has no manifest of its own; name the videos with --data MANIFEST")
+        manifest = Manifest.read(folder.manifest)
+        yield Order(folder, asked, manifest, data_name(manifest, experiment.data.manifest or folder.manifest))
+
+
+def data_name(manifest: Manifest, file: str | Path) -> str:
+    """What results call a data set: the name that its layout told, else that of the manifest's file."""
+    return plain_name(manifest.dataset or Path(file).stem)
+
+
+def _session_when_needed(
+    stack: ExitStack, experiment: Experiment, address: str | None, verbose: bool
+) -> Callable[[], ResourcePlan]:
+    """One Ray for everything, started by the first that asks: stored features need none."""
+    opened: list[ResourcePlan] = []
+
+    def resources() -> ResourcePlan:
+        if not opened:
+            opened.append(stack.enter_context(ray_session(experiment.train, address, verbose)))
+        return opened[0]
+
+    return resources
+
+
+def _evaluate(
+    order: Order, protocol: str, resources: Callable[[], ResourcePlan], address: str | None, verbose: bool
+) -> Evaluation:
+    folder, experiment, manifest = order.folder, order.experiment, order.manifest
+    if protocol == "retrieval":
+        retrieval = retrieve(folder, experiment, manifest, resources, order.data, say)
+        retrieval.write(folder)
+        return retrieval.evaluation
+    from vicc_ray.evaluate.classifiers import ClassifierName, classify
+
+    kind = cast(ClassifierName, protocol)
+    evaluation = classify(folder, experiment, manifest, kind, order.data, resources, address, verbose)
+    write(folder, evaluation)
+    return evaluation
+
+
+def say(line: str) -> None:
+    """A line for the reader."""
+    console.print(line, markup=False)
+
+
+def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
+    """A table each, then mean and spread where there are several."""
+    for evaluation in evaluations:
+        print_evaluation(evaluation, evaluations)
+    if len(evaluations) > 1:
+        console.print(_summary(summarise(evaluations)))
+
+
+def evaluations_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """{"evaluations": [...], "summary": [...]} of plain values."""
+    return {
+        "evaluations": [asdict(one) for one in evaluations],
+        "summary": [asdict(one) for one in summarise(evaluations)],
+    }
+
+
+def print_evaluation(evaluation: Evaluation, among: Sequence[Evaluation] = ()) -> None:
+    """The table on the terminal, chance beside it, how the figures came about and what was left out.
+
+    `among`: those that are printed with it.
+    """
+    columns = list(dict.fromkeys(key for row in evaluation.rows for key in figures(row)))
+    table = Table(title=title_of(evaluation, among))
+    table.add_column("encoder")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in evaluation.rows:
+        cells = figures(row)
+        table.add_row(row_name(row), *(f"{cells[column]:.3f}" if column in cells else "" for column in columns))
+    console.print(table)
+    for note in evaluation.notes:
+        say(note)
+    for video, reason in evaluation.refused:
+        say(f"left out: {video}: {reason}")
+    if evaluation.refused:
+        say(f"{len(evaluation.refused)} videos left out")
+
+
+def title_of(evaluation: Evaluation, among: Sequence[Evaluation] = ()) -> str:
+    """What was judged, on what, and what guessing gives."""
+    one = evaluation
+    retrieval = one.protocol in ("retrieval", "reference")
+    sides = f"{one.test} queries in {one.train} videos" if retrieval else f"{one.test} videos, learnt on {one.train}"
+    where = name_of_data(one, among)
+    chance = f"chance {'R@1' if retrieval else 'top-1'} {one.chance:.3f}"
+    trial = " (trial sizes)" if one.scale != "full" else ""
+    return f"{one.run}: {title_of_protocol(one.protocol).lower()} on {where}{trial}: {sides}, {chance}"
+
+
+def _summary(spreads: Sequence[Spread]) -> Table:
+    metrics = list(dict.fromkeys(one.metric for one in spreads))
+    table = Table(title="mean ± standard deviation over folds and seeds")
+    for column in ("protocol", "data", "encoder", "n"):
+        table.add_column(column)
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    rows: dict[tuple[Any, ...], dict[str, Spread]] = {}
+    for one in spreads:
+        settings = tuple(sorted((key, str(value)) for key, value in one.settings.items()))
+        key = (one.protocol, one.data, one.videos, one.encoder, one.train_on, one.test_on, one.scale, settings)
+        rows.setdefault(key, {})[one.metric] = one
+    for (protocol, data, videos, encoder, *_), found in rows.items():
+        count = str(max(one.count for one in found.values()))
+        name = with_videos(data, videos, {one.videos for one in spreads if one.data == data})
+        table.add_row(protocol, name, encoder, count, *(spread_text(found.get(metric)) for metric in metrics))
+    return table
+
+
+def spread_text(spread: Spread | None) -> str:
+    """0.621 ± 0.012; the mean alone of one value."""
+    if spread is None:
+        return ""
+    return f"{spread.mean:.3f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.3f}")

@@ -1,0 +1,230 @@
+"""`vicc index`: from a source of videos to a manifest, with every refusal named and counted."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vicc_ray import storage
+from vicc_ray.cluster.progress import Counter as Progress
+from vicc_ray.config import MAX_PIXELS, ClipConfig
+from vicc_ray.console import console, quiet, scratch_log
+from vicc_ray.data.guarded import Failure, run_guarded
+from vicc_ray.data.layouts import Found, scan
+from vicc_ray.data.layouts.candidates import UNUSED
+from vicc_ray.data.layouts.scanning import FOLDED, OFFICIAL
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.probing import Journal, check_named, keep_hash, probe_named, row_of, to_probe
+from vicc_ray.errors import UserError
+
+# Below this many videos Ray's own start takes longer than probing them in processes of this machine.
+WORTH_A_CLUSTER = 256
+PROBE_SECONDS = 60.0
+CHECK_SECONDS = 3600.0  # every frame of a long video is decoded
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How `vicc index` looks at its source; see the verb's help."""
+
+    layout: str = "auto"
+    fold: int = 1
+    split: str | None = None
+    check: bool = False
+    workers: int | None = None
+    address: str | None = None
+    verbose: bool = False
+    clip: int = ClipConfig().frames  # frames; shorter videos are counted
+    max_pixels: int = MAX_PIXELS
+
+
+NO_OPTIONS = IndexOptions()
+
+
+def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTIONS) -> Manifest:
+    """Probe the videos of a source and write their manifest; UserError where none can be read.
+
+    A manifest that is there already tells what is known: only new and changed files are opened. An interrupted run
+    leaves its journal beside the manifest and the next one goes on from it.
+    """
+    found = scan(source, options.layout, options.split, options.fold)
+    for candidate in found:
+        storage.refuse_credentials(candidate.path, f"{source}: a video")
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    with Journal(out) as journal:
+        earlier, outdated = _known(out)
+        fresh = ({} if outdated else earlier) | journal.rows()
+        fresh = {video: row for video, row in fresh.items() if row.width * row.height <= options.max_pixels}
+        rows, places = to_probe(found, _believed(fresh, options.check))
+        hashes = _believed(earlier, options.check)
+        if rows:
+            console.print(f"{len(rows)} of {len(found)} videos are known and unchanged")
+        with Progress("checking videos" if options.check else "probing videos", len(places)) as counter:
+            for number, outcome in _probe_all([found[place].path for place in places], options):
+                place = places[number]
+                rows[place] = keep_hash(row_of(found[place], outcome), hashes.get(found[place].path))
+                journal.add(rows[place])
+                counter.advance()
+        manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
+        _tell(source, out, manifest, found, options.clip)
+        _tell_hashes(manifest, earlier)
+        _tell_copies(manifest)
+        try:
+            manifest.write(out)
+        except OSError as error:
+            raise UserError(
+                f"{out}: cannot be written ({' '.join(str(error).split())[:200]}); what was found is kept in {journal.path}, so "
+                "the same command goes on when it can be"
+            ) from error
+        journal.remove()
+    return manifest
+
+
+def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None]:
+    """The data set that the layout tells, and its official split where the videos are placed by it."""
+    dataset = found.layout if found.layout in OFFICIAL else None
+    return dataset, options.fold if dataset in FOLDED and not options.split else None
+
+
+def _known(out: str | Path) -> tuple[dict[str, VideoRow], bool]:
+    """The rows of the manifest that is there by their videos, and whether an earlier version wrote it."""
+    try:
+        if not storage.exists(str(out)):
+            return {}, False
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    try:
+        earlier = Manifest.read(out)
+    except UserError as error:
+        console.print(f"note: {error}; every video is probed again", markup=False)
+        return {}, False
+    if earlier.outdated:
+        console.print(f"note: {out} was written by an earlier version; every video is probed again", markup=False)
+    return {row.video: row for row in [*earlier.videos, *earlier.refused]}, earlier.outdated
+
+
+def _believed(earlier: dict[str, VideoRow], check: bool) -> dict[str, VideoRow]:
+    """The rows to take as they are where the files are unchanged.
+
+    Not those that `check` wants more of (every frame, every byte), nor those of one content hash by the earlier rule,
+    which may be different videos.
+    """
+    hashes = Counter(row.content_hash for row in earlier.values() if row.hash_is_partial)
+    return {
+        video: row
+        for video, row in earlier.items()
+        if hashes[row.content_hash] < 2 and (not check or (row.checked and not row.hash_is_partial))
+    }
+
+
+def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[int, VideoRow | Failure]]:
+    """(place, row or failure) as they come, from a cluster where that is worth its start, else from processes here."""
+    if not paths:
+        return
+    function = partial(check_named if options.check else probe_named, max_pixels=options.max_pixels)
+    seconds = CHECK_SECONDS if options.check else PROBE_SECONDS
+    if options.address is None and len(paths) < WORTH_A_CLUSTER:
+        yield from run_guarded(function, paths, options.workers or len(os.sched_getaffinity(0)), seconds)
+        return
+    from vicc_ray.cluster.jobs import run_on_cluster
+    from vicc_ray.cluster.session import job_session
+
+    with (
+        quiet(scratch_log("index"), options.verbose),
+        job_session(options.workers, address=options.address, verbose=options.verbose) as actors,
+    ):
+        yield from run_on_cluster(function, paths, actors, lambda _: seconds)
+
+
+def _tell(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int) -> None:
+    """What is in the manifest, what is not, and why."""
+    for row in manifest.refused:
+        console.print(f"refused: {row.video}: {row.refused}", markup=False)
+    for row in manifest.videos:
+        if row.declared_frames not in (0, row.frames):
+            console.print(
+                f"note: {row.video}: its header counts {row.declared_frames} frames, there are {row.frames}",
+                markup=False,
+            )
+    if not manifest.videos:
+        raise UserError(
+            f"{source}: none of its {len(manifest.refused)} videos can be read; nothing was written{_where(source, found)}"
+        )
+    splits = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
+    short = sum(row.frames < clip for row in manifest.videos)
+    padded = f"{short} shorter than {clip} frames (clips of that length pad them), " if short else ""
+    console.print(
+        f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, {padded}"
+        f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
+        markup=False,
+    )
+
+
+def _where(source: str, found: Found) -> str:
+    """What a list's paths start from, for one whose videos are not found."""
+    if found.layout not in ("csv", "list"):
+        return ""
+    return f" (relative paths start from the folder of the list: {posixpath.dirname(storage.absolute(source))})"
+
+
+def _tell_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> None:
+    """Content hashes of the earlier rule that stay, and those of unchanged files that are others now."""
+    kept = sum(row.hash_is_partial for row in manifest.videos)
+    if kept:
+        console.print(
+            f"note: {kept} videos keep the content hash of an earlier version (size, first and last MiB), which flow stores "
+            "and runs know them by; --check hashes all of their bytes",
+            markup=False,
+        )
+    changed = [row for row in manifest.videos if _is_rehashed(row, earlier.get(row.video))]
+    if changed:
+        console.print(
+            f"note: {len(changed)} unchanged videos have another content hash, as more of their bytes is read now "
+            f"(the first: {changed[0].video}); flow stores and runs of the earlier manifest know them by the old one: "
+            "'vicc flow' fills a store again, a run goes on with --set data.manifest=RUN/manifest.parquet",
+            markup=False,
+        )
+
+
+def _is_rehashed(row: VideoRow, before: VideoRow | None) -> bool:
+    if before is None or before.refused is not None or row.content_hash == before.content_hash:
+        return False
+    return (row.bytes, row.modified) == (before.bytes, before.modified)
+
+
+def _tell_copies(manifest: Manifest) -> None:
+    """Videos of the same content: on several sides, in several classes, or just twice."""
+    crossing, mislabelled, others = [], [], []
+    for rows in manifest.copies():
+        sides = [row for row in rows if row.split != UNUSED]
+        if len({row.split for row in sides}) > 1:
+            crossing.append(sides)
+        if len({row.label for row in rows}) > 1:
+            mislabelled.append(rows)
+        alike = sides or rows
+        if len(alike) > 1 and len({(row.split, row.label) for row in alike}) == 1:
+            others.append(alike)
+    high = "; what queries look for is then among what is learnt from, and recall too high"
+    for found, what, where, why in (
+        (crossing, "split", "in several splits", high),
+        (mislabelled, "label", "under several labels", ""),
+        (others, "video", "as others", ""),
+    ):
+        if found:
+            count = sum(map(len, found))
+            console.print(
+                f"note: {count} videos have the same content {where}: {_pair(found[0], what)}{why}", markup=False
+            )
+
+
+def _pair(rows: list[VideoRow], what: str) -> str:
+    """Two of these rows that differ in something."""
+    other = next(row for row in rows if getattr(row, what) != getattr(rows[0], what))
+    told = ["" if what == "video" else f" ({what} {getattr(row, what)})" for row in (rows[0], other)]
+    return f"{rows[0].video}{told[0]} and {other.video}{told[1]}"

@@ -1,0 +1,44 @@
+"""`vicc train --plan`: what a run would do, without running it."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from vicc_ray import storage
+from vicc_ray.config import Experiment
+from vicc_ray.config.published import videos_of
+from vicc_ray.console import console, errors
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import UserError
+from vicc_ray.train.schedule import describe, make_stages
+
+
+def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> None:
+    """Print the stages for `videos` training videos, or for those of the manifest; a published row's need not be there."""
+    videos = videos or _videos(experiment)
+    stages = make_stages(experiment, videos)
+    rows = describe(stages, experiment)
+    if as_json:
+        console.print(json.dumps({"videos": videos, "stages": rows}, indent=2), markup=False, soft_wrap=True)
+        return
+    table = Table(
+        title=f"{experiment.name}: {videos} training videos, {sum(s.samples for s in stages)} samples, {stages[-1].end} steps"
+    )
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def _videos(experiment: Experiment) -> int:
+    manifest = experiment.data.manifest
+    if manifest is None:
+        raise UserError("data.manifest: is not set, so the length of an epoch is unknown; set it or give --videos N")
+    published = videos_of(manifest)
+    if published and not storage.exists(manifest):
+        errors.print(f"{manifest} is not there yet; planned for the {published} training videos of UCF101, split 1")
+        return published
+    return len(Manifest.read(manifest).select(experiment.data.train_split))

@@ -1,0 +1,100 @@
+"""What a model actor does: decoded windows in, their features or class probabilities out. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vicc_ray import storage
+from vicc_ray.config import Experiment, Stream
+from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
+from vicc_ray.evaluate.crops import COUNTS, crop_views
+from vicc_ray.evaluate.stored import JITTER_P
+from vicc_ray.models.classifier_file import load_classifier
+from vicc_ray.models.encoder_file import load_encoder
+from vicc_ray.models.planar import arrange, layout_of
+
+_JITTER = 5  # keeps the jitter of a test apart from other uses of a seed
+
+
+class EncodeWindows:
+    """A model actor: windows in, their features by each encoder (name -> path or URI) out.
+
+    `keys` gives a number a video where windows get a colour jitter, which is drawn from (seed, its number, first frame).
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, str],
+        experiment: Experiment,
+        use_gpu: bool,
+        threads: int,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.experiment, self.keys = experiment, keys
+        files = {}
+        for name, where in encoders.items():
+            with storage.local_copy(where) as path:
+                files[name] = load_encoder(path)
+        self.streams = {name: file.stream for name, file in files.items()}
+        self.layout = layout_of(experiment.train, self.device)
+        self.encoders = {name: arrange(file.build(), experiment.train, self.device) for name, file in files.items()}
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """uint8 windows [w, T, H, W, C] a stream -> video, refused and features float32 [w, d] an encoder."""
+        row: dict[str, Any] = {"video": rows["video"], "refused": rows["refused"]}
+        inputs: dict[str, torch.Tensor] = {}
+        with torch.inference_mode():
+            for name, encoder in self.encoders.items():
+                stream = self.streams[name]
+                if stream not in inputs:
+                    inputs[stream] = self._input(rows, stream)
+                row[name] = encoder.features(inputs[stream]).cpu().numpy()
+        return row
+
+    def _input(self, rows: dict[str, Any], stream: Stream) -> Any:
+        """float32 [w, 3, T, size, size]."""
+        experiment, jitter = self.experiment, None
+        if self.keys is not None:
+            settings = AugmentSettings(experiment.clip.size, jitter=experiment.augment.jitter)
+            places = zip(rows["video"].tolist(), rows["start"].tolist(), strict=True)
+            # A start below 0 is that of a short video's only window.
+            keys = [(_JITTER, experiment.seed, self.keys[video], max(start, 0)) for video, start in places]
+            jitter = draw_jitter(settings, keys, JITTER_P)
+        clips = torch.from_numpy(np.array(rows[stream])).to(self.device)
+        view = evaluation_input(clips, experiment.clip.size, experiment.augment.style, jitter)
+        return view.contiguous(memory_format=self.layout)
+
+
+class ClassifyWindows:
+    """A model actor: windows in, their class probabilities by each classifier out."""
+
+    def __init__(self, classifiers: Mapping[str, str], experiment: Experiment, use_gpu: bool, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.experiment = experiment
+        files = {name: load_classifier(path) for name, path in classifiers.items()}
+        self.streams = {name: file.stream for name, file in files.items()}
+        self.layout = layout_of(experiment.train, self.device)
+        self.classifiers = {name: arrange(file.build(), experiment.train, self.device) for name, file in files.items()}
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """uint8 windows [w, T, H, W, C] a stream -> video, refused and probabilities float32 [w, classes] a classifier."""
+        crops, augment = self.experiment.evaluate.crops, self.experiment.augment
+        row: dict[str, Any] = {"video": rows["video"], "refused": rows["refused"]}
+        with torch.inference_mode():
+            for stream in dict.fromkeys(self.streams.values()):
+                mine = [name for name in self.classifiers if self.streams[name] == stream]
+                sums: dict[str, Any] = dict.fromkeys(mine, 0)
+                windows = torch.from_numpy(np.array(rows[stream])).to(self.device)
+                for view in crop_views(windows, self.experiment.clip.size, crops, augment.style):
+                    x = view.contiguous(memory_format=self.layout)
+                    for name in mine:
+                        sums[name] = sums[name] + self.classifiers[name](x).softmax(dim=1)
+                row |= {name: (total / COUNTS[crops]).cpu().numpy() for name, total in sums.items()}
+        return row

@@ -1,0 +1,78 @@
+"""The encoders of a run, opened once: name, file, stream and the hash of what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from vicc_ray import storage
+from vicc_ray.config import Stream
+from vicc_ray.errors import UserError
+from vicc_ray.models.encoder_file import stream_of
+from vicc_ray.models.weight_file import check_whole
+from vicc_ray.runs.folder import RunFolder
+
+RANDOM = "random"  # the row of an untrained encoder
+
+
+@dataclass(frozen=True)
+class EncoderOnDisk:
+    """An encoder's file: its own name (RGB-2), where it lies, what it was trained on, and the hash of its bytes.
+
+    `path` is on this machine, `reached` the path or URI by which the cluster's nodes read it.
+    """
+
+    name: str
+    path: Path
+    reached: str
+    stream: Stream
+    hash: str
+
+
+def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
+    """Look into a run's encoder; UserError where it is damaged or holds another stream than its name says."""
+    path = folder.encoder(name)
+    stream = stream_of(path)
+    check_whole(path)
+    said = name.split("-")[0].lower()
+    if said in ("rgb", "flow") and said != stream:
+        raise UserError(
+            f"{path}: is named {name} but holds an encoder of the {stream} stream; give it a name that begins with "
+            f"{'Flow' if stream == 'flow' else 'RGB'}-, or put the right file there"
+        )
+    return EncoderOnDisk(name, path, folder.reached(path), stream, file_hash(str(path)))
+
+
+def open_encoders(folder: RunFolder) -> dict[str, EncoderOnDisk]:
+    """The run's encoders by row name; UserError for none, and for a file that is broken or of another stream."""
+    return {row: open_encoder(folder, name) for row, name in finished_encoders(folder).items()}
+
+
+def file_hash(path: str) -> str:
+    """blake2b-128 (hex) of a file's bytes, by path or URI."""
+    digest = blake2b(digest_size=16)
+    with storage.local_copy(path) as name, open(name, "rb") as file:
+        while chunk := file.read(storage.CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def finished_encoders(folder: RunFolder) -> dict[str, str]:
+    """Row name -> encoder name of what a run can be judged by, in the order of the table; UserError where nothing is."""
+    there = folder.encoders()
+    names = {RANDOM: "RGB-0"} | {name: name for name in _in_order(there) if not name.endswith("-0")}
+    found = {row: name for row, name in names.items() if name in there}
+    if not found:
+        raise UserError(f"{folder}: has no finished stage to evaluate; run 'vicc train' first")
+    return found
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    # RGB-1, Flow-1, RGB-2-cycle1, ..., RGB-2, Flow-2: by level, earlier cycles first, RGB before flow.
+    def place(name: str) -> tuple[str, bool, list[str], bool]:
+        level, *rest = name.split("-")[1:] or ["~"]
+        return level, "cycle" not in name, rest, name.startswith("Flow")
+
+    return sorted(names, key=place)

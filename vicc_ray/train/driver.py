@@ -1,0 +1,142 @@
+"""What a driver does around training: refuse bad data and a second driver, end politely, count the videos after. No Ray."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from vicc_ray.config import Experiment
+from vicc_ray.console import console
+from vicc_ray.data.clips import window_span
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.refusals import check_share
+from vicc_ray.data.samples import positions
+from vicc_ray.errors import UserError, interrupt
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import unreadable_videos
+from vicc_ray.train.batches import TrainingPlan
+
+# Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
+STOP_SECONDS = 20.0
+# For which a process that asks whether a lock is held may hold it itself.
+ASKING_SECONDS = 0.2
+
+
+@contextmanager
+def sigterm_stops(folder: RunFolder) -> Iterator[None]:
+    """SIGTERM, a scheduler's notice, asks the workers to end after a checkpoint; after a while, or at the second, at once."""
+
+    late = threading.Timer(STOP_SECONDS, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    late.daemon = True
+    asked: list[bool] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            interrupt()  # Ray's own way to end, which the main thread waits in
+        else:
+            asked.append(True)
+            folder.request_stop()
+            late.start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        late.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def alone_in(folder: RunFolder) -> Iterator[None]:
+    """UserError where another process of this machine (or of the file system, where that has locks) trains in the folder.
+
+    The lock goes with its process, however that ends. Of a run under a URI it is the mirror that is locked. The folder is
+    made where it is missing; nothing else in it is read or written without the lock.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{folder.path}: cannot be written to ({error.strerror}); choose another with --set runs=..."
+        ) from None
+    try:
+        _lock(folder, handle)
+        yield
+    finally:
+        os.close(handle)  # gives the lock back
+
+
+def _lock(folder: RunFolder, handle: int) -> None:
+    try:
+        _try_lock(handle)
+    except BlockingIOError:
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+        raise UserError(
+            f"{folder}: {holder} is training in it; wait for its end, or choose another folder with --set name=..."
+        ) from None
+    except OSError:
+        return  # a file system without locks
+    with suppress(OSError):  # a full disk: who it is stays untold
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def _try_lock(handle: int) -> None:
+    """Take the lock; a second try for who only asks for it (`is_held`) and lets go at once."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(ASKING_SECONDS)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(folder: RunFolder) -> bool | None:
+    """Whether a process of this machine works in the folder, without writing there; None where that is unknown."""
+    try:
+        handle = os.open(folder.path / "lock", os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None  # a file system without locks
+    finally:
+        os.close(handle)
+    return False
+
+
+def check_refused(experiment: Experiment, manifest: Manifest) -> None:
+    """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
+    check_share(
+        [(row.video, str(row.refused)) for row in manifest.refused],
+        len(manifest) + len(manifest.refused),
+        experiment.data.max_refused,
+        "videos were refused when they were indexed",
+        "repair or leave them out and index again",
+    )
+
+
+def tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
+    """How many videos were learnt from, and what happened to the others."""
+    clip = plan.experiment.clip
+    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)
+    lost = len(unreadable_videos(folder.refused))
+    console.print(
+        f"{len(plan.videos) - lost} videos used, {short} of them padded (shorter than a clip), "
+        f"{refused} refused by the index, {lost} unreadable in training"
+    )
