@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import Bar, Outcome
-from benchmarks.drill import Drill, TooLate, make_videos
+from benchmarks.fault_run import FaultRun, TooLate, make_videos
 from benchmarks.nodes import command_line, local_cluster, send
 from vicc_ray.console import console
 from vicc_ray.runs.checkpoint import MARKER, STATE_FILE
@@ -57,7 +57,7 @@ class Fault:
 
     name: str
     happens: str
-    cause: Callable[[Drill], float]
+    cause: Callable[[FaultRun], float]
 
 
 @dataclass(frozen=True)
@@ -69,61 +69,63 @@ class Survived:
     steps_lost: int
 
 
-def cause_all(drill: Drill, faults: Sequence[Fault]) -> Iterator[Survived]:
+def cause_all(run: FaultRun, faults: Sequence[Fault]) -> Iterator[Survived]:
     """Start the run and cause every fault in turn; the run goes on to its end after the last one."""
-    drill.start()
-    drill.wait(lambda: drill.step() > BETWEEN, "the first steps", 240)
+    run.start()
+    run.wait(lambda: run.step() > BETWEEN, "the first steps", 240)
     for fault in faults:
-        starts = len(drill.events("start"))
-        drill.mark()
-        seconds = fault.cause(drill)
-        again = drill.events("start")[starts:]
-        yield Survived(fault, seconds, max(drill.reached - again[0]["step"], 0) if again else 0)
-        drill.wait_steps(BETWEEN)
+        starts = len(run.events("start"))
+        run.mark()
+        seconds = fault.cause(run)
+        again = run.events("start")[starts:]
+        yield Survived(fault, seconds, max(run.reached - again[0]["step"], 0) if again else 0)
+        run.wait_steps(BETWEEN)
 
 
-def _kill_decoder(drill: Drill) -> float:
-    send(drill.processes("MapWorker")[0], signal.SIGKILL)
-    drill.wait_steps(BETWEEN)
+def _kill_decoder(run: FaultRun) -> float:
+    send(run.processes("MapWorker")[0], signal.SIGKILL)
+    run.wait_steps(BETWEEN)
     return 0.0
 
 
-def _kill_worker(drill: Drill) -> float:
-    at = drill.mark()
-    send(drill.processes("RayTrainWorker")[0], signal.SIGKILL)
-    return drill.recovery(at)
+def _kill_worker(run: FaultRun) -> float:
+    at = run.mark()
+    send(run.processes("RayTrainWorker")[0], signal.SIGKILL)
+    return run.recovery(at)
 
 
-def _kill_node(drill: Drill) -> float:
-    at = drill.mark()
-    drill.cluster.kill(drill.cluster.nodes[0])
-    return drill.recovery(at, workers=len(drill.cluster.nodes))
+def _kill_node(run: FaultRun) -> float:
+    at = run.mark()
+    run.cluster.kill(run.cluster.nodes[0])
+    return run.recovery(at, workers=len(run.cluster.nodes))
 
 
-def _kill_node_in_checkpoint(drill: Drill) -> float:
+def _kill_node_in_checkpoint(run: FaultRun) -> float:
     """The node of worker 0, with a checkpoint begun that has no marker yet."""
-    folder = drill.run.path / "checkpoints"
+    folder = run.run_folder.path / "checkpoints"
 
     def begun() -> bool:
         newest = max((step.name for step in folder.iterdir() if step.name.startswith("step-")), default=None)
         return newest is not None and not (folder / newest / MARKER).exists()
 
     # Worker 0 writes checkpoints and keeps tensorboard's file open.
-    return _kill_stopped(drill, begun, lambda pid: any(str(drill.run.tensorboard) in name for name in _open_files(pid)))
+    return _kill_stopped(
+        run, begun, lambda pid: any(str(run.run_folder.tensorboard) in name for name in _open_files(pid))
+    )
 
 
-def _kill_node_in_evaluation(drill: Drill) -> float:
+def _kill_node_in_evaluation(run: FaultRun) -> float:
     """A node while the recall of a step is being looked for, which is after the step's record and before its own."""
     every, first = 25, 6  # EXPERIMENT's evaluate.monitor_every, and the step at which RGB-2 begins
 
     def begun() -> bool:
-        last = _last_record(drill.run.metrics)
+        last = _last_record(run.run_folder.metrics)
         return bool(last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % every == 0)
 
-    return _kill_stopped(drill, begun, lambda pid: True)
+    return _kill_stopped(run, begun, lambda pid: True)
 
 
-def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int], bool]) -> float:
+def _kill_stopped(run: FaultRun, begun: Callable[[], bool], chosen: Callable[[int], bool]) -> float:
     """Kill the node of a chosen worker at a moment that is held still: all workers stop, and if it is still that moment
     the node goes; else they go on until it comes again."""
     deadline = time.monotonic() + 120
@@ -132,21 +134,21 @@ def _kill_stopped(drill: Drill, begun: Callable[[], bool], chosen: Callable[[int
     while time.monotonic() < deadline:
         time.sleep(0.0005)
         if time.monotonic() - looked > 5:  # looking takes longer than the moment lasts, so it is done before
-            workers, looked = drill.processes("RayTrainWorker"), time.monotonic()
+            workers, looked = run.processes("RayTrainWorker"), time.monotonic()
         with suppress(OSError):
             if not begun():
                 continue
             for pid in workers:
                 send(pid, signal.SIGSTOP)
             mine = [pid for pid in workers if chosen(pid)] if begun() else []
-            nodes = [node for node in drill.cluster.nodes if mine and mine[0] in node.tree()]
-            at = drill.mark()
+            nodes = [node for node in run.cluster.nodes if mine and mine[0] in node.tree()]
+            at = run.mark()
             if nodes:
-                drill.cluster.kill(nodes[0])
+                run.cluster.kill(nodes[0])
             for pid in workers:
                 send(pid, signal.SIGCONT)
             if nodes:
-                return drill.recovery(at, workers=len(drill.cluster.nodes))
+                return run.recovery(at, workers=len(run.cluster.nodes))
     raise TooLate("the moment to kill a node did not come within 120 s")
 
 
@@ -163,136 +165,136 @@ def _open_files(pid: int) -> list[str]:
     return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
 
 
-def _join(drill: Drill) -> float:
+def _join(run: FaultRun) -> float:
     """Nodes come back until there are as many as at the beginning."""
-    at = drill.mark()
-    while len(drill.cluster.nodes) < NODES:
-        drill.cluster.add_node()
-    return drill.recovery(at, workers=len(drill.cluster.nodes))
+    at = run.mark()
+    while len(run.cluster.nodes) < NODES:
+        run.cluster.add_node()
+    return run.recovery(at, workers=len(run.cluster.nodes))
 
 
-def _poison(drill: Drill) -> float:
-    at = drill.mark()
-    Path(drill.cluster.settings["VICC_POISON"]).touch()
-    seconds = drill.recovery(at)
-    assert drill.events("not finite"), "the loss never was NaN"
+def _poison(run: FaultRun) -> float:
+    at = run.mark()
+    Path(run.cluster.settings["VICC_POISON"]).touch()
+    seconds = run.recovery(at)
+    assert run.events("not finite"), "the loss never was NaN"
     return seconds
 
 
-def _hang_worker(drill: Drill) -> float:
-    at = drill.mark()
-    send(drill.processes("RayTrainWorker")[-1], signal.SIGSTOP)
-    return drill.recovery(at)
+def _hang_worker(run: FaultRun) -> float:
+    at = run.mark()
+    send(run.processes("RayTrainWorker")[-1], signal.SIGSTOP)
+    return run.recovery(at)
 
 
-def _drain_node(drill: Drill) -> float:
+def _drain_node(run: FaultRun) -> float:
     """A spot machine: notice, a while, then it is gone. Returns seconds from its end."""
-    cluster, node = drill.cluster, drill.cluster.nodes[-1]
-    listed = _ray(drill, "list", "nodes", "--format", "json", "--address", cluster.address)
+    cluster, node = run.cluster, run.cluster.nodes[-1]
+    listed = _ray(run, "list", "nodes", "--format", "json", "--address", cluster.address)
     titles = " ".join(command_line(pid) for pid in node.tree())
     (number,) = (entry["node_id"] for entry in json.loads(listed) if entry["node_id"] in titles)
     _ray(
-        drill, "drain-node", "--address", cluster.address, "--node-id", number, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        run, "drain-node", "--address", cluster.address, "--node-id", number, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
         "--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_SECONDS),
     )  # fmt: skip
     gone = time.monotonic() + NOTICE_SECONDS
-    drill.wait(lambda: bool(drill.events("preemption notice")), "the notice")
+    run.wait(lambda: bool(run.events("preemption notice")), "the notice")
     time.sleep(max(gone - time.monotonic(), 0))
-    at = drill.mark()
+    at = run.mark()
     cluster.kill(node)
-    return drill.recovery(at, workers=len(cluster.nodes))
+    return run.recovery(at, workers=len(cluster.nodes))
 
 
-def _ray(drill: Drill, *arguments: str) -> str:
+def _ray(run: FaultRun, *arguments: str) -> str:
     command = [str(Path(sys.executable).parent / "ray"), *arguments]
-    return subprocess.run(command, env=drill.cluster.environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, env=run.cluster.environment, capture_output=True, text=True, check=True).stdout
 
 
-def _spoil_video(drill: Drill) -> float:
-    video = next(iter(sorted((drill.folder / "data").rglob("*.mp4"))))
+def _spoil_video(run: FaultRun) -> float:
+    video = next(iter(sorted((run.folder / "data").rglob("*.mp4"))))
     video.write_bytes(b"\0" * video.stat().st_size)
-    drill.wait_steps(BETWEEN)
+    run.wait_steps(BETWEEN)
     return 0.0
 
 
-def _storage_away(drill: Drill) -> float:
+def _storage_away(run: FaultRun) -> float:
     """A file in the place of the folder: no checkpoint can be written or read."""
-    folder = drill.run.path / "checkpoints"
+    folder = run.run_folder.path / "checkpoints"
     folder.rename(folder.with_name("elsewhere"))
     folder.write_text("away")
-    drill.wait(lambda: bool(drill.events("checkpoint failed")), "a failed checkpoint")
+    run.wait(lambda: bool(run.events("checkpoint failed")), "a failed checkpoint")
     folder.unlink()
     folder.with_name("elsewhere").rename(folder)
-    drill.wait_steps(BETWEEN)
+    run.wait_steps(BETWEEN)
     return 0.0
 
 
-def _disk_full(drill: Drill) -> float:
+def _disk_full(run: FaultRun) -> float:
     """A small file system with no room left under the checkpoints; needs the right to mount."""
-    folder = drill.run.path / "checkpoints"
-    failed = len(drill.events("checkpoint failed"))
+    folder = run.run_folder.path / "checkpoints"
+    failed = len(run.events("checkpoint failed"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
     try:
-        drill.wait(lambda: len(drill.events("checkpoint failed")) > failed, "a failed checkpoint")
+        run.wait(lambda: len(run.events("checkpoint failed")) > failed, "a failed checkpoint")
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    drill.wait_steps(BETWEEN)
+    run.wait_steps(BETWEEN)
     return 0.0
 
 
-def _kill_driver(drill: Drill) -> float:
-    assert drill.driver
-    drill.driver.kill()
-    drill.driver.wait()
-    at = drill.mark()
-    drill.start()
-    return drill.recovery(at, seconds=240)
+def _kill_driver(run: FaultRun) -> float:
+    assert run.driver
+    run.driver.kill()
+    run.driver.wait()
+    at = run.mark()
+    run.start()
+    return run.recovery(at, seconds=240)
 
 
-def _damage_checkpoint(drill: Drill) -> float:
+def _damage_checkpoint(run: FaultRun) -> float:
     """Cut the newest checkpoint short while nobody runs."""
-    assert drill.driver
-    drill.driver.kill()
-    drill.driver.wait()
-    store = drill.run.checkpoints
+    assert run.driver
+    run.driver.kill()
+    run.driver.wait()
+    store = run.run_folder.checkpoints
     time.sleep(2)  # workers end a moment after their driver
     newest = store.listing()[0]
     os.truncate(Path(store.folder) / f"step-{newest.step:09d}" / STATE_FILE, newest.bytes // 2)
-    at = drill.mark()
-    drill.start()
-    seconds = drill.recovery(at, seconds=240)
-    told = drill.events("damaged checkpoint")
+    at = run.mark()
+    run.start()
+    seconds = run.recovery(at, seconds=240)
+    told = run.events("damaged checkpoint")
     assert told, "the damaged checkpoint was not told"
     assert f"step {newest.step} is damaged" in told[-1]["text"]
     return seconds
 
 
-def _terminate(drill: Drill) -> float:
-    assert drill.driver
-    send(drill.driver.pid, signal.SIGTERM)
-    status = drill.driver.wait(60)
+def _terminate(run: FaultRun) -> float:
+    assert run.driver
+    send(run.driver.pid, signal.SIGTERM)
+    status = run.driver.wait(60)
     assert status == 130, f"status {status}"
-    at = drill.mark()
-    drill.start()
-    return drill.recovery(at, seconds=240)
+    at = run.mark()
+    run.start()
+    return run.recovery(at, seconds=240)
 
 
-def _kill_head(drill: Drill) -> float:
+def _kill_head(run: FaultRun) -> float:
     """The whole cluster with its head is gone; the same command on another one goes on."""
-    assert drill.driver
-    nodes = len(drill.cluster.nodes)
-    drill.cluster.stop()
+    assert run.driver
+    nodes = len(run.cluster.nodes)
+    run.cluster.stop()
     try:
-        drill.driver.wait(60)
+        run.driver.wait(60)
     except subprocess.TimeoutExpired:
-        drill.driver.kill()
-        drill.driver.wait()
-    drill.cluster.start_head()
+        run.driver.kill()
+        run.driver.wait()
+    run.cluster.start_head()
     for _ in range(nodes):
-        drill.cluster.add_node()
-    at = drill.mark()
-    drill.start()
-    return drill.recovery(at, seconds=240)
+        run.cluster.add_node()
+    at = run.mark()
+    run.start()
+    return run.recovery(at, seconds=240)
 
 
 # Three nodes at the beginning: two are killed, so that one is left, and come back; then two go again.
@@ -337,10 +339,10 @@ def may_mount() -> bool:
 
 
 @contextmanager
-def drill_for_faults(steps: int) -> Iterator[Drill]:
-    """A drill on three nodes whose longest stage has this many steps."""
+def fault_run(steps: int) -> Iterator[FaultRun]:
+    """A run on three nodes whose longest stage has this many steps."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicc-drill-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicc-faults-")))
         (folder / "poison").mkdir()
         (folder / "poison" / "sitecustomize.py").write_text(_POISON)
         found = [str(folder / "poison"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -351,7 +353,7 @@ def drill_for_faults(steps: int) -> Iterator[Drill]:
             "single": {"length": "3 steps", "cosine_over": "100 %", "global_batch": 8, "queue_start": 0, "freeze_prototypes": 0},
             "cross": {"length": {"rgb": f"{steps} steps", "flow": "3 steps"}, "global_batch": 8, "queue_start": "2 steps"},
         }  # fmt: skip
-        yield Drill(folder, cluster, {"schedule": schedule, "data": {"max_refused": 0.5}})
+        yield FaultRun(folder, cluster, {"schedule": schedule, "data": {"max_refused": 0.5}})
 
 
 def measure(rounds: int, manifest: str | None = None) -> Outcome:
@@ -359,13 +361,13 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     figures: dict[str, list[float]] = {}
     lost: dict[str, list[int]] = {}
     for _ in range(rounds):
-        with drill_for_faults(100_000) as drill:
-            for survived in cause_all(drill, possible_faults()):
+        with fault_run(100_000) as run:
+            for survived in cause_all(run, possible_faults()):
                 name = survived.fault.name
                 console.print(f"{name}: {survived.seconds:.0f} s, {survived.steps_lost} steps lost", markup=False)
                 figures.setdefault(name, []).append(survived.seconds)
                 lost.setdefault(name, []).append(survived.steps_lost)
-            drill.stop()
+            run.stop()
     outcome = Outcome("s to the next step", figures)
     outcome.bars = [Bar("faults that needed a hand", 0.0, 0.0, False)]
     outcome.facts = {f"steps lost, {name}": steps for name, steps in lost.items()}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks import Bar, Outcome
-from benchmarks.drill import EXPERIMENT, Drill, make_videos
+from benchmarks.fault_run import EXPERIMENT, FaultRun, make_videos
 from benchmarks.nodes import local_cluster
 from vicc_ray.console import console
 
@@ -23,23 +23,23 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch, local_cluster(2) as cluster:
         folder = Path(scratch)
         make_videos(folder)
-        drill = Drill(folder, cluster)
-        drill.start()
-        drill.wait(lambda: drill.step() > 2 * interval, "the first steps", 240)
+        run = FaultRun(folder, cluster)
+        run.start()
+        run.wait(lambda: run.step() > 2 * interval, "the first steps", 240)
         for number in range(rounds):
-            reached, at = drill.step(), time.time()
+            reached, at = run.step(), time.time()
             cluster.kill(cluster.nodes[number % 2])
-            died.append(drill.recovery(at, workers=1))
-            lost.append(reached - drill.events("start")[-1]["step"])
-            drill.wait_steps(interval)
+            died.append(run.recovery(at, workers=1))
+            lost.append(reached - run.events("start")[-1]["step"])
+            run.wait_steps(interval)
             at = time.time()
             cluster.add_node()
-            joined.append(drill.recovery(at, workers=2))
-            drill.wait_steps(2 * interval)
+            joined.append(run.recovery(at, workers=2))
+            run.wait_steps(2 * interval)
             console.print(
                 f"round {number + 1}: died {died[-1]:.0f} s, joined {joined[-1]:.0f} s, lost {lost[-1]:.0f} steps"
             )
-        drill.stop()
+        run.stop()
     outcome = Outcome("s", {"a node dies, to the next step": died, "a node joins, to the next step": joined})
     outcome.bars = [
         Bar(

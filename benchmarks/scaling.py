@@ -15,7 +15,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks import Bar, Outcome
-from benchmarks.drill import Drill, make_videos
+from benchmarks.fault_run import FaultRun, make_videos
 from benchmarks.nodes import local_cluster
 from benchmarks.roofline import profiled
 from vicc_ray import distributed
@@ -73,11 +73,11 @@ def _samples_per_second(folder: Path, cores: list[int]) -> float:
     with local_cluster(0) as cluster:
         for core in cores:
             cluster.add_node(core=core)
-        drill = Drill(folder, cluster, changes)
-        drill.start()
-        drill.wait(lambda: drill.step() >= WARM_UP + STEPS, "the last step", 600)
-        times = {record["step"]: record["time"] for record in drill.records()}
-        drill.stop()
+        run = FaultRun(folder, cluster, changes)
+        run.start()
+        run.wait(lambda: run.step() >= WARM_UP + STEPS, "the last step", 600)
+        times = {record["step"]: record["time"] for record in run.records()}
+        run.stop()
     seconds: float = times[WARM_UP + STEPS] - times[WARM_UP]
     return STEPS * A_WORKER * len(cores) / seconds
 

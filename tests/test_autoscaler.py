@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.drill import EXPERIMENT, make_videos
+from benchmarks.fault_run import EXPERIMENT, make_videos
 from benchmarks.nodes import STORE_BYTES, LocalCluster, Node, command_line, descendants, free_port, send
 from vicc_ray.runs.records import read_records
 
@@ -142,13 +142,13 @@ class Story:
 
     def __init__(self, folder: Path, cluster: AutoscaledCluster) -> None:
         self.folder, self.cluster = folder, cluster
-        self.run = folder / "runs" / "drill"
+        self.run = folder / "runs" / "run"
         self.environment = cluster.environment | {"XDG_CACHE_HOME": str(folder / "cache")}
         self.times: dict[str, float] = {}
         make_videos(folder)
         tree = EXPERIMENT | {"runs": str(folder / "runs"), "data": {"manifest": str(folder / "videos.parquet")}}
         tree["train"] = EXPERIMENT["train"] | {"start_timeout": 15}
-        (folder / "drill.yaml").write_text(yaml.safe_dump(tree))
+        (folder / "run.yaml").write_text(yaml.safe_dump(tree))
 
     def vicc(self, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         program = str(Path(sys.executable).parent / "vicc")
@@ -177,13 +177,13 @@ class Story:
         stranger = {name: value for name, value in self.environment.items() if not name.startswith("RAY_AUTH")}
         told = self.vicc("jobs", environment=stranger | {"HOME": str(self.cluster.folder)})
         assert told.returncode == 2 and "asks for its token" in told.stderr, told.stdout + told.stderr
-        told = self.vicc("submit", str(self.folder / "drill.yaml"), "--workers", "2", "--follow")
+        told = self.vicc("submit", str(self.folder / "run.yaml"), "--workers", "2", "--follow")
         assert told.returncode == 2 and "train.use_gpu: auto cannot tell" in told.stdout, told.stdout + told.stderr
         assert not self.cluster.workers()
 
     def scales_up(self) -> None:
         began = time.monotonic()
-        told = self.vicc("submit", str(self.folder / "drill.yaml"), "--workers", "1:2", "--set", "train.use_gpu=false")
+        told = self.vicc("submit", str(self.folder / "run.yaml"), "--workers", "1:2", "--set", "train.use_gpu=false")
         assert told.returncode == 0, told.stdout + told.stderr
         self.times["submitted"] = time.monotonic() - began
         wait(lambda: bool(self.cluster.workers()), "the first node", 300)
@@ -206,7 +206,7 @@ class Story:
 
     def ends(self) -> None:
         """Asked to; no node is left, and the token is nowhere to be read."""
-        told = self.vicc("jobs", "drill", "--stop", "--follow")
+        told = self.vicc("jobs", "run", "--stop", "--follow")
         ended = time.monotonic()
         assert told.returncode == 130, told.stdout + told.stderr
         wait(lambda: not self.cluster.workers(), "scaling down", 240)

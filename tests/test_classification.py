@@ -302,11 +302,11 @@ def test_remarks_name_what_was_not_taken() -> None:
         objective={"second_view_gradient": False},
     )
     assert experiment.linear.global_batch == 128
-    linear, finetune = _trainer("linear", experiment).remarks(), _trainer("finetune", experiment).remarks()
+    linear, finetune = _trainer("linear", experiment).warnings(), _trainer("finetune", experiment).warnings()
     expected = ["linear.global_batch: 128", "optim.micro_batch: 2", "optim.precision: bf16"]
     assert [line[: len(start)] for line, start in zip(linear, expected, strict=True)] == expected
     assert [line.split(":")[0] for line in finetune][-1] == "model.batch_norm"
-    assert _trainer("linear", _experiment(linear={"global_batch": 8})).remarks() == []
+    assert _trainer("linear", _experiment(linear={"global_batch": 8})).warnings() == []
 
 
 # The task
@@ -367,7 +367,7 @@ def test_bad_labels_get_one_line(videos: Manifest, encoders: dict[str, EncoderOn
         task.plan(_experiment(linear={"global_batch": 1}), videos)
     with pytest.raises(UserError, match="no encoder"):
         replace(task, encoders={}).plan(experiment, videos)
-    gone = replace(task, encoders={"RGB-2": replace(encoders["RGB-2"], reached="missing.safetensors")})
+    gone = replace(task, encoders={"RGB-2": replace(encoders["RGB-2"], shared_name="missing.safetensors")})
     plan = gone.plan(experiment, videos)
     with pytest.raises(UserError, match=r"missing\.safetensors: no such file"):
         gone.open_stage(plan, RunFolder(Path("unused")), plan.stages[0], torch.device("cpu"))
@@ -414,7 +414,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
     monkeypatch: pytest.MonkeyPatch,
     protocol: ClassifierProtocol,
 ) -> None:
-    monkeypatch.setattr("vicc_ray.train.loop.LOOK_SECONDS", 0.0)  # a look after every step
+    monkeypatch.setattr("vicc_ray.train.loop.POLL_SECONDS", 0.0)  # a look after every step
     settings = {"length": "3 steps", "global_batch": 8}
     experiment = _experiment(linear=settings, finetune=settings, train={"checkpoint_every": "2 steps"})
     task = _task(protocol, encoders, videos)
@@ -423,7 +423,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
     for folder in folders:
         folder.open(experiment, videos.fingerprint())
     whole, stopped = folders
-    assert not task.left_by(whole, plan.stages[0])
+    assert not task.is_finished(whole, plan.stages[0])
     assert train(task, plan, whole, _Host(plan), None, None) == 6
     host = _Host(plan, looks=3)  # after the first step of the second stage
     assert train(task, plan, stopped, host, None, None) == 4
@@ -431,7 +431,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
 
     assert [record["loss"] > 0 for record in read_records(whole.metrics)] == [True] * 6
     for stage in plan.stages:
-        assert task.left_by(whole, stage) and task.left_by(stopped, stage)
+        assert task.is_finished(whole, stage) and task.is_finished(stopped, stage)
         first, second = (load_classifier(folder.classifier(stage.name)) for folder in folders)
         _assert_same(dict(second.state_dict), dict(first.state_dict), 0, 0)
         assert (first.stream, first.protocol, first.classes) == (stage.stream, protocol, task.classes)

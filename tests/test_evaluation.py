@@ -13,7 +13,7 @@ from tiny import tiny_experiment
 
 from vicc_ray.commands import evaluate as evaluation
 from vicc_ray.commands.evaluate import evaluate_runs, evaluations_json, print_evaluations
-from vicc_ray.console import console, errors, told_aside
+from vicc_ray.console import console, console_on_stderr, errors
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluate.neighbours import Retrieval
@@ -113,7 +113,7 @@ def test_the_reader_sees_tables_notes_and_the_spread(calls: Calls, tmp_path: Pat
 
 
 def test_with_json_the_way_is_told_aside(capfd: pytest.CaptureFixture[str]) -> None:
-    with told_aside():
+    with console_on_stderr():
         assert console.file is errors.file
     assert console.file is not errors.file
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.drill import Drill
-from benchmarks.faults import Survived, cause_all, drill_for_faults, possible_faults
+from benchmarks.fault_run import FaultRun
+from benchmarks.faults import Survived, cause_all, fault_run, possible_faults
 from vicc_ray import distributed
 from vicc_ray.config import load_experiment
 from vicc_ray.data.manifest import Manifest
@@ -33,59 +33,59 @@ STEPS = 1000
 
 
 @pytest.fixture(scope="module")
-def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Drill, list[Survived]]]:
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FaultRun, list[Survived]]]:
     """The run, finished, after all faults."""
-    with drill_for_faults(STEPS) as drill:
+    with fault_run(STEPS) as run:
         faults = []
-        for done in cause_all(drill, possible_faults()):
+        for done in cause_all(run, possible_faults()):
             print(
-                f"{done.fault.name}: {done.seconds:.0f} s, {done.steps_lost} steps lost; at step {drill.step()}",
+                f"{done.fault.name}: {done.seconds:.0f} s, {done.steps_lost} steps lost; at step {run.step()}",
                 flush=True,
             )
             faults.append(done)
-        assert drill.driver
-        assert drill.driver.wait(600) == 0, (drill.folder / "driver.log").read_text()[-3000:]
-        yield drill, faults
+        assert run.driver
+        assert run.driver.wait(600) == 0, (run.folder / "driver.log").read_text()[-3000:]
+        yield run, faults
 
 
-def _plan(drill: Drill) -> TrainingPlan:
-    experiment = load_experiment(drill.folder / "drill.yaml")
-    return make_plan(experiment, Manifest.read(drill.folder / "videos.parquet"))
+def _plan(run: FaultRun) -> TrainingPlan:
+    experiment = load_experiment(run.folder / "run.yaml")
+    return make_plan(experiment, Manifest.read(run.folder / "videos.parquet"))
 
 
-def test_no_fault_needed_a_hand_and_little_was_lost(survived: tuple[Drill, list[Survived]]) -> None:
+def test_no_fault_needed_a_hand_and_little_was_lost(survived: tuple[FaultRun, list[Survived]]) -> None:
     """20 steps from checkpoint to checkpoint, and as many again while one is being written or could not be."""
-    drill, faults = survived
+    run, faults = survived
     assert [done.fault for done in faults] == list(possible_faults())
     assert max(done.steps_lost for done in faults) <= 45
     assert all(done.seconds < 240 for done in faults)  # the usual figures are those of `vicc bench faults`
-    assert drill.events("preemption notice")
-    assert drill.events("checkpoint failed")
-    assert drill.events("damaged checkpoint")
-    assert drill.events("not finite")
-    assert drill.events("failed")
+    assert run.events("preemption notice")
+    assert run.events("checkpoint failed")
+    assert run.events("damaged checkpoint")
+    assert run.events("not finite")
+    assert run.events("failed")
 
 
-def test_the_run_came_to_its_end(survived: tuple[Drill, list[Survived]]) -> None:
-    drill, _ = survived
-    plan = _plan(drill)
-    records = drill.records()
+def test_the_run_came_to_its_end(survived: tuple[FaultRun, list[Survived]]) -> None:
+    run, _ = survived
+    plan = _plan(run)
+    records = run.records()
     assert [record["step"] for record in records] == list(range(1, plan.steps + 1))
     assert records[-1]["samples"] == 8 * plan.steps
-    assert drill.run.encoders() == ["Flow-0", "Flow-1", "Flow-2", "RGB-0", "RGB-1", "RGB-2"]
+    assert run.run_folder.encoders() == ["Flow-0", "Flow-1", "Flow-2", "RGB-0", "RGB-1", "RGB-2"]
     assert {record["workers"] for record in records} >= {1, 2, 3}
 
 
-def test_every_planned_sample_was_trained_once(survived: tuple[Drill, list[Survived]]) -> None:
+def test_every_planned_sample_was_trained_once(survived: tuple[FaultRun, list[Survived]]) -> None:
     """The history that survived: of each step what was consumed last, by all workers that the step then had."""
-    drill, _ = survived
-    plan = _plan(drill)
+    run, _ = survived
+    plan = _plan(run)
     consumed: dict[int, dict[int, dict[str, Any]]] = {}  # step -> rank -> newest record
-    for file in sorted(drill.run.samples.glob("worker-*.jsonl")):
+    for file in sorted(run.run_folder.samples.glob("worker-*.jsonl")):
         rank = int(file.stem.rsplit("-", 1)[1])
         for record in read_records(file):
             consumed.setdefault(record["step"], {})[rank] = record
-    times = {record["step"] - 1: record for record in drill.records()}
+    times = {record["step"] - 1: record for record in run.records()}
     assert sorted(consumed) == list(range(plan.steps))
     for step, by_rank in consumed.items():
         workers = times[step]["workers"]
@@ -124,14 +124,14 @@ class _PlainHost:
         return Notice()
 
 
-def test_the_loss_is_that_of_an_undisturbed_run(survived: tuple[Drill, list[Survived]], tmp_path: Path) -> None:
-    drill, _ = survived
-    plan = _plan(drill)
+def test_the_loss_is_that_of_an_undisturbed_run(survived: tuple[FaultRun, list[Survived]], tmp_path: Path) -> None:
+    run, _ = survived
+    plan = _plan(run)
     folder = RunFolder(tmp_path / "undisturbed")
     folder.open(plan.experiment, "same")
     with pytest.raises(_EnoughError):
         train(Pretraining(), plan, folder, _PlainHost(plan), None, None)
-    ours = [record["loss"] for record in drill.records()][:COMPARED]
+    ours = [record["loss"] for record in run.records()][:COMPARED]
     theirs = [record["loss"] for record in read_records(folder.metrics) if record["kind"] == "train"]
     assert len(ours) == len(theirs)
     # Batch norm of one worker and of three differ, so the curves do step by step; smoothed they must not, beyond what the

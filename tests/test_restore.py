@@ -137,7 +137,7 @@ def test_workers_that_fail_before_their_start_end_the_run(tmp_path: Path, videos
                 raise OSError(5, "Input/output error")
             return Pretraining().plan(experiment, manifest)
 
-        def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+        def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
             return False
 
         def open_stage(self, *_: Any) -> Any:

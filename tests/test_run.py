@@ -309,7 +309,7 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
 def test_a_run_that_is_asked_to_stop_saves_and_stops(
     videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vicc_ray.train.loop.LOOK_SECONDS", 0.0)  # look after every step, however fast
+    monkeypatch.setattr("vicc_ray.train.loop.POLL_SECONDS", 0.0)  # look after every step, however fast
     plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
     host.stop_at_look = 3

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from vicc_ray.console import console, errors, told_aside
+from vicc_ray.console import console, console_on_stderr, errors
 from vicc_ray.errors import Interrupted, UserError, interrupt
 
 app = typer.Typer(
@@ -241,7 +241,7 @@ def train(
     RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
     from vicc_ray.cluster.launch import run_training
 
-    with told_aside(as_json):
+    with console_on_stderr(as_json):
         folder = run_training(asked, address, verbose)
     if as_json:
         _print_json({"run": str(folder.path), "encoders": folder.encoders()})
@@ -293,7 +293,7 @@ def evaluate(
     """Judge every finished stage of one or more runs, and both streams together (R+F)."""
     from vicc_ray.commands.evaluate import evaluate_runs, evaluations_json, print_evaluations
 
-    with told_aside(as_json):
+    with console_on_stderr(as_json):
         found = evaluate_runs(runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
     _print_json(evaluations_json(found)) if as_json else print_evaluations(found)
 
@@ -407,7 +407,7 @@ def tune(
     elif dry_run:
         print_dry_run(asked, address, as_json)
     else:
-        with told_aside(as_json):
+        with console_on_stderr(as_json):
             folder = run_sweep(asked, address, verbose)
         if as_json:
             from vicc_ray.tune.status import sweep_status
@@ -519,7 +519,7 @@ def doctor(
         raise typer.Exit(submit_experiment(asked, address, "doctor", extra, None, True, verify).exit_status())
     from vicc_ray.commands.doctor import examine, findings_json, healthy, print_findings
 
-    with told_aside(as_json):
+    with console_on_stderr(as_json):
         findings = examine(asked, address, verbose)
     _print_json(findings_json(findings)) if as_json else print_findings(findings)
     raise typer.Exit(0 if healthy(findings) else 1)

@@ -54,7 +54,7 @@ def scratch_log(verb: str) -> Path:
 
 
 @contextmanager
-def told_aside(aside: bool = True) -> Iterator[None]:
+def console_on_stderr(aside: bool = True) -> Iterator[None]:
     """What is told on the way goes to standard error, so that standard output holds the result alone; not unless `aside`."""
     before = console.file
     console.file = errors.file if aside else before

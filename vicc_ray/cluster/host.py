@@ -92,7 +92,7 @@ class RayHost:
         # Where the videos do not come out even, the last block only filled up the round.
         blocks = dict(zip(range(rank, len(videos), workers), mine, strict=False))
         lost = {videos[row].video: str(block["refused"][0]) for row, block in blocks.items() if block["refused"][0]}
-        self._tell_lost(lost)
+        self._report_lost(lost)
         rows = [row for row, block in blocks.items() if not block["refused"][0]]
         clips = {
             stream: torch.from_numpy(np.concatenate([blocks[row][stream] for row in rows] or [mine[0][stream][:0]]))
@@ -100,7 +100,7 @@ class RayHost:
         }
         return Monitor(plan, rows, clips, self.plan.experiment, self.device)
 
-    def _tell_lost(self, lost: dict[str, str]) -> None:
+    def _report_lost(self, lost: dict[str, str]) -> None:
         """Worker 0 notes which videos the recall in training has to do without, of all workers."""
         for part in distributed.gather_bytes(json.dumps(lost).encode()):
             for video, reason in json.loads(part).items():

@@ -32,7 +32,7 @@ from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, read_events
 from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.driver import alone_in, check_refused, sigterm_stops, tell_videos
+from vicc_ray.train.driver import alone_in, check_refused, report_videos, sigterm_stops
 from vicc_ray.train.loop import train
 from vicc_ray.train.pretraining import Pretraining
 from vicc_ray.train.restore import agree, count_attempt, event, restore
@@ -85,7 +85,7 @@ def run_task(
             times = manifest.times_fingerprint() if experiment.clip.fps else None
             resumes = folder.open(experiment, manifest.fingerprint(), flow, times)
             folder.keep_manifest(manifest)
-        left = [stage for stage in plan.stages if not task.left_by(folder, stage)]
+        left = [stage for stage in plan.stages if not task.is_finished(folder, stage)]
         if not left:
             console.print(f"{folder}: every stage is finished; nothing to train", markup=False)
             return folder
@@ -99,7 +99,7 @@ def run_task(
                 _fit(task, experiment, folder, resources)
         with folder.as_user_errors():
             folder.pull()
-    tell_videos(plan, folder, len(manifest.refused))
+    report_videos(plan, folder, len(manifest.refused))
     return folder
 
 

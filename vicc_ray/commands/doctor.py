@@ -75,10 +75,10 @@ def _question(experiment: Experiment) -> tuple[Question, int]:
 
 
 def _ask(experiment: Experiment | None, question: Question, largest_batch: int, address: str | None) -> list[Finding]:
-    from vicc_ray.doctor.cluster import ask_nodes, capacity, connected, measure_network
+    from vicc_ray.doctor.cluster import capacity, connected, measure_network, query_nodes
 
     with connected(address):
-        nodes = ask_nodes(question)
+        nodes = query_nodes(question)
         driver = {"python": platform.python_version()} | versions()
         findings = check_nodes(nodes, driver, storage.absolute(experiment.runs) if experiment else None)
         findings += check_network(measure_network())

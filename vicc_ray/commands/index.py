@@ -73,8 +73,8 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
                 counter.advance()
         manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
         _tell(source, out, manifest, found, options.clip)
-        _tell_hashes(manifest, earlier)
-        _tell_copies(manifest)
+        _report_kept_hashes(manifest, earlier)
+        _report_copies(manifest)
         try:
             manifest.write(out)
         except OSError as error:
@@ -173,7 +173,7 @@ def _where(source: str, found: Found) -> str:
     return f" (relative paths start from the folder of the list: {posixpath.dirname(storage.absolute(source))})"
 
 
-def _tell_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> None:
+def _report_kept_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> None:
     """Content hashes of the earlier rule that stay, and those of unchanged files that are others now."""
     kept = sum(row.hash_is_partial for row in manifest.videos)
     if kept:
@@ -198,7 +198,7 @@ def _is_rehashed(row: VideoRow, before: VideoRow | None) -> bool:
     return (row.bytes, row.modified) == (before.bytes, before.modified)
 
 
-def _tell_copies(manifest: Manifest) -> None:
+def _report_copies(manifest: Manifest) -> None:
     """Videos of the same content: on several sides, in several classes, or just twice."""
     crossing, mislabelled, others = [], [], []
     for rows in manifest.copies():

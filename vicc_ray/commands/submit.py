@@ -45,7 +45,7 @@ def submit_experiment(
     request = make_request(experiment, verb, extra, folder, environment)
     if not environment.image:
         console.print(f"sends {pack(experiment, folder).describe()}", markup=False)
-    _tell_paths(experiment)
+    _report_shared_paths(experiment)
     from vicc_ray.submit.client import connect
 
     client = connect(address, verify)
@@ -97,7 +97,7 @@ def _folder(experiment: Experiment, verb: Verb) -> Path:
     return cache / "vicc_ray" / "submit" / submission_base(verb, experiment.name, portable(experiment).run_folder)
 
 
-def _tell_paths(experiment: Experiment) -> None:
+def _report_shared_paths(experiment: Experiment) -> None:
     """Say which folders every node must see, where a name is a path."""
     shared = [f"runs ({storage.absolute(experiment.runs)})"] if not storage.is_uri(experiment.runs) else []
     manifest = experiment.data.manifest

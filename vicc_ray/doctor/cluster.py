@@ -46,7 +46,7 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def ask_nodes(question: Question) -> list[NodeFacts]:
+def query_nodes(question: Question) -> list[NodeFacts]:
     """The facts of every node that is alive, the driver's first."""
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -167,7 +167,7 @@ def _learn(
     windows = len(list_windows(asked, experiment.clip, experiment.evaluate.windows))
     with Counter("testing windows", windows) as counter:
         shown = classify_videos(
-            {name: own.reached(own.classifier(name)) for name in encoders},
+            {name: own.shared_name(own.classifier(name)) for name in encoders},
             asked,
             experiment,
             plan_of_session,

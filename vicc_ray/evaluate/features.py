@@ -69,7 +69,7 @@ def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads
     videos, windows = part.videos, part.windows(experiment)
     if "flow" in part.streams:
         check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
-    paths = {encoder.name: encoder.reached for encoder in part.encoders}
+    paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
     keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.streams)
     arguments = paths, experiment, resources.use_gpu, threads, keys

@@ -21,12 +21,12 @@ RANDOM = "random"  # the row of an untrained encoder
 class EncoderOnDisk:
     """An encoder's file: its own name (RGB-2), where it lies, what it was trained on, and the hash of its bytes.
 
-    `path` is on this machine, `reached` the path or URI by which the cluster's nodes read it.
+    `path` is on this machine, `shared_name` the path or URI by which the cluster's nodes read it.
     """
 
     name: str
     path: Path
-    reached: str
+    shared_name: str
     stream: Stream
     hash: str
 
@@ -42,7 +42,7 @@ def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
             f"{path}: is named {name} but holds an encoder of the {stream} stream; give it a name that begins with "
             f"{'Flow' if stream == 'flow' else 'RGB'}-, or put the right file there"
         )
-    return EncoderOnDisk(name, path, folder.reached(path), stream, file_hash(str(path)))
+    return EncoderOnDisk(name, path, folder.shared_name(path), stream, file_hash(str(path)))
 
 
 def open_encoders(folder: RunFolder) -> dict[str, EncoderOnDisk]:

@@ -74,7 +74,7 @@ class RunFolder:
         """The run's checkpoints."""
         return CheckpointStore(storage.join(str(self), "checkpoints"))
 
-    def reached(self, path: Path) -> str:
+    def shared_name(self, path: Path) -> str:
         """The name by which every machine reads a file of the mirror: its path, or its URI in the store."""
         inner = path.relative_to(self.path).parts
         return storage.join(str(self), *(map(quote, inner) if self.remote else inner))
@@ -85,7 +85,7 @@ class RunFolder:
             return
         for path in paths:
             if path.is_file():
-                storage.upload(path, self.reached(path))
+                storage.upload(path, self.shared_name(path))
 
     def pull(self, alone: bool = False) -> None:
         """Make the mirror equal to the store: settings, records, results, encoders; what is gone there goes here too.
@@ -122,7 +122,7 @@ class RunFolder:
         """The file of the mirror, as the store has it now, or has it not; itself for a run under a path."""
         if self.remote is not None:
             try:
-                storage.download(self.reached(path), path)
+                storage.download(self.shared_name(path), path)
             except FileNotFoundError:
                 path.unlink(missing_ok=True)
         return path

@@ -34,7 +34,7 @@ class Classification:
     Args:
         protocol: linear or finetune.
         encoders: name (of the stage and of the classifier's file) -> the encoder's file, which every worker can read
-            where it is `reached`; they are taken in this order.
+            where it is `shared_name`; they are taken in this order.
         classes: names in the order of the logits; `training_classes` gives those of the training videos.
     """
 
@@ -63,7 +63,7 @@ class Classification:
             stages.append(self._stage(experiment, len(videos), len(stages), name, encoder.stream, first_step))
         return TrainingPlan(experiment, tuple(stages), videos, views=1)
 
-    def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+    def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
         """Whether the stage's classifier is there."""
         return folder.classifier(stage.name).is_file()
 
@@ -71,7 +71,7 @@ class Classification:
         self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device
     ) -> ClassifierTrainer:
         """A fresh head on the stage's encoder."""
-        encoder = _load(self.encoders[stage.name].reached).build()
+        encoder = _load(self.encoders[stage.name].shared_name).build()
         seed = plan.experiment.seed * 1000 + stage.index
         classifier = build_classifier(encoder, self.protocol, len(self.classes), seed)
         labels = torch.tensor([self.classes.index(str(video.label)) for video in plan.videos])

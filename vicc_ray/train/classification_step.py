@@ -146,7 +146,7 @@ class ClassifierTrainer:
         self.classifier.load_state_dict(state["classifier"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def remarks(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Settings that this stage could not take as they are."""
         lines, optim = distributed.idle_workers(self.stage.global_batch), self.experiment.optim
         if self.settings.global_batch > self.stage.global_batch:

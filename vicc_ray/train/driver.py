@@ -131,7 +131,7 @@ def check_refused(experiment: Experiment, manifest: Manifest) -> None:
     )
 
 
-def tell_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
+def report_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
     """How many videos were learnt from, and what happened to the others."""
     clip = plan.experiment.clip
     short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)

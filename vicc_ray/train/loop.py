@@ -29,7 +29,7 @@ from vicc_ray.train.schedule import Stage, every, locate, samples_at
 from vicc_ray.train.task import Learner, Measured, Task
 
 # Seconds between two looks at what the outside asks for; a look is a small message between the workers.
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _train_stage(
             recall = figures.get("R@1")
         if last:
             break
-        notice = host.notice() if done % recorder.look_every == 0 else Notice()
+        notice = host.notice() if done % recorder.poll_every == 0 else Notice()
         better = recall is not None and recall > best
         best = max(best, recall or 0.0)
         if notice.save or notice.stop or better or (save_every and done % save_every == 0):
@@ -198,7 +198,7 @@ class _Recorder:
         self.noted = set(unreadable_videos(folder.refused))
         self.failing: set[str] = set()
         # Steps from one look at the host's notice to the next; the same on every worker.
-        self.look_every = 1
+        self.poll_every = 1
 
     def forget_after(self, step: int) -> None:
         """Begin (again) at a global step."""
@@ -211,9 +211,9 @@ class _Recorder:
         distributed.barrier()
 
     def begin(self, stage: Stage, learner: Learner) -> None:
-        self.clock, self.look_every = _Clock(), 1
+        self.clock, self.poll_every = _Clock(), 1
         self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
-        for text in learner.remarks():
+        for text in learner.warnings():
             self.note(stage, text)
 
     def record(self, stage: Stage, step: int, learner: Learner) -> None:
@@ -222,7 +222,7 @@ class _Recorder:
         figures = self.outcome.metrics()
         slowest = torch.tensor([self.clock.seconds_a_step(), float(len(self.unreadable) + len(self.readable))])
         distributed.all_reduce_max_(slowest)
-        self.look_every = max(1, min(round(LOOK_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
+        self.poll_every = max(1, min(round(POLL_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
         if slowest[1]:
             self._share_unreadable(stage, step)
         warning = self.watch.observe(step, figures["loss"], figures["ln_k"]) if "ln_k" in figures else None

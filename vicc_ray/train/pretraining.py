@@ -34,7 +34,7 @@ class Pretraining:
         names = [stage.name for stage in plan.stages]
         return replace(plan, stages=plan.stages[: names.index(self.last) + 1]) if self.last else plan
 
-    def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+    def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
         """Whether the stage's encoder is there."""
         return folder.encoder(stage.name).is_file()
 

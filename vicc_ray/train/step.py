@@ -96,7 +96,7 @@ class StageTrainer:
             return torch.compile(learner.backbone, dynamic=False)
         return None
 
-    def remarks(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Settings that this stage could not take as they are."""
         asked, queue = self.experiment, self.objective.queue
         lines = distributed.idle_workers(self.stage.global_batch)

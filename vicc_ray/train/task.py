@@ -54,7 +54,7 @@ class Learner(Protocol):
         """Go on from a `state_dict`."""
         ...
 
-    def remarks(self) -> Sequence[str]:
+    def warnings(self) -> Sequence[str]:
         """Lines for the reader about settings that were not taken as they were written."""
         ...
 
@@ -66,7 +66,7 @@ class Task(Protocol):
         """The stages and what each of their steps reads; UserError where the videos do not suffice."""
         ...
 
-    def left_by(self, folder: RunFolder, stage: Stage) -> bool:
+    def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
         """Whether the stage is finished: what it leaves is in the run's folder."""
         ...
 

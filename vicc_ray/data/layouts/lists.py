@@ -67,14 +67,14 @@ def read_list(name: str) -> Found:
     `UserError` for lines that are neither.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(name).splitlines(), 1) if line.strip()]
-    remarks = [line for _, line in lines if _is_remark(name, line)]
-    entries = [parse_line(name, number, line) for number, line in lines if not _is_remark(name, line)]
+    comments = [line for _, line in lines if _is_comment(name, line)]
+    entries = [parse_line(name, number, line) for number, line in lines if not _is_comment(name, line)]
     entries, notes = with_splits(entries)
     labels = {entry.label for entry in entries if entry.label is not None}
     if labels and all(label.isdigit() for label in labels):
         notes.append(f"classes are the numbers that the list gives ({len(labels)} of them)")
-    if remarks:
-        notes.append(f"{len(remarks)} lines begin with '#', name no video and are passed over: {examples(remarks)}")
+    if comments:
+        notes.append(f"{len(comments)} lines begin with '#', name no video and are passed over: {examples(comments)}")
     bare = sum(entry.label is None for entry in entries)
     if labels and bare:
         notes.append(f"{bare} of {len(entries)} lines have no label")
@@ -126,7 +126,7 @@ def _several(name: str, number: int, line: str, parsed: re.Match[str], parts: li
     )
 
 
-def _is_remark(name: str, line: str) -> bool:
+def _is_comment(name: str, line: str) -> bool:
     return line.startswith("#") and not _NAMED.match(line) and not is_there(name, line)
 
 

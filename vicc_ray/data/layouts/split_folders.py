@@ -313,7 +313,7 @@ class _Level:
             made.places[file.inner] = self.folders.splits[folder], self.folders.class_of(file)
         for file in self.beside:
             made.places[file.inner] = rest, self.class_beside(file) if rest == "train" else None
-        made.notes += self.remarks(deep)
+        made.notes += self.notes(deep)
         if rest == "train" and self.beside:
             made.notes.append(f"{len(self.beside)} videos beside {self.folders.names()} are split 'train'")
         return made
@@ -405,7 +405,7 @@ class _Level:
         told = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.splits.items()})
         return "recognised split folders: " + ", ".join(f"{shown(name)}/ ({split})" for name, split in told)
 
-    def remarks(self, deep: set[str]) -> list[str]:
+    def notes(self, deep: set[str]) -> list[str]:
         """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
         flat = sorted({folder for file, folder in self.inside if self.folders.class_of(file) is None})
         notes = self.folders.notes()

@@ -96,8 +96,8 @@ def _read(name: str) -> _Table:
         return *read_parquet(name), []
     if kind in (".json", ".jsonl", ".ndjson"):
         return *read_json(name, _FIELDS), []
-    remarks, _ = _without_remarks(read_text(name))
-    notes = [f"{remarks} lines above the table begin with '#' and are passed over"] if remarks else []
+    comments, _ = _without_comments(read_text(name))
+    notes = [f"{comments} lines above the table begin with '#' and are passed over"] if comments else []
     header, rows, told = _read_text_table(name)
     return header, rows, notes + told
 
@@ -130,8 +130,8 @@ def _is_spaced_name(name: str) -> bool:
 
 def _spaced(name: str) -> _Table | None:
     """A list of `path label` under a table's name (SlowFast, VideoMAE); None where a line is no such one."""
-    remarks, text = _without_remarks(read_text(name))
-    lines = [(remarks + number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    comments, text = _without_comments(read_text(name))
+    lines = [(comments + number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines or not all(_SPACED.fullmatch(line) or is_there(name, line) for _, line in lines):
         return None
     entries, notes = with_splits([parse_line(name, number, line) for number, line in lines])
@@ -195,7 +195,7 @@ def names_columns(name: str) -> bool:
 
 def header_of(name: str) -> list[str]:
     """The cells of a text file's first line, parted and unquoted as `read_csv` does; none where it cannot be read."""
-    _, text = _without_remarks(head(name))
+    _, text = _without_comments(head(name))
     lines = text.splitlines()[:1]
     try:
         return next(_Rows(lines[0], _delimiter(name, text)), []) if lines else []
@@ -232,7 +232,7 @@ def read_csv(name: str) -> tuple[list[str], list[list[str]]]:
 
     Cells are parted by what the first line shows (`,`, tab, `;`, `|`, or blanks where they part known names of columns).
     """
-    remarks, text = _without_remarks(read_text(name))
+    comments, text = _without_comments(read_text(name))
     rows: list[list[str]] = []
     reader = _Rows(text, _delimiter(name, text))
     try:
@@ -240,12 +240,12 @@ def read_csv(name: str) -> tuple[list[str], list[list[str]]]:
             if rows and row and len(row) != len(rows[0]):
                 first = "the header" if _is_header(rows[0]) else "the first line"
                 raise UserError(
-                    f"{name}: cannot be read as a table: line {remarks + reader.line} has {len(row)} cells, {first} "
+                    f"{name}: cannot be read as a table: line {comments + reader.line} has {len(row)} cells, {first} "
                     f"{len(rows[0])}"
                 )
             rows += [row] if row else []
     except csv.Error as error:
-        raise UserError(f"{name}: cannot be read as a table: line {remarks + reader.line}: {error}") from error
+        raise UserError(f"{name}: cannot be read as a table: line {comments + reader.line}: {error}") from error
     if not rows:
         raise UserError(f"{name}: cannot be read as a table: it is empty")
     return rows[0], rows[1:]
@@ -271,8 +271,8 @@ class _Rows(Iterator[list[str]]):
         return self._reader.line_num
 
 
-def _without_remarks(text: str) -> tuple[int, str]:
-    """How many lines above the table are remarks (`# made by hand`), and the text below them.
+def _without_comments(text: str) -> tuple[int, str]:
+    """How many lines above the table are comments (`# made by hand`), and the text below them.
 
     A line `# video,label` is the header, and one that names a video a row.
     """

@@ -24,7 +24,7 @@ from vicc_ray.runs.records import read_records
 
 # Small enough for several nodes on two cores: what is measured is the recovery, not the training.
 EXPERIMENT: dict[str, Any] = {
-    "name": "drill",
+    "name": "faults",
     "seed": 3,
     "clip": {"frames": 8, "decode_size": [32, 32], "size": 32},
     "flow": {"bound": 8},
@@ -68,7 +68,7 @@ class TooLate(Exception):
 
 
 @dataclass
-class Drill:
+class FaultRun:
     """A run of `EXPERIMENT` (with `changes` to its sections) in `folder`, driven by `vicc train` on a cluster."""
 
     folder: Path
@@ -78,9 +78,9 @@ class Drill:
     reached: int = 0  # the step at the newest `mark`
 
     @property
-    def run(self) -> RunFolder:
+    def run_folder(self) -> RunFolder:
         """The run's folder."""
-        return RunFolder(self.folder / "runs" / "drill")
+        return RunFolder(self.folder / "runs" / "faults")
 
     def start(self) -> None:
         """Start the driver; again after it has ended."""
@@ -91,7 +91,7 @@ class Drill:
             "runs": str(self.folder / "runs"),
             "data": {"manifest": str(self.folder / "videos.parquet"), **tree.get("data", {})},
         }
-        file = self.folder / "drill.yaml"
+        file = self.folder / "faults.yaml"
         file.write_text(yaml.safe_dump(tree))
         vicc = [str(Path(sys.executable).parent / "vicc"), "train", str(file), "--address", self.cluster.address]
         with (self.folder / "driver.log").open("ab") as log:
@@ -108,11 +108,11 @@ class Drill:
 
     def records(self) -> list[dict[str, Any]]:
         """The training records so far."""
-        return [record for record in read_records(self.run.metrics) if record["kind"] == "train"]
+        return [record for record in read_records(self.run_folder.metrics) if record["kind"] == "train"]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The run's events of a kind."""
-        return [event for event in read_records(self.run.events) if event["kind"] == kind]
+        return [event for event in read_records(self.run_folder.events) if event["kind"] == kind]
 
     def step(self) -> int:
         """Optimiser steps done, as far as the records tell."""
