@@ -21,7 +21,8 @@ from benchmarks.step_published import PublishedTrainer, Ways, loader, loader_pro
 from vicc_ray.config import Experiment
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, build_encoder
-from vicc_ray.objective import Prototypes
+from vicc_ray.objective import PrototypeObjective
+from vicc_ray.objective.prototype_objective import prototype_phases
 from vicc_ray.train.batches import Batch
 from vicc_ray.train.schedule import Stage, make_stages
 from vicc_ray.train.step import StageTrainer
@@ -151,12 +152,11 @@ def stage_of(experiment: Experiment) -> Stage:
 
 def make_trainer(row: Row, stage: Stage, device: torch.device, views: Iterator[Any] | None = None) -> StageTrainer:
     """The trainer of a row; all rows begin with the same weights."""
-    heads = row.experiment.objective.heads(stage.stream)
-    prototypes = Prototypes(row.experiment.model.embedding_dim, heads, torch.Generator().manual_seed(0))
+    objective = PrototypeObjective(row.experiment, stage, seed=0)
     learner, guide = _encoder(row.experiment, 1), _encoder(row.experiment, 2) if stage.guide else None
     if row.ways is None:
-        return StageTrainer(row.experiment, stage, learner, prototypes, guide, device)
-    return PublishedTrainer(row.experiment, stage, learner, prototypes, guide, device, row.ways, views)
+        return StageTrainer(row.experiment, stage, learner, objective, guide, device)
+    return PublishedTrainer(row.experiment, stage, learner, objective, guide, device, row.ways, views)
 
 
 class Contender:
@@ -164,6 +164,7 @@ class Contender:
 
     def __init__(self, row: Row, trainer: StageTrainer, batch: Batch, device: torch.device) -> None:
         self.row, self.trainer, self.batch, self.device = row, trainer, batch, device
+        self.frozen = prototype_phases(trainer.experiment, trainer.stage).freeze_prototypes
         self.done = 0
         self.first = 0.0  # seconds of the very first step, where compilation happens
 
@@ -175,7 +176,7 @@ class Contender:
     def step(self) -> None:
         """One step, with prototypes that learn."""
         steps = self.trainer.stage.steps
-        self.trainer.step(self.batch, min(self.trainer.stage.freeze_prototypes + self.done, steps - 1))
+        self.trainer.step(self.batch, min(self.frozen + self.done, steps - 1))
         self.done += 1
 
     def turn(self) -> float:

@@ -23,7 +23,7 @@ from benchmarks.augment import by_frame
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, draw
 from vicc_ray.models.encoder import Encoder
-from vicc_ray.objective import Objective, Outcome, Prototypes
+from vicc_ray.objective import Outcome, PrototypeObjective, Prototypes, SwappedPrediction
 from vicc_ray.train.batches import Batch
 from vicc_ray.train.schedule import Stage
 from vicc_ray.train.step import StageTrainer, augment_settings
@@ -54,17 +54,17 @@ class PublishedTrainer(StageTrainer):
         experiment: Experiment,
         stage: Stage,
         learner: Encoder,
-        prototypes: Prototypes,
+        objective: PrototypeObjective,
         guide: Encoder | None,
         device: torch.device,
         ways: Ways,
         views: Iterator[Views] | None,
     ) -> None:
-        super().__init__(experiment, stage, learner, prototypes, guide, device)
+        super().__init__(experiment, stage, learner, objective, guide, device)
         self.ways, self.loaded = ways, views
         if ways.objective:
-            ours = self.objective
-            self.objective = PublishedObjective(
+            ours = objective.prediction
+            objective.prediction = PublishedPrediction(
                 ours.settings, views=ours.views, dim=ours.dim, global_batch=stage.global_batch, stage=stage.name
             )
         if ways.lars:
@@ -94,13 +94,13 @@ class PublishedTrainer(StageTrainer):
             return [self.guide(view) for view in views]
 
 
-class PublishedObjective(Objective):
+class PublishedPrediction(SwappedPrediction):
     """The same loss, one view after the other, with assignments from exp(scores / epsilon); one worker only."""
 
     def __call__(
         self, embeddings: Sequence[Tensor], prototypes: nn.Module, *, slots: Tensor, use_queue: bool, step: int
     ) -> Outcome:
-        """As `Objective`; nothing is checked. `step` is not needed."""
+        """As `SwappedPrediction`; nothing is checked. `step` is not needed."""
         assert isinstance(prototypes, Prototypes)
         counts = prototypes.counts
         z = [embedding.float() for embedding in embeddings]

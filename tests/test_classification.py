@@ -47,7 +47,6 @@ def _experiment(**changes: Any) -> Experiment:
 
 def _stage(steps: int = 100, batch: int = 8, per_epoch: int = 2) -> Stage:
     nothing: dict[str, Any] = {"guide": None, "starts_from": "RGB-2", "guided_by": None, "warm_up": 0}
-    nothing |= {"queue": 0, "queue_start": 0, "freeze_prototypes": 0}
     return Stage(
         index=1,
         name="RGB-2",

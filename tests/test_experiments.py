@@ -16,6 +16,7 @@ from vicc_ray.commands.train import print_plan
 from vicc_ray.config import flatten, load_experiment
 from vicc_ray.config.published import ROWS, TRAIN_VIDEOS, Cost, PublishedRow, commands
 from vicc_ray.console import console, errors
+from vicc_ray.objective.prototype_objective import prototype_phases
 from vicc_ray.train.schedule import learning_rate, make_stages
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +69,7 @@ RECIPE = {
     "model.embedding_dim": 128,
     "model.joint_views": False,
     "model.batch_norm": "shuffle",
+    "objective.name": "prototypes",
     "objective.prototypes": 300,
     "objective.temperature": 0.1,
     "objective.epsilon": 0.05,
@@ -204,9 +206,10 @@ def test_a_row_plans_the_published_stages(row: PublishedRow) -> None:
     assert [stage.name for stage in stages] == ["RGB-1", "Flow-1", "RGB-2-cycle1", "Flow-2-cycle1", "RGB-2", "Flow-2"]
     assert [stage.steps for stage in stages] == [300 * single] * 2 + [100 * cross] * 4
     assert [stage.cosine_steps for stage in stages] == [500 * single] * 2 + [100 * cross] * 4
-    assert [stage.queue_start for stage in stages] == [150 * single] * 2 + [25 * cross] * 4
-    assert [stage.freeze_prototypes for stage in stages] == [100 * single] * 2 + [0] * 4
-    assert [stage.queue for stage in stages] == [1920] * 6
+    phases = [prototype_phases(experiment, stage) for stage in stages]
+    assert [one.queue_start for one in phases] == [150 * single] * 2 + [25 * cross] * 4
+    assert [one.freeze_prototypes for one in phases] == [100 * single] * 2 + [0] * 4
+    assert [one.queue for one in phases] == [1920] * 6
     assert [stage.warm_up for stage in stages] == [0] * 6
     optim = experiment.optim
     rates = [learning_rate(stage, stage.steps, optim.lr, optim.end_lr) for stage in stages]

@@ -239,5 +239,5 @@ def test_what_becomes_a_graph_depends_on_all_of_its_parameters(joint: bool) -> N
 
 @pytest.mark.parametrize("setting", ["fused_augment", "autotune", "cuda_graphs"])
 def test_a_setting_for_gpus_is_named_on_a_cpu(setting: str) -> None:
-    remarks = trainer_of(experiment_of(train={setting: True})).remarks()
+    remarks = trainer_of(experiment_of(train={setting: True})).warnings()
     assert remarks == [f"train.{setting}: is for GPUs and does nothing on cpu"]

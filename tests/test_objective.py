@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vicc_ray import distributed
 from vicc_ray.errors import UserError
-from vicc_ray.objective import CollapseWatch, NonFiniteError, Objective, ObjectiveSettings, Prototypes
+from vicc_ray.objective import CollapseWatch, NonFiniteError, Prototypes, SwappedPrediction, SwappedPredictionSettings
 
 PARITY = Path(__file__).parent / "data" / "parity"
 
@@ -51,14 +51,14 @@ def _recorded_step(path: str) -> dict[str, Any]:
     meta = json.loads(str(record["meta"]))
     assert meta["world_size"] == distributed.world_size()
     batch, length, dim, views = meta["batch"], meta["queue_size"], meta["dim"], len(record["view_embeddings"])
-    settings = ObjectiveSettings(
+    settings = SwappedPredictionSettings(
         temperature=meta["temperature"],
         epsilon=meta["epsilon"],
         iterations=meta["sinkhorn_iterations"],
         queue=length,
         views_for_assignment=tuple(meta["views_for_assignment"]),
     )
-    objective = Objective(settings, views=views, dim=dim, global_batch=batch, stage=meta["stage"])
+    objective = SwappedPrediction(settings, views=views, dim=dim, global_batch=batch, stage=meta["stage"])
     if objective.queue is not None:
         places = published_places(length, batch, meta["world_size"])
         rows = torch.from_numpy(record["queue_in"][:, np.argsort(places)])
@@ -111,7 +111,7 @@ def close_for_its_size(actual: NDArray[Any], expected: NDArray[Any]) -> None:
 # --- the slow twin --------------------------------------------------------------------------------------------------
 
 
-def twin_assignments(z: Tensor, past: Tensor, prototypes: Tensor, settings: ObjectiveSettings) -> Tensor:
+def twin_assignments(z: Tensor, past: Tensor, prototypes: Tensor, settings: SwappedPredictionSettings) -> Tensor:
     """Sinkhorn-Knopp of one view's queue rows and batch as it is told; the batch's rows [B, K]."""
     m = torch.exp(torch.cat([past, z]) @ prototypes.T / settings.epsilon)
     m = m / m.sum()
@@ -123,7 +123,7 @@ def twin_assignments(z: Tensor, past: Tensor, prototypes: Tensor, settings: Obje
 
 
 def twin_loss(
-    z: list[Tensor], past: list[Tensor] | None, heads: list[Tensor], settings: ObjectiveSettings
+    z: list[Tensor], past: list[Tensor] | None, heads: list[Tensor], settings: SwappedPredictionSettings
 ) -> tuple[Tensor, Tensor]:
     """Mean loss of the whole batch and assignments [A, B, S]; one number at a time, as in the formula."""
     assigned = settings.views_for_assignment or tuple(range(len(z)))
@@ -149,12 +149,12 @@ def twin_loss(
 # --- any number of workers ------------------------------------------------------------------------------------------
 
 CASES: dict[str, dict[str, Any]] = {
-    "single": {"views": 2, "counts": [10], "settings": ObjectiveSettings()},
-    "cross": {"views": 4, "counts": [10], "settings": ObjectiveSettings(queue=24)},
+    "single": {"views": 2, "counts": [10], "settings": SwappedPredictionSettings()},
+    "cross": {"views": 4, "counts": [10], "settings": SwappedPredictionSettings(queue=24)},
     "heads": {
         "views": 4,
         "counts": [6, 9, 4],
-        "settings": ObjectiveSettings(queue=29, epsilon=0.03, iterations=4, views_for_assignment=(0, 3)),
+        "settings": SwappedPredictionSettings(queue=29, epsilon=0.03, iterations=4, views_for_assignment=(0, 3)),
     },
 }
 BATCH, DIM, STEPS = 11, 8, 5  # 11 divides by none of 2, 3, 4
@@ -186,7 +186,7 @@ def make_prototypes(case: dict[str, Any], dtype: torch.dtype) -> Prototypes:
 def _steps(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """STEPS steps of one case on this worker; the queue fills up on the way (from step 2 on) and is used."""
     case = CASES[name]
-    objective = Objective(case["settings"], views=case["views"], dim=DIM, global_batch=BATCH, stage=name)
+    objective = SwappedPrediction(case["settings"], views=case["views"], dim=DIM, global_batch=BATCH, stage=name)
     prototypes = make_prototypes(case, dtype)
     records = []
     for step in range(STEPS):
@@ -268,7 +268,7 @@ def test_any_number_of_workers_equals_one(workers: int, name: str, dtype: torch.
 @pytest.mark.parametrize("name", list(CASES))
 def test_one_worker_equals_the_twin(name: str, dtype: torch.dtype, runs: Any) -> None:
     case, tolerance = CASES[name], TOLERANCE[dtype]
-    settings: ObjectiveSettings = case["settings"]
+    settings: SwappedPredictionSettings = case["settings"]
     assigned = settings.views_for_assignment or tuple(range(case["views"]))
     length = settings.queue // BATCH * BATCH
     past = [torch.empty(0, DIM, dtype=torch.float64) for _ in assigned]
@@ -343,7 +343,7 @@ def _alarming(what: str) -> tuple[str, str, bool]:
     """Type and text of the error, and whether the queue stayed as it was."""
     generator = torch.Generator().manual_seed(3)
     z = list(unit_rows(4, 2, DIM, generator=generator).float())
-    objective = Objective(ObjectiveSettings(queue=6), views=4, dim=DIM, global_batch=6, stage="rgb-2")
+    objective = SwappedPrediction(SwappedPredictionSettings(queue=6), views=4, dim=DIM, global_batch=6, stage="rgb-2")
     prototypes = Prototypes(DIM, [5])
     slots = torch.arange(2) + 2 * distributed.rank()
     if distributed.rank() == 1:
@@ -378,7 +378,7 @@ def test_every_worker_learns_of_a_broken_embedding() -> None:
 
 
 def test_no_rows_on_any_worker_gives_a_connected_zero() -> None:
-    objective = Objective(ObjectiveSettings(), views=2, dim=DIM, global_batch=4, stage="rgb-1")
+    objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=4, stage="rgb-1")
     prototypes = Prototypes(DIM, [5])
     z = [torch.empty(0, DIM, requires_grad=True) for _ in range(2)]
     outcome = objective(z, prototypes, slots=torch.empty(0), use_queue=False, step=0)
@@ -396,7 +396,7 @@ def test_collapsed_embeddings_show_in_the_metrics() -> None:
     prototypes = Prototypes(DIM, [12])
     with torch.no_grad():
         prototypes.weights[0].copy_(prototypes.weights[0][:1].expand(12, DIM))
-    objective = Objective(ObjectiveSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
+    objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
     metrics = objective(z, prototypes, slots=torch.arange(6), use_queue=False, step=0).metrics()
     expected = {"loss": math.log(12), "ln_k": math.log(12), "entropy": math.log(12), "cosine": 1.0, "rows": 6.0}
     assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-5)
@@ -405,7 +405,7 @@ def test_collapsed_embeddings_show_in_the_metrics() -> None:
 
 def test_scores_stay_float32_under_autocast() -> None:
     z = unit_rows(2, 6, DIM, generator=torch.Generator().manual_seed(0)).float()
-    objective = Objective(ObjectiveSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
+    objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
     prototypes = Prototypes(DIM, [12])
     plain = objective(list(z), prototypes, slots=torch.arange(6), use_queue=False, step=0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -418,7 +418,7 @@ def test_scores_stay_float32_under_autocast() -> None:
 def test_the_second_view_may_carry_no_gradient() -> None:
     z = list(unit_rows(2, 6, DIM, generator=torch.Generator().manual_seed(0)).float())
     z[0].requires_grad_()
-    objective = Objective(ObjectiveSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
+    objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
     outcome = objective(z, Prototypes(DIM, [12]), slots=torch.arange(6), use_queue=False, step=0)
     outcome.loss.backward()
     assert z[0].grad is not None and z[1].grad is None and not outcome.assignments.requires_grad
@@ -463,16 +463,18 @@ def test_collapse_watch_warns_once_until_the_loss_leaves() -> None:
 )  # fmt: skip
 def test_impossible_settings_are_named(change: dict[str, Any], name: str) -> None:
     with pytest.raises(UserError, match=name):
-        ObjectiveSettings(**change)
+        SwappedPredictionSettings(**change)
 
 
 @pytest.mark.parametrize("views", [(), (0, 0), (0, 2), (-1,)])
 def test_impossible_views_are_named(views: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="views_for_assignment"):
-        Objective(ObjectiveSettings(views_for_assignment=views), views=2, dim=DIM, global_batch=4, stage="rgb-1")
+        SwappedPrediction(
+            SwappedPredictionSettings(views_for_assignment=views), views=2, dim=DIM, global_batch=4, stage="rgb-1"
+        )
 
 
 def test_wrong_shapes_are_told() -> None:
-    objective = Objective(ObjectiveSettings(), views=2, dim=DIM, global_batch=4, stage="rgb-1")
+    objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=4, stage="rgb-1")
     with pytest.raises(ValueError, match="expected 2 embeddings"):
         objective([torch.zeros(3, DIM)] * 3, Prototypes(DIM, [5]), slots=torch.arange(3), use_queue=False, step=0)

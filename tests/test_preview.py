@@ -24,7 +24,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
-from vicc_ray.objective import Prototypes
+from vicc_ray.objective import PrototypeObjective
 from vicc_ray.preview import write_preview
 from vicc_ray.preview.looks import SampleLook, look_at, shown_frames, shown_stages
 from vicc_ray.report.flow_colour import LIMITS, colour_flow, colour_wheel, readable_limit
@@ -50,7 +50,8 @@ def _training_views(experiment: Experiment, manifest: Manifest) -> tuple[Batch, 
     batch, refused = to_batch(plan, stage.first_step, decode_share(plan, stage.first_step, 0, 1))
     assert not refused
     encoders = [build_encoder("r2plus1d_10", width=0.0625, embedding_dim=16, seed=seed) for seed in (1, 2)]
-    trainer = StageTrainer(experiment, stage, encoders[0], Prototypes(16, (8,)), encoders[1], torch.device("cpu"))
+    objective = PrototypeObjective(experiment, stage, seed=0)
+    trainer = StageTrainer(experiment, stage, encoders[0], objective, encoders[1], torch.device("cpu"))
     (x1, x2), guide = trainer._views(batch)
     assert guide is not None and stage.stream == "rgb"
     return batch, {"rgb": [x1, x2], "flow": [guide[1], guide[0]]}

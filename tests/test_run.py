@@ -232,7 +232,7 @@ def test_workers_may_change_in_mid_run(videos: Manifest, tmp_path: Path, monkeyp
     train(Pretraining(), plan, undisturbed, PlainHost(plan), None, None)
     states = run_processes(_train_until, 3, plan, str(folder.path), 6)
     assert [state["step"] for state in states] == [6, 6, 6]
-    assert torch.equal(states[0]["trainer"]["objective"]["positions"], torch.arange(16))
+    assert torch.equal(states[0]["trainer"]["memory"]["positions"], torch.arange(16))
     train(Pretraining(), plan, folder, PlainHost(plan), states[0], None)
     workers = [r["workers"] for r in read_records(folder.metrics) if r["kind"] == "train"]
     assert workers == [3] * 6 + [1] * 4

@@ -12,6 +12,7 @@ from vicc_ray.cli import app
 from vicc_ray.config import differences, flatten, load_experiment
 from vicc_ray.config.published import ROWS, shipped_experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.objective.prototype_objective import prototype_phases
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.scale import experiment_at
 from vicc_ray.train.schedule import make_stages
@@ -36,10 +37,11 @@ def test_every_part_of_a_run_comes_at_small_sizes(file: Path) -> None:
     assert [stage.name for stage in stages] == [stage.name for stage in make_stages(full, 9537)]
     assert sum(stage.steps for stage in stages) <= 18
     for stage in stages:
-        assert stage.global_batch <= 8 and stage.queue_start < stage.steps
-        assert 0 < stage.queue < stage.steps * stage.global_batch  # full, so in use, before the stage ends
-        assert stage.freeze_prototypes < stage.steps
-    assert any(stage.freeze_prototypes for stage in stages)
+        phases = prototype_phases(smoke, stage)
+        assert stage.global_batch <= 8 and phases.queue_start < stage.steps
+        assert 0 < phases.queue < stage.steps * stage.global_batch  # full, so in use, before the stage ends
+        assert phases.freeze_prototypes < stage.steps
+    assert any(prototype_phases(smoke, stage).freeze_prototypes for stage in stages)
     assert smoke.clip.frames <= 8 and smoke.clip.size <= 48 <= min(smoke.clip.decode_size) <= 64
     assert (smoke.flow.source, smoke.flow.algorithm) == ("stream", "dis")
     assert smoke.evaluate == full.evaluate.model_copy(update={"monitor_videos": 16})

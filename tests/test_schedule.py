@@ -8,6 +8,7 @@ import pytest
 
 from vicc_ray.config import Experiment, make_experiment, parse_cadence
 from vicc_ray.errors import UserError
+from vicc_ray.objective.prototype_objective import PrototypePhases, prototype_phases
 from vicc_ray.train.schedule import describe, every, learning_rate, locate, make_stages, samples_at
 
 
@@ -23,11 +24,10 @@ def test_published_schedule_on_ucf101() -> None:
     ]
     single, cross = stages[0], stages[2]
     assert (single.steps_per_epoch, single.steps, single.cosine_steps) == (49, 300 * 49, 500 * 49)
-    assert (single.queue_start, single.freeze_prototypes) == (150 * 49, 100 * 49)
+    assert prototype_phases(Experiment(), single) == PrototypePhases(1920, 150 * 49, 100 * 49)
     assert (cross.steps_per_epoch, cross.steps, cross.cosine_steps) == (99, 100 * 99, 100 * 99)
-    assert (cross.queue_start, cross.freeze_prototypes) == (25 * 99, 0)
+    assert prototype_phases(Experiment(), cross) == PrototypePhases(1920, 25 * 99, 0)
     assert (single.streams, single.views, cross.streams, cross.views) == (("rgb",), 2, ("rgb", "flow"), 4)
-    assert single.queue == cross.queue == 1920
 
 
 def test_stages_follow_one_another_and_every_step_has_its_place() -> None:
@@ -54,7 +54,8 @@ def test_lengths_in_percent_of_the_total_and_of_the_stage() -> None:
             "length": "30 %", "cosine_over": "100 %", "global_batch": 10, "queue_start": "50 %", "freeze_prototypes": "10 %"}}}, "x"
     )  # fmt: skip
     stage = make_stages(experiment, 100)[0]
-    assert (stage.steps, stage.cosine_steps, stage.queue_start, stage.freeze_prototypes) == (30, 30, 15, 3)
+    phases = prototype_phases(experiment, stage)
+    assert (stage.steps, stage.cosine_steps, phases.queue_start, phases.freeze_prototypes) == (30, 30, 15, 3)
     with pytest.raises(UserError, match="share of nothing"):
         make_stages(make_experiment({"schedule": {"single": {"length": "30 %"}}}, "x"), 1000)
 
@@ -79,7 +80,7 @@ def test_warm_up_rises_to_the_cosine() -> None:
 
 def test_a_queue_that_the_batch_does_not_divide_is_rounded_down() -> None:
     experiment = make_experiment({"objective": {"queue": 1000}, "schedule": {"single": {"global_batch": 192}}}, "x")
-    assert make_stages(experiment, 9537)[0].queue == 960
+    assert prototype_phases(experiment, make_stages(experiment, 9537)[0]).queue == 960
 
 
 def test_too_few_videos_for_a_batch_names_the_field() -> None:

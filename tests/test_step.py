@@ -16,7 +16,7 @@ from vicc_ray.data.flow.algorithms import flow_between, quantise
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder, build_encoder
 from vicc_ray.models.planar import planar_
-from vicc_ray.objective import Prototypes
+from vicc_ray.objective import PrototypeObjective
 from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
 from vicc_ray.train.step import StageTrainer
 
@@ -31,7 +31,7 @@ def _trainer(plan: TrainingPlan, stage: int, *, without_statistics: bool = False
         plan.experiment,
         plan.stages[stage],
         _encoder(1),
-        Prototypes(16, plan.experiment.objective.heads("rgb")),
+        PrototypeObjective(plan.experiment, plan.stages[stage], seed=0),
         guide,
         torch.device("cpu"),
     )
@@ -94,7 +94,7 @@ def _train_on_few(plan: TrainingPlan) -> tuple[dict[str, torch.Tensor], list[str
     for step in range(3):
         trainer.step(_batch(plan, 0, distributed.rank(), distributed.world_size()), step)
         trainer.share_statistics()
-    return {name: tensor.clone() for name, tensor in trainer.finish().state_dict().items()}, trainer.remarks()
+    return {name: tensor.clone() for name, tensor in trainer.finish().state_dict().items()}, trainer.warnings()
 
 
 @pytest.mark.parametrize("optim", [{}, {"micro_batch": 1}, {"ema": 0.5}])
@@ -135,13 +135,11 @@ def test_views_stand_in_the_methods_order(videos: Manifest) -> None:
     (x1, x2), guide = trainer._views(batch := _batch(plan, 2))
     assert guide is not None
     seen: list[torch.Tensor] = []
-    objective = trainer.objective
 
-    def watch(embeddings: Any, *arguments: Any, **named: Any) -> Any:
-        seen.extend(z.detach().clone() for z in embeddings)
-        return objective(embeddings, *arguments, **named)
+    def watch(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen.extend(z.detach().clone() for z in arguments[0])
 
-    trainer.objective = watch  # type: ignore[assignment]
+    trainer.objective.register_forward_pre_hook(watch)
     encoder, guiding = _encoder(1).train(), _encoder(2).eval()
     trainer.step(batch, 0)
     m2, m1 = guide
@@ -161,6 +159,23 @@ def test_flow_of_a_clip_is_the_motion_of_its_frames(videos: Manifest) -> None:
         np.testing.assert_array_equal(flow[:-1].numpy(), again)
 
 
+def test_a_checkpoint_of_the_version_before_objectives_goes_on(videos: Manifest) -> None:
+    """It held the prototypes and the queue under names of their own."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    first, second = _trainer(plan, 2), _trainer(plan, 2)
+    for step in range(3):
+        first.step(_batch(plan, 2), step)
+    state = first.state_dict()
+    heads = {name.removeprefix("prototypes."): value for name, value in state["objective"].items()}
+    second.load_state_dict(
+        {key: value for key, value in state.items() if key != "memory"}
+        | {"prototypes": heads, "objective": state["memory"]}
+    )
+    again = second.state_dict()
+    assert len(state["memory"]["positions"]) and torch.equal(again["memory"]["rows"], state["memory"]["rows"])
+    assert all(torch.equal(again["objective"][name], value) for name, value in state["objective"].items())
+
+
 def test_the_guide_and_frozen_prototypes_stay(videos: Manifest) -> None:
     plan = tiny_plan(tiny_experiment(), videos)
     cross = _trainer(plan, 2)
@@ -172,11 +187,12 @@ def test_the_guide_and_frozen_prototypes_stay(videos: Manifest) -> None:
     assert any(not torch.equal(value, learner[key]) for key, value in cross.encoder.state_dict().items())
 
     single = _trainer(plan, 0)  # prototypes are frozen for its first step
-    start = single.prototypes.weights[0].detach().clone()
+    assert isinstance(single.objective, PrototypeObjective)
+    start = single.objective.prototypes.weights[0].detach().clone()
     single.step(_batch(plan, 0), 0)
-    torch.testing.assert_close(single.prototypes.weights[0].detach(), start)
+    torch.testing.assert_close(single.objective.prototypes.weights[0].detach(), start)
     single.step(_batch(plan, 0), 1)
-    assert not torch.allclose(single.prototypes.weights[0].detach(), start)
+    assert not torch.allclose(single.objective.prototypes.weights[0].detach(), start)
 
 
 def test_second_view_without_gradient(videos: Manifest) -> None:
@@ -185,7 +201,9 @@ def test_second_view_without_gradient(videos: Manifest) -> None:
     one = tiny_plan(tiny_experiment(objective={"second_view_gradient": False}), videos)
     first = _gradients(_trainer(both, 0, without_statistics=True), _batch(both, 0))
     second = _gradients(_trainer(one, 0, without_statistics=True), _batch(one, 0))
-    torch.testing.assert_close(first["prototypes.weights.0"], second["prototypes.weights.0"], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        first["objective.prototypes.weights.0"], second["objective.prototypes.weights.0"], rtol=1e-3, atol=1e-6
+    )
     assert not torch.allclose(first["encoder.projection.0.weight"], second["encoder.projection.0.weight"], rtol=1e-2)
 
 

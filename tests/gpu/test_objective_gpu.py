@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpu_device import GPU, needs_gpu
 
-from vicc_ray.objective import Objective, ObjectiveSettings, Prototypes
+from vicc_ray.objective import Prototypes, SwappedPrediction, SwappedPredictionSettings
 
 pytestmark = needs_gpu
 PARITY = Path(__file__).parent.parent / "data" / "parity"
@@ -20,7 +20,7 @@ PARITY = Path(__file__).parent.parent / "data" / "parity"
 def test_recorded_steps(case: str) -> None:
     record = np.load(PARITY / f"{case}.npz")
     meta = json.loads(str(record["meta"]))
-    settings = ObjectiveSettings(
+    settings = SwappedPredictionSettings(
         temperature=meta["temperature"],
         epsilon=meta["epsilon"],
         iterations=meta["sinkhorn_iterations"],
@@ -28,7 +28,7 @@ def test_recorded_steps(case: str) -> None:
     )
     batch, dim, views = meta["batch"], meta["dim"], record["view_embeddings"]
     assert not meta["queue_size"]
-    objective = Objective(settings, views=len(views), dim=dim, global_batch=batch, stage=meta["stage"])
+    objective = SwappedPrediction(settings, views=len(views), dim=dim, global_batch=batch, stage=meta["stage"])
     prototypes = Prototypes(dim, [meta["num_prototypes"]]).to(GPU)
     with torch.no_grad():
         prototypes.weights[0].copy_(torch.from_numpy(record["prototypes"]))

@@ -25,12 +25,22 @@ from vicc_ray.config.values import (
     parse_duration,
 )
 from vicc_ray.errors import UserError
+from vicc_ray.extensions import BACKBONES, OBJECTIVES
 
 Stream = Literal["rgb", "flow"]
 STREAMS: tuple[Stream, Stream] = ("rgb", "flow")
 # Of a picture: what H.264's highest levels allow (139,264 macroblocks, 8192 x 4352). A file of 200 KB can hold a picture that does
 # not fit into memory.
 MAX_PIXELS = 139_264 * 256
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """For checks of other modules inside of a validator, whose errors are reported with the source of the settings."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 class StreamLengths(Section):
@@ -160,7 +170,10 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The encoders; both streams use the same kind."""
 
-    backbone: str = Field("s3d", description="s3d, s3dg, r2plus1d_10 or r2plus1d_18")
+    backbone: str = Field(
+        "s3d",
+        description="s3d, s3dg, r2plus1d_10, r2plus1d_18, mvit_v2_s, swin3d_t, or one of another package (docs/extending.md)",
+    )
     width: float = Field(1.0, gt=0, le=4, description="multiplier of every channel count")
     embedding_dim: int = Field(128, ge=2, description="D, size of the projected embedding")
     batch_norm: Literal["auto", "local", "sync", "shuffle"] = Field(
@@ -174,10 +187,18 @@ class ModelConfig(Section):
         "together and its running statistics move once a step; false: over one view at a time, as published",
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        with _as_value_error():
+            BACKBONES.check(self.backbone, "backbone")
+        return self
+
 
 class ObjectiveConfig(Section):
-    """Prototypes, assignments and the swapped prediction."""
+    """What encoders learn by; all but `name` and `options` are of the built-in one: prototypes and the swapped prediction."""
 
+    name: str = Field("prototypes", description="prototypes, or an objective of another package (docs/extending.md)")
+    options: dict[str, Any] = Field({}, description="settings of an objective of another package")
     prototypes: int | tuple[int, ...] | StreamCounts = Field(300, description="K; a list gives several heads")
     temperature: float = Field(0.1, gt=0, description="T of the softmax over prototypes")
     epsilon: float = Field(0.05, ge=0.001, description="entropy regularisation of Sinkhorn-Knopp")
@@ -190,6 +211,8 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
+        with _as_value_error():
+            OBJECTIVES.check(self.name, "name")
         for count in (*self.heads("rgb"), *self.heads("flow")):
             if count < 2:
                 raise ValueError(f"prototypes: {count} cannot tell anything apart; at least 2 are needed")
@@ -198,7 +221,7 @@ class ObjectiveConfig(Section):
             raise ValueError(f"views_for_assignment: {list(views)} must name some of the views 0, 1, 2, 3 once each")
         return self
 
-    def heads(self, stream: Stream) -> tuple[int, ...]:
+    def heads(self, stream: str) -> tuple[int, ...]:
         """The number of prototypes of each head of a stream."""
         counts = self.prototypes
         if isinstance(counts, StreamCounts):
@@ -454,15 +477,6 @@ class SearchConfig(Section):
     )
     max_failures: int = Field(2, ge=0, description="restarts of a trial whose driver was lost")
     seed: int = Field(0, ge=0, description="of the sampler")
-
-
-@contextmanager
-def _as_value_error() -> Iterator[None]:
-    """For checks of other modules inside of a validator, whose errors are reported with the source of the settings."""
-    try:
-        yield
-    except UserError as error:
-        raise ValueError(str(error)) from None
 
 
 class Experiment(Section):

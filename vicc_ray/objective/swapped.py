@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vicc_ray import distributed
 from vicc_ray.errors import UserError
+from vicc_ray.objective.contract import NonFiniteError
 from vicc_ray.objective.prototypes import Prototypes
 from vicc_ray.objective.queue import Queue
 from vicc_ray.objective.sinkhorn import per_head_log_softmax, per_head_softmax, prototype_potentials
@@ -29,12 +30,8 @@ from vicc_ray.objective.sinkhorn import per_head_log_softmax, per_head_softmax, 
 UNIT_TOLERANCE = 0.02
 
 
-class NonFiniteError(UserError):
-    """An embedding or a prototype is NaN or infinite; one line that names stage, step, worker and view."""
-
-
 @dataclass(frozen=True)
-class ObjectiveSettings:
+class SwappedPredictionSettings:
     """The published values are the defaults, except for the queue (published: 1920)."""
 
     temperature: float = 0.1
@@ -109,7 +106,7 @@ class Outcome:
         }
 
 
-class Objective:
+class SwappedPrediction:
     """The loss of one stage, with its queue.
 
     Args:
@@ -120,7 +117,9 @@ class Objective:
         stage: name for error messages.
     """
 
-    def __init__(self, settings: ObjectiveSettings, *, views: int, dim: int, global_batch: int, stage: str) -> None:
+    def __init__(
+        self, settings: SwappedPredictionSettings, *, views: int, dim: int, global_batch: int, stage: str
+    ) -> None:
         assigned = tuple(range(views)) if settings.views_for_assignment is None else settings.views_for_assignment
         if views < 2 or not assigned or len(set(assigned)) < len(assigned) or not set(assigned) <= set(range(views)):
             raise UserError(

@@ -123,9 +123,6 @@ class Classification:
             warm_up=0,
             steps_per_epoch=per_epoch,
             global_batch=batch,
-            queue=0,
-            queue_start=0,
-            freeze_prototypes=0,
         )
 
 

@@ -8,6 +8,7 @@ so batch norm sees the global batch and no gradient travels. An encoder that lea
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -145,6 +146,10 @@ class ClassifierTrainer:
         """Take the state of a stage saved by any number of workers."""
         self.classifier.load_state_dict(state["classifier"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+    def observe(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """None: nothing in a classifier's figures is known to be a warning."""
+        return None
 
     def warnings(self) -> list[str]:
         """Settings that this stage could not take as they are."""

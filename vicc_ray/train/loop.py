@@ -19,7 +19,7 @@ import torch
 
 from vicc_ray import distributed
 from vicc_ray.errors import UserError
-from vicc_ray.objective import CollapseWatch, NonFiniteError
+from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, forget_records_after, read_events, unreadable_videos
@@ -183,7 +183,6 @@ class _Recorder:
     def __init__(self, plan: TrainingPlan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
         self.clock = _Clock()
-        self.watch = CollapseWatch(plan.experiment.train.collapse_warning_steps)
         self.writes = distributed.rank() == 0
         self.metrics, self.events = RecordWriter(folder.metrics), RecordWriter(folder.events)
         self.refused = RecordWriter(folder.refused)
@@ -212,7 +211,6 @@ class _Recorder:
 
     def begin(self, stage: Stage, learner: Learner) -> None:
         self.clock, self.poll_every = _Clock(), 1
-        self.watch = CollapseWatch(self.plan.experiment.train.collapse_warning_steps)
         for text in learner.warnings():
             self.note(stage, text)
 
@@ -225,7 +223,7 @@ class _Recorder:
         self.poll_every = max(1, min(round(POLL_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
         if slowest[1]:
             self._share_unreadable(stage, step)
-        warning = self.watch.observe(step, figures["loss"], figures["ln_k"]) if "ln_k" in figures else None
+        warning = learner.observe(step, figures)
         rate = learner.optimiser.param_groups[0]["lr"]
         self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
         if warning:

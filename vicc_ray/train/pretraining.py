@@ -9,9 +9,11 @@ import torch
 from vicc_ray import distributed
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.errors import UserError
+from vicc_ray.extensions import OBJECTIVES
 from vicc_ray.models.encoder import Encoder, build_encoder
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
-from vicc_ray.objective import Prototypes
+from vicc_ray.objective import Objective
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.train.batches import TrainingPlan, make_plan
 from vicc_ray.train.schedule import TITLES, Stage
@@ -41,29 +43,35 @@ class Pretraining:
     def open_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device) -> StageTrainer:
         """The learner from its own stream's newest encoder, the guide from the other's."""
         experiment = plan.experiment
-        prototypes = Prototypes(
-            experiment.model.embedding_dim,
-            experiment.objective.heads(stage.stream),
-            torch.Generator().manual_seed(_seed(experiment.seed, stage.index, 1)),
-        )
+        objective = build_objective(experiment, stage)
         if stage.starts_from is None:
             learner = _fresh_encoder(plan, stage.stream)
-            _save(plan, folder, f"{TITLES[stage.stream]}-0", stage, learner, prototypes)
+            _save(plan, folder, f"{TITLES[stage.stream]}-0", stage, learner, objective)
         else:
             start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
             learner = start.build()
-            if [len(weight) for weight in start.prototypes] == list(prototypes.counts):
-                with torch.no_grad():
-                    for weight, saved in zip(prototypes.weights, start.prototypes, strict=True):
-                        weight.copy_(saved)
+            objective.load_heads(start.prototypes)
         guide = load_encoder(folder.fetch(folder.encoder(stage.guided_by))).build() if stage.guided_by else None
-        return StageTrainer(experiment, stage, learner, prototypes, guide, device)
+        return StageTrainer(experiment, stage, learner, objective, guide, device)
 
     def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: StageTrainer) -> None:
         """Write the stage's encoder."""
         encoder = learner.finish()
-        _save(plan, folder, stage.name, stage, encoder, learner.prototypes)
+        _save(plan, folder, stage.name, stage, encoder, learner.objective)
         distributed.barrier()  # no worker looks for the file before it is there
+
+
+def build_objective(experiment: Experiment, stage: Stage) -> Objective:
+    """The objective that the experiment names, at the stage's beginning, the same in every process.
+
+    UserError where it cannot be loaded, or is no `Objective`.
+    """
+    name = experiment.objective.name
+    kind = OBJECTIVES.load(name, "objective.name")
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise UserError(f"objective.name: {name} is no subclass of vicc_ray.objective.Objective; see docs/extending.md")
+    objective: Objective = kind(experiment, stage, _seed(experiment.seed, stage.index, 1))
+    return objective
 
 
 def _fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
@@ -78,7 +86,7 @@ def _seed(seed: int, stage: int, purpose: int) -> int:
 
 
 def _save(
-    plan: TrainingPlan, folder: RunFolder, name: str, stage: Stage, encoder: Encoder, prototypes: Prototypes
+    plan: TrainingPlan, folder: RunFolder, name: str, stage: Stage, encoder: Encoder, objective: Objective
 ) -> None:
     if distributed.rank():
         return
@@ -88,7 +96,7 @@ def _save(
         stream=stage.stream,
         flow_input="published",
         state_dict={key: value.detach().cpu() for key, value in encoder.state_dict().items()},
-        prototypes=[weight.detach().cpu() for weight in prototypes.weights],
+        prototypes=[head.cpu() for head in objective.heads()],
         meta=meta,
     )
     save_encoder(folder.encoder(name), file)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vicc_ray.config import STREAMS, Duration, Experiment, Stream
 from vicc_ray.errors import UserError
+from vicc_ray.extensions import OBJECTIVES
 
 TITLES: dict[Stream, str] = {"rgb": "RGB", "flow": "Flow"}
 
@@ -32,9 +33,6 @@ class Stage:
     warm_up: int  # first steps, over which the learning rate rises linearly to the cosine
     steps_per_epoch: int
     global_batch: int
-    queue: int  # embeddings in use per assigned view: a multiple of the global batch
-    queue_start: int  # step of the stage from which the queue joins
-    freeze_prototypes: int  # steps of the stage for which the prototypes keep still
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -47,6 +45,11 @@ class Stage:
         return 2 * len(self.streams)
 
     @property
+    def single(self) -> bool:
+        """Whether the encoder learns from its own stream alone."""
+        return self.guide is None
+
+    @property
     def end(self) -> int:
         """The global step after its last one."""
         return self.first_step + self.steps
@@ -55,6 +58,10 @@ class Stage:
     def samples(self) -> int:
         """Samples that it trains on."""
         return self.steps * self.global_batch
+
+    def in_steps(self, length: Duration) -> int:
+        """A length in optimiser steps of this stage, whose own length a percentage is of."""
+        return length.steps(steps_per_epoch=self.steps_per_epoch, global_batch=self.global_batch, whole=self.steps)
 
 
 def make_stages(experiment: Experiment, videos: int) -> list[Stage]:
@@ -109,9 +116,6 @@ def _stage(
         warm_up=steps(experiment.optim.warm_up, count),
         steps_per_epoch=per_epoch,
         global_batch=batch,
-        queue=experiment.objective.queue - experiment.objective.queue % batch,
-        queue_start=steps(settings.queue_start, count),
-        freeze_prototypes=steps(settings.freeze_prototypes, count),
     )
 
 
@@ -140,7 +144,7 @@ def every(length: Duration, stage: Stage) -> int:
     """A cadence in steps of a stage; 0 for never, and where it is counted in minutes."""
     if length.unit == "minutes":
         return 0
-    return length.steps(steps_per_epoch=stage.steps_per_epoch, global_batch=stage.global_batch, whole=stage.steps)
+    return stage.in_steps(length)
 
 
 def learning_rate(stage: Stage, step: int, lr: float, end_lr: float) -> float:
@@ -153,6 +157,7 @@ def learning_rate(stage: Stage, step: int, lr: float, end_lr: float) -> float:
 def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, str]]:
     """One row a stage, for `vicc train --plan`."""
     optim = experiment.optim
+    objective = OBJECTIVES.load(experiment.objective.name, "objective.name")
     rows = []
     for stage in stages:
         last = learning_rate(stage, stage.steps - 1, optim.lr, optim.end_lr)
@@ -165,8 +170,7 @@ def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, 
                 "epochs": f"{stage.steps / stage.steps_per_epoch:.4g}",
                 "global batch": str(stage.global_batch),
                 "learning rate": f"{learning_rate(stage, 0, optim.lr, optim.end_lr):.3g} -> {last:.3g}",
-                "queue": f"{stage.queue} from step {stage.queue_start}" if stage.queue else "none",
-                "prototypes": f"frozen for {stage.freeze_prototypes} steps" if stage.freeze_prototypes else "learnt",
             }
+            | objective.plan(experiment, stage)
         )
     return rows

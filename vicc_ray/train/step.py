@@ -7,7 +7,7 @@ Views of a cross-stream step, in the method's order: f(x1), f(x2) of the learner
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -22,7 +22,7 @@ from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.models.recompute import recomputing
-from vicc_ray.objective import Objective, ObjectiveSettings, Outcome, Prototypes
+from vicc_ray.objective import Objective, StepOutcome
 from vicc_ray.train.batches import Batch
 from vicc_ray.train.graphs import graphed_inference, graphed_training
 from vicc_ray.train.optim import make_optimiser
@@ -30,11 +30,11 @@ from vicc_ray.train.schedule import Stage, learning_rate
 
 
 class StageTrainer:
-    """The modules, optimiser and queue of a stage.
+    """The encoders, the objective and the optimiser of a stage.
 
     Args:
         learner: encoder that learns; it is moved to `device` and trained in place.
-        prototypes: of the learner's stream, trained in place.
+        objective: what it learns by; moved to `device`, its parameters are trained in place.
         guide: frozen encoder of the other stream, None in a single-stream stage.
     """
 
@@ -43,7 +43,7 @@ class StageTrainer:
         experiment: Experiment,
         stage: Stage,
         learner: Encoder,
-        prototypes: Prototypes,
+        objective: Objective,
         guide: Encoder | None,
         device: torch.device,
     ) -> None:
@@ -55,9 +55,9 @@ class StageTrainer:
         mode = experiment.model.batch_norm
         if mode == "sync" or (mode == "auto" and device.type == "cuda"):
             learner = convert_batch_norm(learner, "sync", device)
-        # One wrapped module: gradients of encoder and prototypes are averaged together.
-        self.module = nn.ModuleDict({"encoder": learner, "prototypes": prototypes.to(device)})
-        self.encoder, self.prototypes = learner, prototypes
+        # One wrapped module: gradients of encoder and objective are averaged together.
+        self.module = nn.ModuleDict({"encoder": learner, "objective": objective.to(device)})
+        self.encoder, self.objective = learner, objective
         self.guide = None if guide is None else self._ready(guide)
         self.micro_batch = experiment.optim.micro_batch
         # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 of 10 tries).
@@ -71,7 +71,6 @@ class StageTrainer:
         self.optimiser = make_optimiser(list(self.module.parameters()), experiment.optim)
         self.rows = 0  # that batch norm has learnt from since its statistics were averaged over the workers
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
-        self.objective = _objective(experiment, stage)
         # What prepares the inputs on a GPU does not wait for the backward pass before it, nor that for it.
         self.beside: torch.cuda.Stream | None = None
         if device.type == "cuda" and experiment.train.overlap:
@@ -98,39 +97,37 @@ class StageTrainer:
 
     def warnings(self) -> list[str]:
         """Settings that this stage could not take as they are."""
-        asked, queue = self.experiment, self.objective.queue
-        lines = distributed.idle_workers(self.stage.global_batch)
-        if queue is not None and (note := queue.rounding_note()):
-            lines.append(note)
-        if queue is None and asked.objective.queue:
-            lines.append(f"queue: {asked.objective.queue} rows are fewer than a global batch, so none is used")
-        if asked.optim.precision == "bf16" and not self.bf16:
+        settings = self.experiment
+        lines = [*distributed.idle_workers(self.stage.global_batch), *self.objective.warnings()]
+        if settings.optim.precision == "bf16" and not self.bf16:
             lines.append(f"optim.precision: bf16 is for GPUs, fp32 is used on {self.device.type}")
         for name in ("fused_augment", "autotune", "cuda_graphs"):
-            if getattr(asked.train, name) and self.device.type != "cuda":
+            if getattr(settings.train, name) and self.device.type != "cuda":
                 lines.append(f"train.{name}: is for GPUs and does nothing on {self.device.type}")
         if self.graphs is not None and distributed.world_size() > 1:
             lines.append("train.cuda_graphs: is for one worker; with several only the guide is a graph")
         return lines
 
-    def step(self, batch: Batch, step: int) -> Outcome:
+    def observe(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """A warning where the recorded figures call for one."""
+        return self.objective.observe(step, metrics)
+
+    def step(self, batch: Batch, step: int) -> StepOutcome:
         """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples."""
         with self._kernels():
             return self._step(batch, step)
 
-    def _step(self, batch: Batch, step: int) -> Outcome:
+    def _step(self, batch: Batch, step: int) -> StepOutcome:
         learner_views, guide_views = self._views(batch)
         self._set_learning_rate(step)
         self.optimiser.zero_grad(set_to_none=True)
-        self.prototypes.normalise_()
+        self.objective.before_forward(step)
         guided = self._guide(guide_views)
         forward = self._whole if self.micro_batch is None else self._in_parts
         outcome = forward(learner_views, guided, batch.slots, step)
         self.rows += len(batch.slots)
         self._average_gradients()
-        if step < self.stage.freeze_prototypes:
-            for weight in self.prototypes.parameters():
-                weight.grad = None
+        self.objective.after_backward(step)
         if self.experiment.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.experiment.optim.clip_norm)
         self.optimiser.step()
@@ -151,7 +148,7 @@ class StageTrainer:
     def finish(self) -> Encoder:
         """The encoder that the stage leaves: averaged weights where asked for, batch statistics of all workers."""
         self.share_statistics()
-        self.prototypes.normalise_()
+        self.objective.finish()
         return self.averaged if self.averaged is not None else self.encoder
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,18 +156,21 @@ class StageTrainer:
         self.share_statistics()
         return {
             "encoder": self.encoder.state_dict(),
-            "prototypes": self.prototypes.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
             "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "memory": self.objective.memory(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state of a stage saved by any number of workers."""
+        if "prototypes" in state:  # of a version whose trainer knew the prototypes and the queue by name
+            heads = {f"prototypes.{name}": head for name, head in state["prototypes"].items()}
+            state = state | {"objective": heads, "memory": state["objective"]}
         self.encoder.load_state_dict(state["encoder"])
-        self.prototypes.load_state_dict(state["prototypes"])
-        self.optimiser.load_state_dict(state["optimiser"])
         self.objective.load_state_dict(state["objective"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.objective.load_memory(state["memory"])
         if self.averaged is not None and state["averaged"] is not None:
             self.averaged.load_state_dict(state["averaged"])
 
@@ -239,7 +239,7 @@ class StageTrainer:
         # Copied out of inference mode, as the objective's graph holds on to them.
         return list(embeddings.clone().chunk(2))
 
-    def _whole(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> Outcome:
+    def _whole(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> StepOutcome:
         """Forward and backward of the whole share at once."""
         x1, x2 = views
         if self.experiment.objective.second_view_gradient:
@@ -253,7 +253,7 @@ class StageTrainer:
         self._backward(outcome.loss)
         return outcome
 
-    def _in_parts(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> Outcome:
+    def _in_parts(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> StepOutcome:
         """The same gradient with `optim.micro_batch` samples in memory at a time.
 
         The assignments need the whole batch. So the embeddings are computed first without a graph, the objective gives
@@ -300,10 +300,9 @@ class StageTrainer:
         embeddings: list[Tensor] = self.encode(x)
         return embeddings[0]
 
-    def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> Outcome:
-        return self.objective(
-            embeddings, self.prototypes, slots=slots, use_queue=step >= self.stage.queue_start, step=step
-        )
+    def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> StepOutcome:
+        outcome: StepOutcome = self.objective(embeddings, slots=slots, step=step)
+        return outcome
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -341,7 +340,7 @@ class _Graphs:
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
-        # Without the prototypes, which the embeddings do not depend on: a graph takes gradients of all that it is given.
+        # Without the objective, which the embeddings do not depend on: a graph takes gradients of all that it is given.
         self.encode = _Views(nn.ModuleDict({"encoder": trainer.encoder}), None, trainer.experiment.model.joint_views)
         self.ready: tuple[torch.Size, nn.Module] | None = None
         self.ready_guide: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
@@ -402,36 +401,19 @@ class _Views(nn.Module):
 
 
 def augment_settings(experiment: Experiment) -> AugmentSettings:
-    """The augmentation of training clips that the experiment asks for."""
-    asked = experiment.augment
+    """The augmentation of training clips of an experiment."""
+    settings = experiment.augment
     return AugmentSettings(
         size=experiment.clip.size,
-        area=asked.area,
-        aspect=asked.aspect,
-        jitter=asked.jitter,
-        jitter_p=asked.jitter_p,
-        gray_p=asked.gray_p,
-        blur_sigma=asked.blur_sigma,
-        blur_p=asked.blur_p,
-        flip_p=asked.flip_p,
-        style=asked.style,
-    )
-
-
-def _objective(experiment: Experiment, stage: Stage) -> Objective:
-    asked = experiment.objective
-    assigned = asked.views_for_assignment
-    if assigned is not None:
-        # A single-stream stage has the learner's two views only.
-        assigned = tuple(view for view in assigned if view < stage.views) or None
-    queue = asked.queue if stage.queue else 0
-    settings = ObjectiveSettings(asked.temperature, asked.epsilon, asked.iterations, queue, assigned)
-    return Objective(
-        settings,
-        views=stage.views,
-        dim=experiment.model.embedding_dim,
-        global_batch=stage.global_batch,
-        stage=stage.name,
+        area=settings.area,
+        aspect=settings.aspect,
+        jitter=settings.jitter,
+        jitter_p=settings.jitter_p,
+        gray_p=settings.gray_p,
+        blur_sigma=settings.blur_sigma,
+        blur_p=settings.blur_p,
+        flip_p=settings.flip_p,
+        style=settings.style,
     )
 
 

@@ -6,7 +6,7 @@ The loop, with its checkpoints, restarts and records, is the same for pretrainin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +52,10 @@ class Learner(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        ...
+
+    def observe(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """A warning for the reader where the recorded figures of a step call for one; else None."""
         ...
 
     def warnings(self) -> Sequence[str]:
