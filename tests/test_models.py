@@ -5,18 +5,62 @@ from __future__ import annotations
 import logging
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.video import r2plus1d_18
+from torchvision.models.video import mvit_v2_s, r2plus1d_18, swin3d_t
 from torchvision.models.video.s3d import S3D as TorchvisionS3D
 
 from vicc_ray.errors import UserError
-from vicc_ray.models.encoder import BACKBONES, Encoder, EncoderSpec, build_encoder, convert_batch_norm, empty_encoder
+from vicc_ray.extensions import BACKBONES
+from vicc_ray.models.encoder import (
+    Encoder,
+    EncoderSpec,
+    build_encoder,
+    check_clip_size,
+    convert_batch_norm,
+    empty_encoder,
+)
+from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 from vicc_ray.models.r2plus1d import mid_channels
 from vicc_ray.models.s3d import SelfGating
+
+# Of clips of any size; mvit_v2_s takes clips of one size only.
+ANY_SIZE = [name for name in BACKBONES.built_in if name != "mvit_v2_s"]
+
+
+class Mixed(nn.Module):
+    """A backbone of another package: layers, parameters and buffers that the built-in networks do not have."""
+
+    def __init__(self, in_channels: int, width: float) -> None:
+        super().__init__()
+        self.feature_dim = 8
+        self.first = nn.Conv3d(in_channels, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.mix = nn.Linear(8, 8, bias=False)
+        self.scale = nn.Parameter(torch.full((8,), 2.0))
+        self.register_buffer("offset", torch.full((8,), 0.5))
+        self.register_buffer("hidden", torch.full((8,), 0.25), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.first(x)).movedim(1, -1)
+        return (self.mix(maps) * self.scale + self.offset + self.hidden).movedim(-1, 1)
+
+
+class PlainWithBias(nn.Module):
+    """Convolutions with a bias and linear layers without one, and nothing else."""
+
+    def __init__(self, in_channels: int, width: float) -> None:
+        super().__init__()
+        self.feature_dim = 4
+        self.first, self.norm = nn.Conv3d(in_channels, 4, 1, bias=True), nn.BatchNorm3d(4)
+        self.mix = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.norm(self.first(x)).movedim(1, -1)).movedim(-1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +112,115 @@ def test_r2plus1d_18_at_width_1_is_torchvisions_by_name() -> None:
         torch.testing.assert_close(ours(x).mean(dim=(2, 3, 4)), theirs(x), rtol=1e-5, atol=1e-5)
 
 
+def test_swin3d_t_at_width_1_is_torchvisions_by_name() -> None:
+    ours, theirs = build_encoder("swin3d_t").backbone.eval(), swin3d_t().eval()
+    state = {name.replace("norm.norm.", "norm."): value for name, value in ours.state_dict().items()}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert missing == ["head.weight", "head.bias"] and not unexpected
+    theirs.head = nn.Identity()
+    for size in ((8, 64, 64), (5, 33, 40)):
+        x = randn(1, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x).mean(dim=(2, 3, 4)), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_mvit_v2_s_at_width_1_is_torchvisions_by_order() -> None:
+    """The tokens after torchvision's last block and norm, without the class token."""
+    ours, theirs = build_encoder("mvit_v2_s").backbone.eval(), mvit_v2_s().eval()
+    theirs.head = nn.Identity()
+    names = {"tokens.conv.": "conv_proj.", "tokens.positions.": "pos_encoding.", ".block.": ".", "norm.norm.": "norm."}
+    by_order = {}
+    for name, value in ours.state_dict().items():
+        for mine, torchvisions in names.items():
+            name = name.replace(mine, torchvisions)
+        by_order[name] = value
+    assert by_order.keys() == theirs.state_dict().keys()
+    theirs.load_state_dict(by_order)
+    tokens: list[Tensor] = []
+    theirs.norm.register_forward_hook(lambda _module, _inputs, output: tokens.append(output))
+    x = randn(1, 3, 16, 224, 224)
+    with torch.no_grad():
+        theirs(x)
+        maps = ours(x)
+    assert maps.shape == (1, 768, 8, 7, 7)
+    torch.testing.assert_close(maps.flatten(2).transpose(1, 2), tokens[0][:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_clip_size_is_refused_by_name() -> None:
+    spec = EncoderSpec("mvit_v2_s", width=0.125)
+    check_clip_size(spec, 16, 224)
+    with pytest.raises(
+        UserError, match=r"mvit_v2_s: takes clips of 16 frames .*set clip.frames: 16 and clip.size: 224"
+    ):
+        check_clip_size(spec, 32, 128)
+    with pytest.raises(UserError, match=r"mvit_v2_s: takes clips of 16 frames of 224x224 pixels only"):
+        build_encoder("mvit_v2_s", width=0.125)(randn(1, 3, 16, 112, 112))
+
+
+@pytest.mark.parametrize("backbone", ["mvit_v2_s", "swin3d_t", f"{__name__}:Mixed", f"{__name__}:PlainWithBias"])
+def test_nothing_of_an_encoder_is_left_undefined(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that nobody has set holds 1e30 here, so it shows; a file gives back the very encoder, hidden buffers included."""
+    plain_to_empty = nn.Module.to_empty
+
+    def to_spoilt(module: nn.Module, *, device: str) -> nn.Module:
+        module = plain_to_empty(module, device=device)
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data.fill_(1e30 if tensor.is_floating_point() else 99)
+        return module
+
+    monkeypatch.setattr(nn.Module, "to_empty", to_spoilt)
+    before = torch.get_rng_state()
+    encoder, again, other = (build_encoder(backbone, width=0.125, embedding_dim=8, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    tensors = [*encoder.parameters(), *encoder.buffers()]
+    assert all(float(tensor.detach().abs().max()) < 1e4 for tensor in tensors if tensor.is_floating_point())
+    assert all(torch.equal(a, b) for a, b in zip(tensors, [*again.parameters(), *again.buffers()], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(tensors, [*other.parameters(), *other.buffers()], strict=True))
+
+    save_encoder(tmp_path / "e.safetensors", EncoderFile(encoder.spec, "rgb", encoder.state_dict()))
+    loaded = load_encoder(tmp_path / "e.safetensors").build()
+    size = encoder.clip or (4, 32, 32)
+    x = randn(2, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(x), loaded(x))
+
+
+@pytest.mark.parametrize("backbone", ["swin3d_t", f"{__name__}:Mixed"])
+def test_a_worker_without_rows_has_a_graph_to_every_parameter(backbone: str) -> None:
+    encoder = build_encoder(backbone, width=0.125, embedding_dim=8)
+    z = encoder(randn(0, 3, 4, 32, 32))
+    assert z.shape == (0, 8)
+    z.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in encoder.parameters())
+
+
+def test_a_backbone_that_is_none_is_refused_by_name() -> None:
+    for name, part in (
+        (f"{__name__}:SelfGating", "cannot be made"),
+        ("operator:mul", "gives float, not a"),
+        ("nowhere.at:All", "cannot be loaded"),
+    ):
+        with pytest.raises(UserError, match=part):
+            build_encoder(name)
+
+
 def test_published_sizes() -> None:
     encoder = empty_encoder(EncoderSpec("r2plus1d_10"))
     weights = sum(p.numel() for p in encoder.backbone.parameters())
     assert 14.35e6 < weights < 14.45e6  # docs/method.md, section 7: 14.4 M
     assert mid_channels(3, 64, (3, 7, 7)) == 83
     assert mid_channels(64, 128, (1, 1, 1)) == 42
-    features = {name: empty_encoder(EncoderSpec(name)).feature_dim for name in BACKBONES}
-    assert features == {"s3d": 1024, "s3dg": 1024, "r2plus1d_10": 512, "r2plus1d_18": 512}
+    features = {name: empty_encoder(EncoderSpec(name)).feature_dim for name in BACKBONES.built_in}
+    assert features == {
+        "s3d": 1024,
+        "s3dg": 1024,
+        "r2plus1d_10": 512,
+        "r2plus1d_18": 512,
+        "mvit_v2_s": 768,
+        "swin3d_t": 768,
+    }
 
 
 def test_width_and_input_channels() -> None:
@@ -88,7 +233,7 @@ def test_width_and_input_channels() -> None:
     assert empty_encoder(EncoderSpec("s3dg", width=0.001)).feature_dim == 4  # never below one channel a branch
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ANY_SIZE)
 def test_small_clips_give_unit_embeddings(backbone: str) -> None:
     encoder = build_encoder(backbone, width=0.125, embedding_dim=20, in_channels=2)
     for size in ((12, 56, 56), (16, 64, 64), (2, 16, 16), (3, 17, 30), (32, 32, 32)):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vicc_ray.models.encoder import Encoder, EncoderSpec, empty_encoder
+from vicc_ray.models.encoder import Encoder, EncoderSpec, blank_encoder, empty_encoder
 
 ClassifierProtocol = Literal["linear", "finetune"]
 PROTOCOLS: tuple[ClassifierProtocol, ...] = get_args(ClassifierProtocol)
@@ -67,9 +67,7 @@ def build_classifier(encoder: Encoder, protocol: ClassifierProtocol, classes: in
 
     `seed` fixes the head, the same in every process; global random state is neither read nor changed.
     """
-    with torch.device("meta"):  # no number is drawn from the global state for weights that are drawn below
-        classifier = Classifier(encoder, protocol, classes)
-    classifier.head.to_empty(device="cpu")
+    classifier = _with_blank_head(encoder, protocol, classes)
     if classifier.head.norm is not None:
         classifier.head.norm.reset_parameters()
     generator = torch.Generator().manual_seed(seed)
@@ -82,6 +80,18 @@ def empty_classifier(spec: EncoderSpec, protocol: ClassifierProtocol, classes: i
     """The classifier on the meta device: names and shapes without storage, and without drawing any number."""
     with torch.device("meta"):
         return Classifier(empty_encoder(spec), protocol, classes)
+
+
+def blank_classifier(spec: EncoderSpec, protocol: ClassifierProtocol, classes: int) -> Classifier:
+    """The classifier on the CPU, to be given a state; see `blank_encoder`."""
+    return _with_blank_head(blank_encoder(spec), protocol, classes)
+
+
+def _with_blank_head(encoder: Encoder, protocol: ClassifierProtocol, classes: int) -> Classifier:
+    with torch.device("meta"):  # no number is drawn from the global state for weights that are set afterwards
+        classifier = Classifier(encoder, protocol, classes)
+    classifier.head.to_empty(device="cpu")
+    return classifier
 
 
 def dropout_mask(key: Sequence[int], rows: int, features: int, p: float) -> Tensor:

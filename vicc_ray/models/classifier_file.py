@@ -16,7 +16,7 @@ from torch import Tensor
 from vicc_ray import storage
 from vicc_ray.config import Stream
 from vicc_ray.errors import UserError
-from vicc_ray.models.classifier import PROTOCOLS, Classifier, ClassifierProtocol, empty_classifier
+from vicc_ray.models.classifier import PROTOCOLS, Classifier, ClassifierProtocol, blank_classifier, empty_classifier
 from vicc_ray.models.encoder import EncoderSpec
 from vicc_ray.models.encoder_file import check_stream
 from vicc_ray.models.weight_file import mismatch, read_weights, understood, write_weights
@@ -62,7 +62,7 @@ class ClassifierFile:
     def build(self) -> Classifier:
         """The classifier in eval mode on the CPU with these weights; UserError if they do not fit exactly."""
         self.check()
-        classifier = empty_classifier(self.spec, self.protocol, len(self.classes)).to_empty(device="cpu")
+        classifier = blank_classifier(self.spec, self.protocol, len(self.classes))
         classifier.load_state_dict(dict(self.state_dict), strict=True)
         return classifier.eval()
 

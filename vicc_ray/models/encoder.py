@@ -1,4 +1,4 @@
-"""Encoders: a backbone, global average pooling and the projection of the method, built by name from one registry.
+"""Encoders: a backbone, global average pooling and the projection of the method, built by name (`extensions.BACKBONES`).
 
 Shapes: B clips, C channels, T frames, H x W pixels, d = feature_dim, D = embedding_dim.
     x [B, C, T, H, W] -> backbone -> [B, d, t, h, w] -> mean -> features [B, d]
@@ -7,42 +7,53 @@ Shapes: B clips, C channels, T frames, H x W pixels, d = feature_dim, D = embedd
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vicc_ray.errors import UserError
-from vicc_ray.models.r2plus1d import R2Plus1D10, R2Plus1D18
+from vicc_ray.extensions import BACKBONES
 
 logger = logging.getLogger(__name__)
 
 
-def _s3d(in_channels: int, width: float, gating: bool = False) -> nn.Module:
-    # torchvision's blocks take longer to import than torch, in every process of a run, so only who wants them pays.
-    from vicc_ray.models.s3d import S3D
-
-    return S3D(in_channels, width, gating)
-
-
-# name -> (in_channels, width) -> a module with `feature_dim` = d that maps clips [B, C, T, H, W] to [B, d, t, h, w].
-BACKBONES: dict[str, Callable[[int, float], nn.Module]] = {
-    "s3d": _s3d,
-    "s3dg": partial(_s3d, gating=True),
-    "r2plus1d_10": R2Plus1D10,
-    "r2plus1d_18": R2Plus1D18,
-}
-
 # One frame has no motion, and below 16 pixels the networks' strides (16 and 32) leave nothing but padding to look at.
 MIN_FRAMES = 2
 MIN_PIXELS = 16
+
+
+# Layers whose weights `build_encoder` draws itself; a backbone with any other kind is initialised by its own constructor.
+_PLAIN = (nn.Conv3d, nn.Linear, nn.BatchNorm3d)
+
+
+class Backbone(Protocol):
+    """A network from clips to maps: a `torch.nn.Module` class, made as `Backbone(in_channels, width)`.
+
+    One of your own is named in the experiment (`model.backbone: package.module:Name`) or given by an installed package (entry
+    points `vicc_ray.backbones`); see docs/extending.md. Its constructor draws the first weights from torch's global random state,
+    which is seeded around it. Randomness in its forward pass (dropout) is not part of a checkpoint.
+
+    Attributes:
+        feature_dim: d.
+        clip: (frames, height, width) where it takes clips of one size only; may be left out.
+    """
+
+    feature_dim: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W] -> maps [B, feature_dim, t, h, w], B >= 1."""
+        ...
+
+    def parts(self) -> list[nn.Module]:
+        """Modules that clips go through one after the other, for `train.recompute`; may be left out."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,7 @@ class EncoderSpec:
     embedding_dim: int = 128
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            near = difflib.get_close_matches(str(self.backbone), BACKBONES, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"unknown backbone {self.backbone!r}{hint}; known: {', '.join(BACKBONES)}")
+        BACKBONES.check(self.backbone, "backbone")
         if not (isinstance(self.in_channels, int) and 1 <= self.in_channels <= 3):
             raise UserError(f"in_channels must be 1, 2 or 3, not {self.in_channels!r}")
         if not (isinstance(self.width, int | float) and math.isfinite(self.width) and 0 < self.width <= 16):
@@ -68,7 +76,13 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """A backbone with its projection. Attributes: `spec`, `feature_dim` (d), `embedding_dim` (D).
+    """A backbone with its projection.
+
+    Attributes:
+        spec: what it was made from; `feature_dim` is d, `embedding_dim` is D.
+        clip: (frames, height, width) where it takes clips of one size only, else None.
+        plain: whether the backbone is made of convolutions, linear layers and batch norms only.
+        takes_no_clips: whether an empty batch goes through the backbone as it is.
 
     Make one with `build_encoder`, which also draws the weights; this constructor leaves torch's own initialisation.
     """
@@ -76,8 +90,11 @@ class Encoder(nn.Module):
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = BACKBONES[spec.backbone](spec.in_channels, spec.width)
+        self.backbone = _backbone(spec)
         self.feature_dim: int = int(self.backbone.feature_dim)  # type: ignore[arg-type]
+        self.clip: tuple[int, int, int] | None = getattr(self.backbone, "clip", None)
+        self.plain = _is_plain(self.backbone)
+        self.takes_no_clips = self.plain or any(isinstance(module, _BatchNorm) for module in self.backbone.modules())
         self.embedding_dim: int = spec.embedding_dim
         self.projection = nn.Sequential(
             nn.Linear(self.feature_dim, self.feature_dim), nn.ReLU(), nn.Linear(self.feature_dim, self.embedding_dim)
@@ -93,6 +110,9 @@ class Encoder(nn.Module):
         # Under torch.jit.trace sizes are tensors, and whoever traces has checked the clips.
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.check_clips(x)
+        if not self.takes_no_clips and not len(x):
+            # Attention reshapes and takes no empty batch; one clip gives the graph to every parameter, and no gradient.
+            return self.features(x.new_zeros(1, *x.shape[1:]), backbone)[:0]
         try:
             maps = self.backbone(x) if backbone is None else backbone(x)
         except ValueError as error:
@@ -110,9 +130,13 @@ class Encoder(nn.Module):
         return self.embed(self.features(x, backbone))
 
     def parts(self) -> list[nn.Module]:
-        """What clips go through in the backbone, one after the other."""
-        parts: list[nn.Module] = self.backbone.parts()  # type: ignore[operator]
-        return parts
+        """What clips go through in the backbone, one after the other; UserError where it does not say."""
+        parts: Callable[[], list[nn.Module]] | None = getattr(self.backbone, "parts", None)
+        if parts is None:
+            raise UserError(
+                f"train.recompute: backbone {self.spec.backbone} has no parts(); set train.recompute: false"
+            )
+        return parts()
 
     def embed(self, features: Tensor) -> Tensor:
         """Pooled features [B, feature_dim] -> embeddings z [B, D] of length 1 (a zero vector stays zero)."""
@@ -125,11 +149,28 @@ class Encoder(nn.Module):
             raise UserError(
                 f"{self.spec.backbone} takes float clips [B, {self.spec.in_channels}, T, H, W], but {came} came"
             )
+        if self.clip is not None and tuple(x.shape[2:]) != self.clip:
+            raise UserError(f"{self.spec.backbone}: {_fixed(self.clip)}, but {came} came")
         if x.shape[2] < MIN_FRAMES or x.shape[3] < MIN_PIXELS or x.shape[4] < MIN_PIXELS:
             raise UserError(
                 f"clips of {came} are too small for {self.spec.backbone}: "
                 f"at least {MIN_FRAMES} frames of {MIN_PIXELS}x{MIN_PIXELS} pixels are needed"
             )
+
+    def smallest_clip(self) -> Tensor:
+        """One clip of zeros [1, C, T, H, W] of the smallest size that the encoder takes, on its device."""
+        size = self.clip or (MIN_FRAMES, MIN_PIXELS, MIN_PIXELS)
+        return next(self.parameters()).new_zeros(1, self.spec.in_channels, *size)
+
+
+def check_clip_size(spec: EncoderSpec, frames: int, size: int) -> None:
+    """UserError where an encoder takes clips of one size only, and `clip.frames` and `clip.size` are another one."""
+    fixed = empty_encoder(spec).clip
+    if fixed is not None and fixed != (frames, size, size):
+        raise UserError(
+            f"model.backbone: {spec.backbone}: {_fixed(fixed)}, but clip.frames is {frames} and clip.size {size}; set clip.frames: "
+            f"{fixed[0]} and clip.size: {fixed[1]}"
+        )
 
 
 def build_encoder(
@@ -142,20 +183,36 @@ def build_encoder(
 ) -> Encoder:
     """An encoder by name, in training mode on the CPU, with freshly drawn weights.
 
-    `backbone` is a key of BACKBONES; `width` multiplies every channel count; `seed` fixes the weights, so that every
+    `backbone` is a name of `extensions.BACKBONES`; `width` multiplies every channel count; `seed` fixes the weights, so that every
     process that gives the same arguments holds identical ones (None takes a new seed from the system). Global random
     state is neither read nor changed. Initialisation: convolutions Kaiming normal by fan-out for ReLU (as torchvision's
-    video ResNets), linear layers Kaiming normal by fan-in for ReLU with zero bias, batch norm weight 1 and bias 0.
-    UserError for an unknown name or an impossible value.
+    video ResNets), linear layers Kaiming normal by fan-in for ReLU, biases zero, batch norm weight 1 and bias 0. A backbone
+    with other layers (transformers) keeps what its own constructor draws under this seed. UserError for an unknown name or an
+    impossible value.
     """
-    encoder = empty_encoder(EncoderSpec(backbone, in_channels, width, embedding_dim)).to_empty(device="cpu")
+    spec = EncoderSpec(backbone, in_channels, width, embedding_dim)
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    _initialise(encoder, generator)
+    encoder = blank_encoder(spec, generator.initial_seed())
+    _initialise(encoder if encoder.plain else encoder.projection, generator)
     return encoder
+
+
+def blank_encoder(spec: EncoderSpec, seed: int = 0) -> Encoder:
+    """The encoder of `spec` on the CPU in training mode, to be initialised or to be given a state.
+
+    Of a plain one all memory is as it comes. Of another one nothing is left undefined, also what a state does not hold: its
+    constructor runs for real, under torch's random state seeded with `seed`, which is afterwards as before.
+    """
+    encoder = empty_encoder(spec)
+    if encoder.plain:
+        return encoder.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(spec)
 
 
 def empty_encoder(spec: EncoderSpec) -> Encoder:
@@ -182,15 +239,43 @@ def convert_batch_norm(encoder: Encoder, mode: Literal["local", "sync"], device:
     return converted
 
 
-def _initialise(encoder: Encoder, generator: torch.Generator) -> None:
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm3d):
-            module.reset_parameters()
+def _backbone(spec: EncoderSpec) -> nn.Module:
+    make = BACKBONES.load(spec.backbone, "model.backbone")
+    try:
+        backbone: Any = make(spec.in_channels, spec.width)
+    except TypeError as error:
+        raise UserError(
+            f"model.backbone: {spec.backbone} cannot be made from (in_channels, width): {error}; see docs/extending.md"
+        ) from error
+    if not isinstance(backbone, nn.Module) or not isinstance(getattr(backbone, "feature_dim", None), int):
+        raise UserError(
+            f"model.backbone: {spec.backbone} gives {type(backbone).__name__}, not a torch.nn.Module with an int "
+            "`feature_dim`; see docs/extending.md"
+        )
+    made: nn.Module = backbone
+    return made
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether every parameter and buffer is one of a layer that `_initialise` knows."""
+    own = [m for m in module.modules() if m._parameters or m._buffers]
+    return all(isinstance(m, _PLAIN) for m in own)
+
+
+def _fixed(clip: tuple[int, int, int]) -> str:
+    return f"takes clips of {clip[0]} frames of {clip[1]}x{clip[2]} pixels only"
+
+
+def _initialise(module: nn.Module, generator: torch.Generator) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+        elif isinstance(layer, nn.BatchNorm3d):
+            layer.reset_parameters()
+        if isinstance(layer, (nn.Conv3d, nn.Linear)) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vicc_ray.config import STREAMS, Stream
 from vicc_ray.errors import UserError
-from vicc_ray.models.encoder import Encoder, EncoderSpec, empty_encoder
+from vicc_ray.models.encoder import Encoder, EncoderSpec, blank_encoder, empty_encoder
 from vicc_ray.models.weight_file import mismatch, read_facts, read_weights, understood, write_weights
 
 # "published": the three channels are constant 128, v, u, quantised flow normalised like RGB (docs/method.md, section 5).
@@ -56,7 +56,7 @@ class EncoderFile:
     def build(self) -> Encoder:
         """The encoder in eval mode on the CPU with these weights; UserError if they do not fit the spec exactly."""
         check_state(self.spec, self.state_dict)
-        encoder = empty_encoder(self.spec).to_empty(device="cpu")
+        encoder = blank_encoder(self.spec)
         encoder.load_state_dict(dict(self.state_dict), strict=True)
         return encoder.eval()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vicc_ray.models.encoder import MIN_FRAMES, MIN_PIXELS, Encoder
+from vicc_ray.models.encoder import Encoder
 
 
 @torch.no_grad()
@@ -24,6 +24,8 @@ def fold_batch_norm(encoder: Encoder) -> Encoder:
     copy's state has other names than the encoder's: it is for use, not for saving.
     """
     folded = copy.deepcopy(encoder).eval().requires_grad_(False)
+    if not any(isinstance(module, _BatchNorm) for module in folded.modules()):
+        return folded
     names = {module: name for name, module in folded.named_modules()}
     for norm, convolution in _pairs(folded):
         _fold_(convolution, norm)
@@ -47,8 +49,7 @@ def _pairs(encoder: Encoder) -> list[tuple[_BatchNorm, nn.Conv3d]]:
 
     hooks = [m.register_forward_hook(leaves) for m in encoder.modules() if isinstance(m, nn.Conv3d)]
     hooks += [m.register_forward_pre_hook(enters) for m in encoder.modules() if isinstance(m, _BatchNorm)]
-    weight = next(encoder.parameters())
-    encoder(weight.new_zeros(1, encoder.spec.in_channels, MIN_FRAMES, MIN_PIXELS, MIN_PIXELS))
+    encoder(encoder.smallest_clip())
     for hook in hooks:
         hook.remove()
     return pairs

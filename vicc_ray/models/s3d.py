@@ -83,3 +83,10 @@ class S3D(nn.Sequential):
     def parts(self) -> list[nn.Module]:
         """What clips go through, one after the other."""
         return list(self.children())
+
+
+class S3DG(S3D):
+    """S3D with self-gating."""
+
+    def __init__(self, in_channels: int, width: float) -> None:
+        super().__init__(in_channels, width, gating=True)

@@ -11,7 +11,7 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.extensions import OBJECTIVES
-from vicc_ray.models.encoder import Encoder, build_encoder
+from vicc_ray.models.encoder import Encoder, EncoderSpec, build_encoder, check_clip_size
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 from vicc_ray.objective import Objective
 from vicc_ray.runs.folder import RunFolder
@@ -32,6 +32,9 @@ class Pretraining:
 
     def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
         """The stages, to the last one, over the manifest's training videos."""
+        model, clip = experiment.model, experiment.clip
+        spec = EncoderSpec(model.backbone, width=model.width, embedding_dim=model.embedding_dim)
+        check_clip_size(spec, clip.frames, clip.size)
         plan = make_plan(experiment, manifest)
         names = [stage.name for stage in plan.stages]
         return replace(plan, stages=plan.stages[: names.index(self.last) + 1]) if self.last else plan
