@@ -17,7 +17,7 @@ from vicc_ray.data.flow.identity import flow_identity
 from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import classifiers as classifying
+from vicc_ray.evaluate import classifiers
 from vicc_ray.evaluate.stored import Side, source_of
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
@@ -76,7 +76,7 @@ def encoders(tmp_path: Path) -> dict[str, EncoderOnDisk]:
 def digest(
     experiment: Experiment, videos: Manifest, encoders: Mapping[str, EncoderOnDisk], protocol: str = "linear"
 ) -> str:
-    return classifying._own_folder(RunFolder(Path("run")), experiment, videos, "d", protocol, encoders)[1]
+    return classifiers._own_folder(RunFolder(Path("run")), experiment, videos, "d", protocol, encoders)[1]
 
 
 def test_a_classifier_on_a_store_that_was_made_anew_is_another(

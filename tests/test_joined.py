@@ -12,10 +12,11 @@ from tiny import tiny_experiment
 
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import classifiers as classifying
-from vicc_ray.evaluate import joined
+from vicc_ray.evaluate import joined, protocols
+from vicc_ray.evaluate.classifiers import Probe
 from vicc_ray.evaluate.feature_store import Source, VideoFeatures, writing_features
 from vicc_ray.evaluate.joined import Joined
+from vicc_ray.evaluate.protocols import EvaluationTask, RayAccess
 from vicc_ray.evaluate.stored import FeatureFile, Side
 from vicc_ray.metrics.search import Rows
 from vicc_ray.runs.encoders import EncoderOnDisk
@@ -66,10 +67,12 @@ def test_the_probe_scores_each_encoder_against_its_own_videos(
             write(path, rows, lost[number], 1.0 + number)
             source = Source(name, "ab", "cd", {})
             files[name].append(FeatureFile(path, encoders[name], Side(tuple(rows), "all"), source))
-    monkeypatch.setattr(classifying, "extract_features", lambda *_: files)
-    monkeypatch.setattr(classifying, "open_encoders", lambda _: encoders)
+    monkeypatch.setattr(protocols, "extract_features", lambda *_: files)
     experiment = tiny_experiment(evaluate={"fusion": "fitted"})
-    found = classifying.classify(RunFolder(tmp_path), experiment, Manifest([*train, *test]), "probe", "d", _no_ray)
+    task = EvaluationTask(
+        RunFolder(tmp_path), experiment, Manifest([*train, *test]), "d", encoders, RayAccess(_no_ray), print
+    )
+    found = Probe(task).evaluate()
     assert {row["name"]: row["top-1"] for row in found.rows} == {"RGB-2": 1.0, "Flow-2": 1.0, "R+F": 1.0}
     away = len(lost[0] | lost[1])
     assert (found.train, found.test, len(found.refused)) == (32 - away, 16 - away, 2 * away)

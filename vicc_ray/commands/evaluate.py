@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.table import Table
 
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.session import ray_session
-from vicc_ray.config import Experiment, load_experiment
+from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.neighbours import retrieve, sides_of
+from vicc_ray.evaluate.protocols import EvaluationProtocol, EvaluationTask, RayAccess, judge
 from vicc_ray.evaluate.results import (
     Evaluation,
     Spread,
@@ -27,24 +27,13 @@ from vicc_ray.evaluate.results import (
     summarise,
     title_of_protocol,
     with_videos,
-    write,
 )
+from vicc_ray.extensions import PROTOCOLS
 from vicc_ray.runs.encoders import open_encoders
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.train.driver import check_refused
 
-PROTOCOLS = ("retrieval", "linear", "finetune", "probe")
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class Order:
-    """One run to be judged on one data set."""
-
-    folder: RunFolder
-    experiment: Experiment
-    manifest: Manifest
-    data: str
 
 
 def evaluate_runs(
@@ -57,85 +46,69 @@ def evaluate_runs(
     address: str | None = None,
     verbose: bool = False,
 ) -> list[Evaluation]:
-    """Judge each run on each data set (manifests; by default the run's own) by a protocol, or by all of them.
+    """Judge each run on each data set (manifests; by default the run's own) by a protocol, or by all built-in ones.
 
     Results go into the runs' folders as they come. `train_on` is the split that is searched or learnt from, `test_on` the
-    one that is asked about. What the reader has got wrong shows before anything runs.
+    one that is tested. UserError for what the reader has to change, before anything runs.
     """
-    if protocol not in (*PROTOCOLS, ALL):
-        raise UserError(f"--protocol {protocol}: is not known; allowed: {', '.join((*PROTOCOLS, ALL))}")
-    protocols = PROTOCOLS if protocol == ALL else (protocol,)
-    orders = [order for run in runs for order in _orders(run, data, train_on, test_on, overrides)]
-    for order in orders:
-        open_encoders(order.folder)
-        check_refused(order.experiment, order.manifest)
-        if "retrieval" in protocols:
-            sides_of(order.experiment, order.manifest)
+    kinds = [] if protocol == ALL else [PROTOCOLS.load(protocol, "--protocol")]
+    kinds = kinds or [PROTOCOLS.load(name, "--protocol") for name in PROTOCOLS.built_in]
     found = []
     with ExitStack() as stack:
-        stack.enter_context(quiet(orders[0].folder.logs / "ray.log", verbose))
-        resources = _session_when_needed(stack, orders[0].experiment, address, verbose)
-        for order in orders:
-            for name in protocols:
-                found.append(_evaluate(order, name, resources, address, verbose))
+        ray = _Ray(stack, address, verbose)
+        tasks = [task for run in runs for task in _tasks(run, data, train_on, test_on, overrides, ray)]
+        protocols: list[tuple[EvaluationTask, EvaluationProtocol]] = []
+        for task in tasks:
+            check_refused(task.experiment, task.manifest)
+            protocols += [(task, kind(task)) for kind in kinds]
+        stack.enter_context(quiet(tasks[0].folder.logs / "ray.log", verbose))
+        ray.experiment = tasks[0].experiment
+        for task, one in protocols:
+            found.append(judge(task, one))
     return found
 
 
-def _orders(
-    run: str, data: Sequence[str], train_on: str | None, test_on: str | None, overrides: Sequence[str]
-) -> Iterator[Order]:
+class _Ray:
+    """One Ray session for everything, started by the first that needs it."""
+
+    def __init__(self, stack: ExitStack, address: str | None, verbose: bool) -> None:
+        self.stack, self.address, self.verbose = stack, address, verbose
+        self.experiment = Experiment()
+        self.plan: ResourcePlan | None = None
+
+    def resources(self) -> ResourcePlan:
+        if self.plan is None:
+            self.plan = self.stack.enter_context(ray_session(self.experiment.train, self.address, self.verbose))
+        return self.plan
+
+    def access(self) -> RayAccess:
+        return RayAccess(self.resources, self.address, self.verbose)
+
+
+def _tasks(
+    run: str, data: Sequence[str], train_on: str | None, test_on: str | None, overrides: Sequence[str], ray: _Ray
+) -> Iterator[EvaluationTask]:
+    """One task a data set of a run."""
     folder = RunFolder.at(run)
     with folder.as_user_errors():
         folder.pull()
-    folder.experiment()
-    experiment = load_experiment(folder.config, overrides)
+    experiment = folder.experiment(overrides)
     splits = {"gallery_split": train_on, "query_split": test_on}
     changed = {name: split for name, split in splits.items() if split is not None}
-    asked = experiment.model_copy(update={"data": experiment.data.model_copy(update=changed)})
-    set_here = [text.partition("=")[2] for text in overrides if text.startswith("data.manifest=")]
-    for file in data or set_here:
+    settings = experiment.model_copy(update={"data": experiment.data.model_copy(update=changed)})
+    files = list(data) or [text.partition("=")[2] for text in overrides if text.startswith("data.manifest=")]
+    named = experiment.data.manifest or folder.manifest
+    if not files and not folder.manifest.is_file():
+        raise UserError(f"{folder}: has no manifest of its own; name the videos with --data MANIFEST")
+    encoders = open_encoders(folder)
+    for file, name in [(file, file) for file in files] or [(str(folder.manifest), str(named))]:
         manifest = Manifest.read(file)
-        yield Order(folder, asked, manifest, data_name(manifest, file))
-    if not data and not set_here:
-        if not folder.manifest.is_file():
-            raise UserError(f"{folder}: has no manifest of its own; name the videos with --data MANIFEST")
-        manifest = Manifest.read(folder.manifest)
-        yield Order(folder, asked, manifest, data_name(manifest, experiment.data.manifest or folder.manifest))
+        yield EvaluationTask(folder, settings, manifest, data_name(manifest, name), encoders, ray.access(), say)
 
 
 def data_name(manifest: Manifest, file: str | Path) -> str:
-    """What results call a data set: the name that its layout told, else that of the manifest's file."""
+    """What results call a data set: the name that its layout gives, else that of the manifest's file."""
     return plain_name(manifest.dataset or Path(file).stem)
-
-
-def _session_when_needed(
-    stack: ExitStack, experiment: Experiment, address: str | None, verbose: bool
-) -> Callable[[], ResourcePlan]:
-    """One Ray for everything, started by the first that asks: stored features need none."""
-    opened: list[ResourcePlan] = []
-
-    def resources() -> ResourcePlan:
-        if not opened:
-            opened.append(stack.enter_context(ray_session(experiment.train, address, verbose)))
-        return opened[0]
-
-    return resources
-
-
-def _evaluate(
-    order: Order, protocol: str, resources: Callable[[], ResourcePlan], address: str | None, verbose: bool
-) -> Evaluation:
-    folder, experiment, manifest = order.folder, order.experiment, order.manifest
-    if protocol == "retrieval":
-        retrieval = retrieve(folder, experiment, manifest, resources, order.data, say)
-        retrieval.write(folder)
-        return retrieval.evaluation
-    from vicc_ray.evaluate.classifiers import ClassifierName, classify
-
-    kind = cast(ClassifierName, protocol)
-    evaluation = classify(folder, experiment, manifest, kind, order.data, resources, address, verbose)
-    write(folder, evaluation)
-    return evaluation
 
 
 def say(line: str) -> None:
@@ -189,7 +162,7 @@ def title_of(evaluation: Evaluation, among: Sequence[Evaluation] = ()) -> str:
     where = name_of_data(one, among)
     chance = f"chance {'R@1' if retrieval else 'top-1'} {one.chance:.3f}"
     trial = " (trial sizes)" if one.scale != "full" else ""
-    return f"{one.run}: {title_of_protocol(one.protocol).lower()} on {where}{trial}: {sides}, {chance}"
+    return f"{one.run}: {title_of_protocol(one.protocol, one.title).lower()} on {where}{trial}: {sides}, {chance}"
 
 
 def _summary(spreads: Sequence[Spread]) -> Table:

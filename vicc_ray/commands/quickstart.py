@@ -16,8 +16,10 @@ from vicc_ray.console import console, quiet
 from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.synthetic import make_dataset
-from vicc_ray.evaluate.neighbours import retrieve
+from vicc_ray.evaluate.neighbours import Retrieval
+from vicc_ray.evaluate.protocols import EvaluationTask, RayAccess, judge
 from vicc_ray.report import write_report
+from vicc_ray.runs.encoders import open_encoders
 from vicc_ray.runs.folder import RunFolder
 
 FRAMES = 16  # a video; clips are shorter, so that their windows differ
@@ -38,9 +40,12 @@ def run_quickstart(
     with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, None, verbose) as resources:
         run_training(experiment, None, verbose)
         manifest = Manifest.read(folder.manifest)
-        retrieval = retrieve(folder, experiment, manifest, lambda: resources, data_name(manifest, manifest_file), say)
-    retrieval.write(folder)
-    print_evaluation(retrieval.evaluation)
+        ray = RayAccess(lambda: resources, None, verbose)
+        task = EvaluationTask(
+            folder, experiment, manifest, data_name(manifest, manifest_file), open_encoders(folder), ray, say
+        )
+        evaluation = judge(task, Retrieval(task))
+    print_evaluation(evaluation)
     write_report([folder.path], folder.report)
     console.print(f"report: {folder.report}  ({time.monotonic() - started:.0f} s in all)", markup=False)
 

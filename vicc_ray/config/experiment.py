@@ -400,6 +400,7 @@ class EvaluateConfig(Section):
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
     monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor looks at")
     neighbours: int = Field(8, ge=0, description="queries whose neighbours are written for the report")
+    options: dict[str, Any] = Field({}, description="settings of an evaluation protocol of another package")
 
 
 class ClassifierConfig(Section):

@@ -72,6 +72,7 @@ class Evaluation:
         notes: lines for the reader on how the figures came about.
         videos: fingerprint of the manifest (contents, labels, splits, order); empty in results of earlier versions.
         contents: the same of contents and labels alone, which the folds of a data set have in common.
+        title: what the protocol calls itself; empty in results of earlier versions.
     """
 
     protocol: str
@@ -94,6 +95,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     videos: str = ""
     contents: str = ""
+    title: str = ""
 
     @property
     def file_name(self) -> str:
@@ -127,9 +129,9 @@ class Spread:
     settings: Mapping[str, Any]
 
 
-def title_of_protocol(protocol: str) -> str:
-    """What the reader calls it."""
-    return PROTOCOLS.get(protocol, protocol)
+def title_of_protocol(protocol: str, title: str = "") -> str:
+    """What pages and tables call a protocol: its title, which the evaluations of other packages' protocols have with them."""
+    return PROTOCOLS.get(protocol) or title or protocol
 
 
 def name_of_data(one: Evaluation, among: Sequence[Evaluation]) -> str:

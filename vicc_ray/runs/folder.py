@@ -21,7 +21,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -210,13 +210,13 @@ class RunFolder:
         """Names of the encoders that are there."""
         return sorted(path.stem for path in (self.path / "encoders").glob("*.safetensors"))
 
-    def experiment(self) -> Experiment:
-        """The run's experiment; UserError where this is no run folder."""
+    def experiment(self, overrides: Sequence[str] = ()) -> Experiment:
+        """The run's experiment, with `path=value` overrides applied; UserError where this is no run folder."""
         if not self.config.is_file():
             raise UserError(
                 f"{self}: is not a run folder (it has no config.yaml); give a folder that 'vicc train' wrote"
             )
-        return load_experiment(self.config)
+        return load_experiment(self.config, overrides)
 
     def read_manifest(self, experiment: Experiment) -> Manifest:
         """The manifest that the experiment names, else the one that the run was started with; UserError without either."""

@@ -1,4 +1,4 @@
-"""nearest.py, stored.py, features.py: retrieval over a run with its actors called in this process; Ray has its own test."""
+"""neighbours.py, stored.py, features.py: retrieval over a run with its actors called in this process; Ray has its own test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,22 @@ from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import Clips, read_clips
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import feature_store, features, joined
-from vicc_ray.evaluate import neighbours as nearest
+from vicc_ray.evaluate import feature_store, features, joined, neighbours
 from vicc_ray.evaluate import passes as passes_module
+from vicc_ray.evaluate import protocols as evaluate
 from vicc_ray.evaluate.feature_store import read_features
 from vicc_ray.evaluate.means import video_means
 from vicc_ray.evaluate.model_actors import EncodeWindows
-from vicc_ray.evaluate.neighbours import Retrieval, retrieve
+from vicc_ray.evaluate.neighbours import Retrieval
 from vicc_ray.evaluate.passes import Pass, passes
+from vicc_ray.evaluate.protocols import EvaluationTask, RayAccess
 from vicc_ray.evaluate.results import Evaluation
 from vicc_ray.evaluate.stored import Side
 from vicc_ray.metrics.fusion import fit_weights, fused_similarities
 from vicc_ray.metrics.retrieval import similarities
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
-from vicc_ray.runs.encoders import finished_encoders, open_encoder
+from vicc_ray.runs.encoders import finished_encoders, open_encoder, open_encoders
 from vicc_ray.runs.folder import RunFolder
 
 NAMES = ("RGB-0", "RGB-1", "RGB-2", "Flow-2")
@@ -69,8 +70,16 @@ class Here:
         return read_clips(video, starts, streams, self.experiment.clip, self.experiment.flow)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Figures, and the neighbours that were written."""
+
+    evaluation: Evaluation
+    neighbours: dict[str, list[dict[str, Any]]]
+
+
 class Judge:
-    """Retrieval whose passes are made in this process, and what it told."""
+    """Retrieval whose passes are made in this process, and its lines for the reader."""
 
     def __init__(self, folder: RunFolder, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -87,12 +96,17 @@ class Judge:
         decode = DecodeWindows(videos, windows, 5, experiment, part.streams)
         decode.reader = Here(experiment)  # type: ignore[assignment]  # no process of its own
         keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
-        encode = EncodeWindows({e.name: e.reached for e in part.encoders}, experiment, False, 1, keys)
+        encode = EncodeWindows({e.name: e.shared_name for e in part.encoders}, experiment, False, 1, keys)
         blocks = (encode(decode({"unit": [unit]})) for unit in range(-(-len(windows) // 5)))
         passes_module.write_means(part, blocks)
 
-    def __call__(self, **changes: Any) -> Retrieval:
-        return retrieve(self.folder, tiny_experiment(**changes), self.manifest, _plan, "tiny", self.lines.append)
+    def __call__(self, **changes: Any) -> Judged:
+        experiment, encoders = tiny_experiment(**changes), open_encoders(self.folder)
+        task = EvaluationTask(
+            self.folder, experiment, self.manifest, "tiny", encoders, RayAccess(_plan), self.lines.append
+        )
+        evaluation = evaluate.judge(task, Retrieval(task))
+        return Judged(evaluation, json.loads(self.folder.neighbours.read_text()))
 
     def stored(self, name: str) -> list[feature_store.VideoFeatures]:
         return [read_features(str(path)) for path in sorted(self.folder.features.glob(f"{name}-tiny-*"))]
@@ -343,9 +357,9 @@ def test_groups_are_passed_over_where_asked(judge: Judge) -> None:
 
 
 def test_groups_of_ucf101_are_those_of_a_class() -> None:
-    side = nearest.Asked(["a", "b", "c"], ["Punch", "Kick", "Kick"], ["g01", "g01", None])
-    assert len(set(nearest._own(side, "ucf101"))) == 3
-    assert len(set(nearest._own(side, "hmdb51"))) == 2
+    side = neighbours.LabelledVideos(["a", "b", "c"], ["Punch", "Kick", "Kick"], ["g01", "g01", None])
+    assert len(set(neighbours._own(side, "ucf101"))) == 3
+    assert len(set(neighbours._own(side, "hmdb51"))) == 2
 
 
 def test_fitted_weights_are_of_the_gallery_and_stand_in_the_row(judged: Judge) -> None:
@@ -470,7 +484,7 @@ def test_an_encoder_of_another_stream_than_its_name_says_is_refused(encoders: Ru
     folder = RunFolder(tmp_path)
     save_encoder(folder.encoder("RGB-2"), load_encoder(encoders.encoder("Flow-2")))
     with pytest.raises(UserError, match=r"RGB-2.safetensors: is named RGB-2 but holds an encoder of the flow stream"):
-        nearest.open_encoders(folder)
+        open_encoders(folder)
     save_encoder(folder.encoder("mine"), load_encoder(encoders.encoder("Flow-2")))
     assert open_encoder(folder, "mine").stream == "flow"
     with pytest.raises(UserError, match="has no finished stage"):
@@ -526,7 +540,6 @@ def test_sides_that_lack_the_same_encoders_share_a_pass(judge: Judge) -> None:
 
 def test_what_is_written_stays_in_the_runs_folder(judged: Judge) -> None:
     found = judged()
-    found.write(judged.folder)
     assert json.loads(judged.folder.neighbours.read_text()) == found.neighbours
     assert list(found.neighbours) == ["RGB-1", "RGB-2"] and len(found.neighbours["RGB-2"]) == 4
     assert [path.name for path in judged.folder.evaluations.iterdir()] == [found.evaluation.file_name]
