@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vicc_ray.config import Stream
+from vicc_ray.config import Experiment, Stream, load_experiment
 from vicc_ray.errors import UserError
 
 Backbone = Literal["s3d", "r2plus1d_10"]
@@ -167,6 +167,22 @@ def shipped_experiment(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     raise UserError(f"experiments/{name}.yaml: is missing from this installation")
+
+
+def experiment_file(name: str) -> Path:
+    """The file of an experiment: itself, or that of a shipped experiment by its name (`s3d_rgb_retrieval_ucf101`)."""
+    if Path(name).suffix or Path(name).exists() or "/" in name:
+        return Path(name)
+    try:
+        return shipped_experiment(name)
+    except UserError:
+        known = sorted(file.stem for file in shipped_experiment("quickstart").parent.glob("*.yaml"))
+        raise UserError(f"{name}: is no file and no shipped experiment; shipped: {', '.join(known)}") from None
+
+
+def named_experiment(name: str) -> Experiment:
+    """The experiment of a file, or a shipped one by its name."""
+    return load_experiment(experiment_file(name))
 
 
 def _prepared(row: PublishedRow, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
