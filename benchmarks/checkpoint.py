@@ -17,9 +17,9 @@ from vicc_ray.config.published import shipped_experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.batches import Block, TrainingPlan, make_plan, to_batch
-from vicc_ray.train.loop import Notice, train
-from vicc_ray.train.pretraining import Pretraining
+from vicc_ray.training.batches import Block, TrainingPlan, make_plan, to_batch
+from vicc_ray.training.loop import Notice, train
+from vicc_ray.training.pretraining import Pretraining
 
 STEPS = 20
 WARM_UP = 3

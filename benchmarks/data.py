@@ -47,9 +47,9 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.errors import UserError
-from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
-from vicc_ray.train.schedule import make_stages
-from vicc_ray.train.step import augment_settings
+from vicc_ray.training.batches import Batch, TrainingPlan, decode_share, to_batch
+from vicc_ray.training.schedule import make_stages
+from vicc_ray.training.step import augment_settings
 
 BATCH = 4  # samples a step
 # Steps a core: until Ray Data's actors have all started; before the clock, on it and after it.

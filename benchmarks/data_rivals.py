@@ -27,8 +27,8 @@ from torchvision.transforms import functional as F
 
 from vicc_ray.config import STREAMS, Stream
 from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentSettings, ClipParameters, draw
-from vicc_ray.train.batches import Block, TrainingPlan, decode_share
-from vicc_ray.train.schedule import locate
+from vicc_ray.training.batches import Block, TrainingPlan, decode_share
+from vicc_ray.training.schedule import locate
 
 JPEG_QUALITY = 95
 

@@ -39,7 +39,7 @@ def watch(file):
     convolutions = []
     while not convolutions:
         time.sleep(0.2)
-        if os.path.exists(file) and "vicc_ray.train.step" in sys.modules:
+        if os.path.exists(file) and "vicc_ray.training.step" in sys.modules:
             import torch
             convolutions = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Conv3d)]
     with suppress(FileNotFoundError):

@@ -478,7 +478,7 @@ def tvl1(context: Context) -> None:
 def features(context: Context) -> None:
     """Clips/s of the model actor of `vicc evaluate`, S3D: as it is, and with the encoder's levers."""
     from benchmarks.roofline import now
-    from vicc_ray.evaluate.model_actors import EncodeWindows
+    from vicc_ray.evaluation.model_actors import EncodeWindows
     from vicc_ray.models.encoder import build_encoder
     from vicc_ray.models.encoder_file import EncoderFile, save_encoder
 

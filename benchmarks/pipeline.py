@@ -17,7 +17,7 @@ from vicc_ray.data.layouts import scan
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.batches import TrainingPlan, decode_share, make_plan
+from vicc_ray.training.batches import TrainingPlan, decode_share, make_plan
 
 STEPS = 24
 SHARE_OF_BARE = 0.85

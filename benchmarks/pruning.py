@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from benchmarks import Bar, Outcome
 from vicc_ray.config import load_experiment
 from vicc_ray.config.published import shipped_experiment
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.schedule import make_stages
 from vicc_ray.tune.sweep import make_pruner
 
 # Recall of 160 queries after 18, 36, 54 and 72 steps of the 12 trials of `experiments/sweep_quickstart.yaml` with scheduler:

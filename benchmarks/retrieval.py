@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import Bar, Outcome, take_turns
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import Source, VideoFeatures, feature_rows, write_features
+from vicc_ray.evaluation.feature_store import Source, VideoFeatures, feature_rows, write_features
 from vicc_ray.metrics.search import Features, top_k, units
 
 GALLERY, QUERIES, WIDTH, K = 100_000, 2_000, 1024, 50

@@ -25,8 +25,8 @@ from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import Clips, empty_clips
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.batches import decode_share, make_plan, to_batch
-from vicc_ray.train.pretraining import Pretraining
+from vicc_ray.training.batches import decode_share, make_plan, to_batch
+from vicc_ray.training.pretraining import Pretraining
 
 A_WORKER = 8  # samples a step
 WARM_UP, STEPS = 10, 40

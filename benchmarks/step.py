@@ -23,9 +23,9 @@ from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, build_encoder
 from vicc_ray.objective import PrototypeObjective
 from vicc_ray.objective.prototype_objective import prototype_phases
-from vicc_ray.train.batches import Batch
-from vicc_ray.train.schedule import Stage, make_stages
-from vicc_ray.train.step import StageTrainer
+from vicc_ray.training.batches import Batch
+from vicc_ray.training.schedule import Stage, make_stages
+from vicc_ray.training.step import StageTrainer
 
 STEPS = 2  # timed steps a turn
 TIMES_PUBLISHED = {"cpu": 1.5, "cuda": 3.0}

@@ -1,6 +1,6 @@
 """The training step the published way, for `vicc bench step`: written from the facts of the method, one thing at a time.
 
-What differs from `train.step` can be chosen part by part (`Ways`), so that each of our steps can be measured on its own:
+What differs from `training.step` can be chosen part by part (`Ways`), so that each of our steps can be measured on its own:
 frames augmented one by one with PIL in the processes of a loader, one forward a view, assignments view by view as exp(), and
 LARS one parameter at a time. Legend: B samples, V views, N rows, K prototypes, T frames, s side of the network's input.
 """
@@ -24,9 +24,9 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, draw
 from vicc_ray.models.encoder import Encoder
 from vicc_ray.objective import Outcome, PrototypeObjective, Prototypes, SwappedPrediction
-from vicc_ray.train.batches import Batch
-from vicc_ray.train.schedule import Stage
-from vicc_ray.train.step import StageTrainer, augment_settings
+from vicc_ray.training.batches import Batch
+from vicc_ray.training.schedule import Stage
+from vicc_ray.training.step import StageTrainer, augment_settings
 
 MOST_PROCESSES = 8
 Views = dict[Stream, Tensor]
@@ -141,7 +141,7 @@ def exp_sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 class LoopLARS(Optimizer):
-    """`train.optim.LARS`, one parameter after the other, the ratio decided on the host."""
+    """`training.optim.LARS`, one parameter after the other, the ratio decided on the host."""
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float, trust: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})

@@ -16,7 +16,7 @@ from tiny import tiny_experiment
 from benchmarks.step import Row, make_trainer, stage_of
 from benchmarks.step_published import Ways, made_batch
 from vicc_ray.config import Experiment
-from vicc_ray.train.step import StageTrainer
+from vicc_ray.training.step import StageTrainer
 
 STEPS = 50
 ROUNDING = 5e-3

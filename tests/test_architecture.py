@@ -88,7 +88,7 @@ def test_pickles_stay_inside_a_process_tree_and_ray() -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("vicc_ray.train.batches", "torch"),
+        ("vicc_ray.training.batches", "torch"),
         ("vicc_ray.cluster.launch", "torchvision"),
         ("vicc_ray.cluster.stream", "torch"),
     ],

@@ -37,7 +37,7 @@ from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
-from vicc_ray.train.batches import TrainingPlan, decode_share, to_batch
+from vicc_ray.training.batches import TrainingPlan, decode_share, to_batch
 
 
 @pytest.fixture(scope="module")

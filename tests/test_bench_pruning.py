@@ -10,7 +10,7 @@ from optuna.pruners import BasePruner, NopPruner
 from benchmarks.pruning import BATCH, QUERIES, RECORDED, STEPS, VIDEOS, measure, replay
 from vicc_ray.config import load_experiment
 from vicc_ray.config.published import shipped_experiment
-from vicc_ray.train.schedule import every, make_stages
+from vicc_ray.training.schedule import every, make_stages
 
 
 class Never(BasePruner):

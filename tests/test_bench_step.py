@@ -19,8 +19,8 @@ from benchmarks.step_published import LoopLARS, Ways, exp_sinkhorn, loader, made
 from vicc_ray.data.augment import augment, draw
 from vicc_ray.errors import UserError
 from vicc_ray.objective.sinkhorn import sinkhorn
-from vicc_ray.train.optim import LARS
-from vicc_ray.train.step import StageTrainer, augment_settings
+from vicc_ray.training.optim import LARS
+from vicc_ray.training.step import StageTrainer, augment_settings
 
 CPU = torch.device("cpu")
 QUICKSTART = str(Path(__file__).parent.parent / "experiments" / "quickstart.yaml")

@@ -30,11 +30,11 @@ from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.encoders import EncoderOnDisk, open_encoder
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import read_records
-from vicc_ray.train.batches import Batch, Block, decode_share, to_batch
-from vicc_ray.train.classification import Classification, rare_classes, training_classes
-from vicc_ray.train.classification_step import ClassifierTrainer, drop_steps
-from vicc_ray.train.loop import Notice, train
-from vicc_ray.train.schedule import Stage
+from vicc_ray.training.batches import Batch, Block, decode_share, to_batch
+from vicc_ray.training.classification import Classification, rare_classes, training_classes
+from vicc_ray.training.classification_step import ClassifierTrainer, drop_steps
+from vicc_ray.training.loop import Notice, train
+from vicc_ray.training.schedule import Stage
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -413,7 +413,7 @@ def test_the_loop_leaves_classifiers_also_after_a_stop(
     monkeypatch: pytest.MonkeyPatch,
     protocol: ClassifierProtocol,
 ) -> None:
-    monkeypatch.setattr("vicc_ray.train.loop.POLL_SECONDS", 0.0)  # a look after every step
+    monkeypatch.setattr("vicc_ray.training.loop.POLL_SECONDS", 0.0)  # a look after every step
     settings = {"length": "3 steps", "global_batch": 8}
     experiment = _experiment(linear=settings, finetune=settings, train={"checkpoint_every": "2 steps"})
     task = _task(protocol, encoders, videos)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.nodes import descendants
-from vicc_ray.evaluate.results import read_all
+from vicc_ray.evaluation.results import read_all
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import read_records

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, evaluation_input
-from vicc_ray.evaluate.crops import COUNTS, crop_boxes, crop_views
+from vicc_ray.evaluation.crops import COUNTS, crop_boxes, crop_views
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

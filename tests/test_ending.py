@@ -21,13 +21,13 @@ from vicc_ray.cluster.launch import run_training
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.driver import alone_in, is_held, sigterm_stops
+from vicc_ray.training.driver import alone_in, is_held, sigterm_stops
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.driver import alone_in
+from vicc_ray.training.driver import alone_in
 with alone_in(RunFolder(Path(sys.argv[1]))):
     print("mine", flush=True)
     time.sleep(60)

@@ -16,10 +16,10 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import evaluation_input
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.crops import crop_views
-from vicc_ray.evaluate.means import mean_over_windows
-from vicc_ray.evaluate.model_actors import ClassifyWindows
-from vicc_ray.evaluate.predictions import classify_videos
+from vicc_ray.evaluation.crops import crop_views
+from vicc_ray.evaluation.means import mean_over_windows
+from vicc_ray.evaluation.model_actors import ClassifyWindows
+from vicc_ray.evaluation.predictions import classify_videos
 from vicc_ray.metrics.accuracy import accuracy
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
 from vicc_ray.models.classifier_file import ClassifierFile, load_classifier, save_classifier

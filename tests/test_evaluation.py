@@ -17,10 +17,10 @@ from vicc_ray.commands.evaluate import evaluate_runs, evaluations_json, print_ev
 from vicc_ray.console import console, console_on_stderr, errors
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import neighbours
-from vicc_ray.evaluate.neighbours import sides_of
-from vicc_ray.evaluate.protocols import EvaluationTask
-from vicc_ray.evaluate.results import Evaluation, read_all
+from vicc_ray.evaluation import neighbours
+from vicc_ray.evaluation.neighbours import sides_of
+from vicc_ray.evaluation.protocols import EvaluationTask
+from vicc_ray.evaluation.results import Evaluation, read_all
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.encoder_file import EncoderFile, save_encoder
 from vicc_ray.runs import encoders

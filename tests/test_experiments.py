@@ -17,7 +17,7 @@ from vicc_ray.config import flatten, load_experiment
 from vicc_ray.config.published import ROWS, TRAIN_VIDEOS, Cost, PublishedRow, commands
 from vicc_ray.console import console, errors
 from vicc_ray.objective.prototype_objective import prototype_phases
-from vicc_ray.train.schedule import learning_rate, make_stages
+from vicc_ray.training.schedule import learning_rate, make_stages
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").iterdir())

@@ -22,9 +22,9 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import read_records
-from vicc_ray.train.batches import Block, TrainingPlan, decode_share, make_plan
-from vicc_ray.train.loop import Notice, train
-from vicc_ray.train.pretraining import Pretraining
+from vicc_ray.training.batches import Block, TrainingPlan, decode_share, make_plan
+from vicc_ray.training.loop import Notice, train
+from vicc_ray.training.pretraining import Pretraining
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import feature_store
-from vicc_ray.evaluate.feature_store import (
+from vicc_ray.evaluation import feature_store
+from vicc_ray.evaluation.feature_store import (
     Source,
     VideoFeatures,
     feature_rows,

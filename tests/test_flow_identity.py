@@ -17,8 +17,8 @@ from vicc_ray.data.flow.identity import flow_identity
 from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import classifiers
-from vicc_ray.evaluate.stored import Side, source_of
+from vicc_ray.evaluation import classifiers
+from vicc_ray.evaluation.stored import Side, source_of
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.tune.folder import SweepFolder

@@ -12,12 +12,12 @@ from tiny import tiny_experiment
 
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import joined, protocols
-from vicc_ray.evaluate.classifiers import Probe
-from vicc_ray.evaluate.feature_store import Source, VideoFeatures, writing_features
-from vicc_ray.evaluate.joined import Joined
-from vicc_ray.evaluate.protocols import EvaluationTask, RayAccess
-from vicc_ray.evaluate.stored import FeatureFile, Side
+from vicc_ray.evaluation import joined, protocols
+from vicc_ray.evaluation.classifiers import Probe
+from vicc_ray.evaluation.feature_store import Source, VideoFeatures, writing_features
+from vicc_ray.evaluation.joined import Joined
+from vicc_ray.evaluation.protocols import EvaluationTask, RayAccess
+from vicc_ray.evaluation.stored import FeatureFile, Side
 from vicc_ray.metrics.search import Rows
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder

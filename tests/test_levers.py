@@ -19,7 +19,7 @@ from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import PlanarConv3d, planar_
 from vicc_ray.models.recompute import recomputing
-from vicc_ray.train.step import _Graphs
+from vicc_ray.training.step import _Graphs
 
 BACKBONES = ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"]
 

@@ -23,17 +23,17 @@ from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import Clips, read_clips
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import feature_store, features, joined, neighbours
-from vicc_ray.evaluate import passes as passes_module
-from vicc_ray.evaluate import protocols as evaluate
-from vicc_ray.evaluate.feature_store import read_features
-from vicc_ray.evaluate.means import video_means
-from vicc_ray.evaluate.model_actors import EncodeWindows
-from vicc_ray.evaluate.neighbours import Retrieval
-from vicc_ray.evaluate.passes import Pass, passes
-from vicc_ray.evaluate.protocols import EvaluationTask, RayAccess
-from vicc_ray.evaluate.results import Evaluation
-from vicc_ray.evaluate.stored import Side
+from vicc_ray.evaluation import feature_store, features, joined, neighbours
+from vicc_ray.evaluation import passes as passes_module
+from vicc_ray.evaluation import protocols as evaluate
+from vicc_ray.evaluation.feature_store import read_features
+from vicc_ray.evaluation.means import video_means
+from vicc_ray.evaluation.model_actors import EncodeWindows
+from vicc_ray.evaluation.neighbours import Retrieval
+from vicc_ray.evaluation.passes import Pass, passes
+from vicc_ray.evaluation.protocols import EvaluationTask, RayAccess
+from vicc_ray.evaluation.results import Evaluation
+from vicc_ray.evaluation.stored import Side
 from vicc_ray.metrics.fusion import fit_weights, fused_similarities
 from vicc_ray.metrics.retrieval import similarities
 from vicc_ray.models.encoder import build_encoder

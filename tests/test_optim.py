@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vicc_ray.config import OptimConfig
-from vicc_ray.train.optim import LARS, make_optimiser
+from vicc_ray.training.optim import LARS, make_optimiser
 
 
 def _slow_lars(

@@ -13,8 +13,8 @@ from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_win
 from vicc_ray.cluster.stream import segments
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
-from vicc_ray.train.batches import decode_share
-from vicc_ray.train.monitor import monitor_plan
+from vicc_ray.training.batches import decode_share
+from vicc_ray.training.monitor import monitor_plan
 
 
 def test_a_unit_is_the_share_of_a_worker(videos: Manifest) -> None:

@@ -29,8 +29,8 @@ from vicc_ray.preview import write_preview
 from vicc_ray.preview.looks import SampleLook, look_at, shown_frames, shown_stages
 from vicc_ray.report.flow_colour import LIMITS, colour_flow, colour_wheel, readable_limit
 from vicc_ray.report.pages import distinct_names
-from vicc_ray.train.batches import Batch, decode_share, make_plan, to_batch
-from vicc_ray.train.step import StageTrainer
+from vicc_ray.training.batches import Batch, decode_share, make_plan, to_batch
+from vicc_ray.training.step import StageTrainer
 
 
 @pytest.fixture(scope="module")

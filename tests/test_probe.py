@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import VideoFeatures
-from vicc_ray.evaluate.probe import PENALTIES, UNCHOSEN, Probe, fit_probe
+from vicc_ray.evaluation.feature_store import VideoFeatures
+from vicc_ray.evaluation.probe import PENALTIES, UNCHOSEN, Probe, fit_probe
 
 
 def _features(

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.results import Evaluation
+from vicc_ray.evaluation.results import Evaluation
 from vicc_ray.report import write_report
 from vicc_ray.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Level, chart, count, thinned, ticks
 from vicc_ray.report.folder import read_folder

@@ -11,7 +11,7 @@ import pytest
 from vicc_ray.config import dump_experiment, load_experiment
 from vicc_ray.config.published import ROWS, PublishedRow, shipped_experiment
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.evaluate.results import Evaluation, write
+from vicc_ray.evaluation.results import Evaluation, write
 from vicc_ray.report import write_report
 from vicc_ray.report.reproduction import Attempt, Reproduction, pretraining_cost, reproduction
 from vicc_ray.runs.folder import RunFolder

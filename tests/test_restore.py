@@ -21,10 +21,10 @@ from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import MARKER
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import append_record, read_events
-from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.restore import agree, count_attempt, restore
-from vicc_ray.train.schedule import Stage
+from vicc_ray.training.batches import TrainingPlan
+from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.restore import agree, count_attempt, restore
+from vicc_ray.training.schedule import Stage
 
 START = {"session": "this", "nodes": 1, "requester": None}
 

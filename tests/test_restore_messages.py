@@ -13,7 +13,7 @@ from tiny import tiny_experiment
 
 from vicc_ray import distributed
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.restore import restore
+from vicc_ray.training.restore import restore
 
 START = {"session": "one", "nodes": 1}
 

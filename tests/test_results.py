@@ -14,7 +14,7 @@ from tiny import tiny_experiment
 
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.results import (
+from vicc_ray.evaluation.results import (
     Evaluation,
     identified,
     name_of_data,

@@ -28,12 +28,12 @@ from vicc_ray.objective import NonFiniteError, Outcome
 from vicc_ray.runs.checkpoint import State, snapshot
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import read_records, unreadable_videos
-from vicc_ray.train.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
-from vicc_ray.train.loop import Notice, train
-from vicc_ray.train.monitor import Monitor, monitor_plan
-from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.schedule import locate
-from vicc_ray.train.step import StageTrainer
+from vicc_ray.training.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
+from vicc_ray.training.loop import Notice, train
+from vicc_ray.training.monitor import Monitor, monitor_plan
+from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.schedule import locate
+from vicc_ray.training.step import StageTrainer
 
 RECORDED = Path(__file__).parent / "data" / "tiny_curve.json"
 
@@ -218,7 +218,7 @@ def _train_until(plan: TrainingPlan, path: str, kill_at: int) -> State:
     """What each process of a run that is killed at a step runs; returns its last checkpoint."""
     host = PlainHost(plan, kill_at)
     patch = pytest.MonkeyPatch()  # of a process that ends with this function
-    patch.setattr("vicc_ray.train.pretraining.StageTrainer", _PlainStatistics)
+    patch.setattr("vicc_ray.training.pretraining.StageTrainer", _PlainStatistics)
     with pytest.raises(Stopped):
         train(Pretraining(), plan, RunFolder(Path(path)), host, None, None)
     return host.saved[-1]
@@ -226,7 +226,7 @@ def _train_until(plan: TrainingPlan, path: str, kill_at: int) -> State:
 
 def test_workers_may_change_in_mid_run(videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """3 workers (uneven shares of 8) are killed with a full queue in the cross-stream stage; one worker ends the run."""
-    monkeypatch.setattr("vicc_ray.train.pretraining.StageTrainer", _PlainStatistics)
+    monkeypatch.setattr("vicc_ray.training.pretraining.StageTrainer", _PlainStatistics)
     plan = tiny_plan(tiny_experiment(), videos)
     undisturbed, folder = (_open(plan, tmp_path / name, videos) for name in ("one", "three"))
     train(Pretraining(), plan, undisturbed, PlainHost(plan), None, None)
@@ -309,7 +309,7 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
 def test_a_run_that_is_asked_to_stop_saves_and_stops(
     videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vicc_ray.train.loop.POLL_SECONDS", 0.0)  # look after every step, however fast
+    monkeypatch.setattr("vicc_ray.training.loop.POLL_SECONDS", 0.0)  # look after every step, however fast
     plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
     host.stop_at_look = 3

@@ -15,7 +15,7 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.objective.prototype_objective import prototype_phases
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.scale import experiment_at
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.schedule import make_stages
 
 ROW = shipped_experiment("s3d_rf_finetune_hmdb51")
 EVERY = [shipped_experiment(row.id) for row in ROWS] + [shipped_experiment("quickstart")]

@@ -9,7 +9,7 @@ import pytest
 from vicc_ray.config import Experiment, make_experiment, parse_cadence
 from vicc_ray.errors import UserError
 from vicc_ray.objective.prototype_objective import PrototypePhases, prototype_phases
-from vicc_ray.train.schedule import describe, every, learning_rate, locate, make_stages, samples_at
+from vicc_ray.training.schedule import describe, every, learning_rate, locate, make_stages, samples_at
 
 
 def test_published_schedule_on_ucf101() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import retrieval as bench
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import Source, write_features
+from vicc_ray.evaluation.feature_store import Source, write_features
 from vicc_ray.metrics import search
 from vicc_ray.metrics.search import Rows, as_rows, average_precision, beside, top_k, units
 

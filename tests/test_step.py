@@ -17,8 +17,8 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder, build_encoder
 from vicc_ray.models.planar import planar_
 from vicc_ray.objective import PrototypeObjective
-from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
-from vicc_ray.train.step import StageTrainer
+from vicc_ray.training.batches import Batch, TrainingPlan, decode_share, to_batch
+from vicc_ray.training.step import StageTrainer
 
 
 def _encoder(seed: int) -> Encoder:

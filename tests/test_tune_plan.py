@@ -15,7 +15,7 @@ from vicc_ray.config import Experiment, SearchConfig, TrainConfig
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import append_record
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.schedule import make_stages
 from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers, with_room_for_one
 from vicc_ray.tune.sharing import begin_at, first_stage
 from vicc_ray.tune.trials import Follower, Look, cost, sum_up

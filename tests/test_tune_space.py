@@ -164,6 +164,6 @@ def test_the_shared_run_has_the_single_stream_stages_of_the_sweep() -> None:
 
 
 def check_space_of(experiment: Experiment) -> list[Any]:
-    from vicc_ray.train.schedule import make_stages
+    from vicc_ray.training.schedule import make_stages
 
     return make_stages(experiment, VIDEOS)

@@ -17,7 +17,7 @@ from tiny import TINY
 from vicc_ray.config import Experiment, TrainConfig, make_experiment
 from vicc_ray.errors import UserError
 from vicc_ray.runs.records import read_events
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.schedule import make_stages
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import Journal, open_study, point_of, preview
 from vicc_ray.tune.plan import TrialsPlan

@@ -14,7 +14,7 @@ from tiny import tiny_experiment
 from vicc_ray.config import Experiment
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import append_record
-from vicc_ray.train.driver import alone_in
+from vicc_ray.training.driver import alone_in
 from vicc_ray.tune import trials
 from vicc_ray.tune.trials import LostRun, TrialSpec, run_trial
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from vicc_ray.config import Experiment, make_experiment
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.batches import TrainingPlan
+from vicc_ray.training.schedule import make_stages
 
 # 2 + 2 + 4 + 2 steps of 8 samples over 16 videos: every kind of stage, more than one epoch, in seconds.
 TINY: dict[str, Any] = {

@@ -31,7 +31,7 @@ from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
 from vicc_ray.data.probing import probe_named
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.results import Evaluation, read_all
+from vicc_ray.evaluation.results import Evaluation, read_all
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder
 from vicc_ray.models.planar import arrange
 from vicc_ray.runs.encoders import finished_encoders

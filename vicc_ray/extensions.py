@@ -113,10 +113,10 @@ PROTOCOLS = Extensions(
     "evaluation protocol",
     "vicc_ray.protocols",
     {
-        "retrieval": "vicc_ray.evaluate.neighbours:Retrieval",
-        "linear": "vicc_ray.evaluate.classifiers:Linear",
-        "finetune": "vicc_ray.evaluate.classifiers:Finetune",
-        "probe": "vicc_ray.evaluate.classifiers:Probe",
+        "retrieval": "vicc_ray.evaluation.neighbours:Retrieval",
+        "linear": "vicc_ray.evaluation.classifiers:Linear",
+        "finetune": "vicc_ray.evaluation.classifiers:Finetune",
+        "probe": "vicc_ray.evaluation.classifiers:Probe",
     },
 )
 

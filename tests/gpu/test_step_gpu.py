@@ -14,7 +14,7 @@ from step_curves import BF16, STEPS, assert_same_curve, experiment_of, losses, p
 
 from benchmarks.step_published import Ways, made_batch
 from vicc_ray.models.encoder import build_encoder, convert_batch_norm
-from vicc_ray.train.batches import Batch
+from vicc_ray.training.batches import Batch
 
 pytestmark = needs_gpu
 TF32 = 1e-2  # a GPU's convolutions round their inputs to 10 bits by default

@@ -17,7 +17,7 @@ from vicc_ray.data.clips import evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import empty_clips, positions
-from vicc_ray.train.batches import Block, TrainingPlan, decode_share
+from vicc_ray.training.batches import Block, TrainingPlan, decode_share
 
 
 class DecodeWindows:

@@ -23,10 +23,10 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.runs.folder import RunFolder, versions
 from vicc_ray.runs.records import RecordWriter
-from vicc_ray.train.batches import Block, TrainingPlan
-from vicc_ray.train.loop import Notice
-from vicc_ray.train.monitor import Monitor, monitor_plan
-from vicc_ray.train.restore import event
+from vicc_ray.training.batches import Block, TrainingPlan
+from vicc_ray.training.loop import Notice
+from vicc_ray.training.monitor import Monitor, monitor_plan
+from vicc_ray.training.restore import event
 
 
 class RayHost:

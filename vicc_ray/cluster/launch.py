@@ -31,12 +31,12 @@ from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, read_events
-from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.driver import alone_in, check_refused, report_videos, sigterm_stops
-from vicc_ray.train.loop import train
-from vicc_ray.train.pretraining import Pretraining
-from vicc_ray.train.restore import agree, count_attempt, event, restore
-from vicc_ray.train.task import Task
+from vicc_ray.training.batches import TrainingPlan
+from vicc_ray.training.driver import alone_in, check_refused, report_videos, sigterm_stops
+from vicc_ray.training.loop import train
+from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.restore import agree, count_attempt, event, restore
+from vicc_ray.training.task import Task
 
 # How long workers wait for each other before the first step, while worker 0 starts decode actors on machines that may be
 # busy. A worker that hangs as a whole is missed by Ray within `train.collective_timeout` all the same.
@@ -128,7 +128,7 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
             elastic_resize_monitor_interval_s=settings.resize_after,
         ),
         # Checkpoints are ours; Ray keeps only its own notes here. How often a run may fail is decided by how
-        # far it came between the failures (see `train.restore`), which Ray does not know.
+        # far it came between the failures (see `training.restore`), which Ray does not know.
         run_config=RunConfig(
             name=session,
             storage_path=storage.join(str(folder), "logs", "train"),

@@ -23,7 +23,7 @@ from rich.progress import (
 from vicc_ray.console import console
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import COUNTED, EVENTS, METRICS, NUMBER, Shape, number, parse_record
-from vicc_ray.train.schedule import Stage
+from vicc_ray.training.schedule import Stage
 
 PLAIN_SECONDS = 15.0  # between two lines in a log
 FETCH_SECONDS = 5.0  # between two looks into an object store

@@ -21,7 +21,7 @@ from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
 from vicc_ray.cluster.resources import Decoders, ResourcePlan
 from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.train.batches import Block, TrainingPlan
+from vicc_ray.training.batches import Block, TrainingPlan
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
 SEGMENT_BLOCKS = 2048

@@ -19,7 +19,7 @@ from vicc_ray.doctor.checks import Finding, check_network, check_nodes
 from vicc_ray.doctor.demand import check_demand
 from vicc_ray.doctor.facts import Question
 from vicc_ray.runs.folder import versions
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.schedule import make_stages
 
 # Videos that each node tries: the first, one in the middle, the last.
 TRIED = 3

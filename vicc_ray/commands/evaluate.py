@@ -16,8 +16,8 @@ from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.protocols import EvaluationProtocol, EvaluationTask, RayAccess, judge
-from vicc_ray.evaluate.results import (
+from vicc_ray.evaluation.protocols import EvaluationProtocol, EvaluationTask, RayAccess, judge
+from vicc_ray.evaluation.results import (
     Evaluation,
     Spread,
     figures,
@@ -31,7 +31,7 @@ from vicc_ray.evaluate.results import (
 from vicc_ray.extensions import PROTOCOLS
 from vicc_ray.runs.encoders import open_encoders
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.driver import check_refused
+from vicc_ray.training.driver import check_refused
 
 ALL = "all"
 

@@ -16,8 +16,8 @@ from vicc_ray.console import console, quiet
 from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.synthetic import make_dataset
-from vicc_ray.evaluate.neighbours import Retrieval
-from vicc_ray.evaluate.protocols import EvaluationTask, RayAccess, judge
+from vicc_ray.evaluation.neighbours import Retrieval
+from vicc_ray.evaluation.protocols import EvaluationTask, RayAccess, judge
 from vicc_ray.report import write_report
 from vicc_ray.runs.encoders import open_encoders
 from vicc_ray.runs.folder import RunFolder

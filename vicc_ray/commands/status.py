@@ -16,7 +16,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointInfo
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import COUNTED, NUMBER, read_events, read_metrics, unreadable_videos
-from vicc_ray.train.schedule import Stage, locate, make_stages, samples_at
+from vicc_ray.training.schedule import Stage, locate, make_stages, samples_at
 
 # A run whose newest record is older than this many of its usual pauses between records is not said to be running.
 QUIET_PAUSES = 10

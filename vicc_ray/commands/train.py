@@ -12,7 +12,7 @@ from vicc_ray.config.published import videos_of
 from vicc_ray.console import console, errors
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.train.schedule import describe, make_stages
+from vicc_ray.training.schedule import describe, make_stages
 
 
 def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> None:

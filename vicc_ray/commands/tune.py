@@ -19,8 +19,8 @@ from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.driver import check_refused
-from vicc_ray.train.schedule import Stage
+from vicc_ray.training.driver import check_refused
+from vicc_ray.training.schedule import Stage
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import finished, open_study, preview
 from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers
@@ -83,7 +83,7 @@ def _absolute(experiment: Experiment) -> Experiment:
 
 
 def _check_labels(experiment: Experiment, search: SearchConfig, manifest: Manifest) -> None:
-    from vicc_ray.train.monitor import monitor_plan
+    from vicc_ray.training.monitor import monitor_plan
 
     if monitor_plan(experiment, manifest) is None:
         data = experiment.data

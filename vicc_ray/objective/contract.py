@@ -23,7 +23,7 @@ class NonFiniteError(UserError):
 
 
 class ObjectiveStage(Protocol):
-    """What an objective may know of its stage (`train.schedule.Stage`)."""
+    """What an objective may know of its stage (`training.schedule.Stage`)."""
 
     @property
     def name(self) -> str:

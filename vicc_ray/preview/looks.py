@@ -21,9 +21,9 @@ from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import positions
-from vicc_ray.train.batches import Batch, TrainingPlan, decode_share, to_batch
-from vicc_ray.train.schedule import Stage
-from vicc_ray.train.step import augment_settings
+from vicc_ray.training.batches import Batch, TrainingPlan, decode_share, to_batch
+from vicc_ray.training.schedule import Stage
+from vicc_ray.training.step import augment_settings
 
 FRAMES = 5  # of a clip that are looked at, evenly spaced
 

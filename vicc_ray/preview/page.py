@@ -18,7 +18,7 @@ from vicc_ray.preview.looks import ClipLook, Look, SampleLook, WindowLook, look_
 from vicc_ray.report.flow_colour import colour_flow, colour_wheel, readable_limit
 from vicc_ray.report.pages import distinct_names, render
 from vicc_ray.runs.records import write_text
-from vicc_ray.train.batches import make_plan
+from vicc_ray.training.batches import make_plan
 
 LEAST_HEIGHT = 112  # pixels of a frame on the page; smaller ones are enlarged pixel by pixel, so that they stay pixels
 GAP = 4  # pixels between the frames of a strip

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate import results
-from vicc_ray.evaluate.results import Evaluation
+from vicc_ray.evaluation import results
+from vicc_ray.evaluation.results import Evaluation
 
 Record = dict[str, Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.results import (
+from vicc_ray.evaluation.results import (
     PROTOCOLS,
     Evaluation,
     Spread,

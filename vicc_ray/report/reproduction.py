@@ -18,7 +18,7 @@ from vicc_ray.config import Experiment, flatten, is_free, load_experiment
 from vicc_ray.config.published import PRETRAINING, ROWS, PublishedRow, shipped_experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.results import Evaluation, Spread, read_all, recipe_of, summarise
+from vicc_ray.evaluation.results import Evaluation, Spread, read_all, recipe_of, summarise
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import NUMBER, read_events, read_records
 

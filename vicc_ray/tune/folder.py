@@ -26,7 +26,7 @@ from vicc_ray.config import Experiment, dump_experiment, flatten, load_experimen
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import RunFolder, flow_differences
 from vicc_ray.runs.records import append_record, write_text
-from vicc_ray.train.driver import alone_in, is_held
+from vicc_ray.training.driver import alone_in, is_held
 
 # Settings under which a sweep may go on with other values: where and how long, not what is compared.
 _MAY_CHANGE = (

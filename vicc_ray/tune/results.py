@@ -17,7 +17,7 @@ from vicc_ray.console import console
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import write_text
 from vicc_ray.storage import whole_file
-from vicc_ray.train.schedule import make_stages
+from vicc_ray.training.schedule import make_stages
 from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import metric_name, point_of
 from vicc_ray.tune.page import write_page

@@ -17,7 +17,7 @@ from vicc_ray import storage
 from vicc_ray.config import Experiment, SearchConfig
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import RunFolder, versions
-from vicc_ray.train.schedule import Stage, samples_at
+from vicc_ray.training.schedule import Stage, samples_at
 from vicc_ray.tune.space import metrics_of
 
 # Settings that act on cross-stream stages only.

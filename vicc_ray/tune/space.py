@@ -16,13 +16,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from vicc_ray.config import Experiment, Range, SearchConfig, is_free, with_settings
 from vicc_ray.errors import UserError
-from vicc_ray.train.schedule import Stage, make_stages
+from vicc_ray.training.schedule import Stage, make_stages
 
 Point = dict[str, Any]
 
 # Combinations of ends and choices that are checked before the first trial; of larger spaces that many, at random.
 CHECKED = 512
-# What the monitor of recall reports (see `train.monitor`).
+# What the monitor of recall reports (see `training.monitor`).
 FIGURES = ("R@1", "R@5")
 
 

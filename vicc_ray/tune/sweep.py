@@ -22,7 +22,7 @@ from vicc_ray.config import Experiment, SearchConfig
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.schedule import Stage, every, make_stages
+from vicc_ray.training.schedule import Stage, every, make_stages
 from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import again, ask, finished, metric_name, point_of, running
 from vicc_ray.tune.median import MedianPruner

@@ -20,8 +20,8 @@ from vicc_ray.config import Experiment
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import METRICS, NUMBER, read_events, read_metrics
-from vicc_ray.train.driver import alone_in
-from vicc_ray.train.schedule import Stage, make_stages, samples_at
+from vicc_ray.training.driver import alone_in
+from vicc_ray.training.schedule import Stage, make_stages, samples_at
 from vicc_ray.tune.sharing import begin_at, first_stage
 
 POLL_SECONDS = 0.5

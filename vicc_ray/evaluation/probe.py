@@ -6,7 +6,7 @@ side's mean and deviation, W [d,C] and b [C] minimise
     -1/n sum_i log softmax(W^T x_i + b)[y_i] + (lambda d / 2) |W|^2
 
 where d stands in the penalty because |x|^2 is about d, so that one grid of lambda fits features of any size. It is not
-the published linear probe (`train/classification.py`), and its numbers are not to be compared with published ones.
+the published linear probe (`training/classification.py`), and its numbers are not to be compared with published ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import VideoFeatures
+from vicc_ray.evaluation.feature_store import VideoFeatures
 from vicc_ray.metrics.folds import Indices, grouped_folds
 
 Floats = npt.NDArray[np.float32]

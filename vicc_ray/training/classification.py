@@ -22,9 +22,9 @@ from vicc_ray.models.classifier_file import ClassifierFile, save_classifier
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.batches import TrainingPlan
-from vicc_ray.train.classification_step import ClassifierTrainer, settings_of
-from vicc_ray.train.schedule import Stage
+from vicc_ray.training.batches import TrainingPlan
+from vicc_ray.training.classification_step import ClassifierTrainer, settings_of
+from vicc_ray.training.schedule import Stage
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
 from vicc_ray.data.samples import Clips, empty_clips, positions, read_clips
-from vicc_ray.train.schedule import Stage, locate, make_stages
+from vicc_ray.training.schedule import Stage, locate, make_stages
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,10 +14,10 @@ from vicc_ray.cluster.stream import evaluation_windows, through_models
 from vicc_ray.config import Experiment
 from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.refusals import check_share
-from vicc_ray.evaluate.feature_store import read_refused
-from vicc_ray.evaluate.model_actors import EncodeWindows
-from vicc_ray.evaluate.passes import Pass, passes, write_means
-from vicc_ray.evaluate.stored import FeatureFile, Side, feature_file, missing
+from vicc_ray.evaluation.feature_store import read_refused
+from vicc_ray.evaluation.model_actors import EncodeWindows
+from vicc_ray.evaluation.passes import Pass, passes, write_means
+from vicc_ray.evaluation.stored import FeatureFile, Side, feature_file, missing
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
 

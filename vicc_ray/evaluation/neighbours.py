@@ -18,10 +18,10 @@ import numpy as np
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.joined import Joined
-from vicc_ray.evaluate.protocols import EvaluationTask
-from vicc_ray.evaluate.results import Evaluation
-from vicc_ray.evaluate.stored import FeatureFile, Side
+from vicc_ray.evaluation.joined import Joined
+from vicc_ray.evaluation.protocols import EvaluationTask
+from vicc_ray.evaluation.results import Evaluation
+from vicc_ray.evaluation.stored import FeatureFile, Side
 from vicc_ray.metrics.fusion import fit_weights, fused_score
 from vicc_ray.metrics.retrieval import Scores, chance, check_groups, check_labels, rank, score
 from vicc_ray.metrics.search import Centre, Features, Table, units

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Protocol
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.evaluate.feature_store import VideoFeatures
-from vicc_ray.evaluate.features import extract_features
-from vicc_ray.evaluate.joined import Joined
-from vicc_ray.evaluate.results import Evaluation, identified, write
-from vicc_ray.evaluate.stored import FeatureFile, Side
+from vicc_ray.evaluation.feature_store import VideoFeatures
+from vicc_ray.evaluation.features import extract_features
+from vicc_ray.evaluation.joined import Joined
+from vicc_ray.evaluation.results import Evaluation, identified, write
+from vicc_ray.evaluation.stored import FeatureFile, Side
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
 

@@ -1,7 +1,7 @@
 """What the training loop is told about what is learnt: its plan, how a stage is opened, what a stage leaves. No Ray.
 
-The loop, with its checkpoints, restarts and records, is the same for pretraining (`train.pretraining`) and for classifiers
-(`train.classification`). A task is sent to every worker, so it is plain data.
+The loop, with its checkpoints, restarts and records, is the same for pretraining (`training.pretraining`) and for classifiers
+(`training.classification`). A task is sent to every worker, so it is plain data.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.batches import Batch, TrainingPlan
-from vicc_ray.train.schedule import Stage
+from vicc_ray.training.batches import Batch, TrainingPlan
+from vicc_ray.training.schedule import Stage
 
 
 class Measured(Protocol):

@@ -24,9 +24,9 @@ from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_m
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.objective import NonFiniteError
-from vicc_ray.train.batches import Batch
-from vicc_ray.train.schedule import Stage
-from vicc_ray.train.step import augment_settings
+from vicc_ray.training.batches import Batch
+from vicc_ray.training.schedule import Stage
+from vicc_ray.training.step import augment_settings
 
 # Keeps dropout apart from the other uses of a seed (data.clips has 1 to 3).
 _DROPOUT = 4

@@ -11,15 +11,15 @@ import numpy as np
 from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.evaluate.feature_store import (
+from vicc_ray.evaluation.feature_store import (
     FeaturePatch,
     FeatureWriter,
     VideoFeatures,
     completing_features,
     writing_features,
 )
-from vicc_ray.evaluate.means import Block, VideoMeans, video_means
-from vicc_ray.evaluate.stored import FeatureFile, Side
+from vicc_ray.evaluation.means import Block, VideoMeans, video_means
+from vicc_ray.evaluation.stored import FeatureFile, Side
 from vicc_ray.runs.encoders import EncoderOnDisk
 
 PART = 4096  # videos whose features are held before they are written

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import LISTS, VideoFeatures, feature_rows, read_columns, read_refused
+from vicc_ray.evaluation.feature_store import LISTS, VideoFeatures, feature_rows, read_columns, read_refused
 from vicc_ray.metrics.search import Features, Rows, Table
 
 STREAM_ABOVE = 1 << 30  # bytes of features above which a table is read in blocks whenever it is gone through

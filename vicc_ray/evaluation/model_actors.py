@@ -11,8 +11,8 @@ import torch
 from vicc_ray import storage
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
-from vicc_ray.evaluate.crops import COUNTS, crop_views
-from vicc_ray.evaluate.stored import JITTER_P
+from vicc_ray.evaluation.crops import COUNTS, crop_views
+from vicc_ray.evaluation.stored import JITTER_P
 from vicc_ray.models.classifier_file import load_classifier
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.models.planar import arrange, layout_of

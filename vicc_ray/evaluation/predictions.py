@@ -14,8 +14,8 @@ from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.means import Probabilities, mean_over_windows
-from vicc_ray.evaluate.model_actors import ClassifyWindows
+from vicc_ray.evaluation.means import Probabilities, mean_over_windows
+from vicc_ray.evaluation.model_actors import ClassifyWindows
 from vicc_ray.models.classifier_file import ClassifierFile, load_classifier
 
 

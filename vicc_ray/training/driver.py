@@ -21,7 +21,7 @@ from vicc_ray.data.samples import positions
 from vicc_ray.errors import UserError, interrupt
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import unreadable_videos
-from vicc_ray.train.batches import TrainingPlan
+from vicc_ray.training.batches import TrainingPlan
 
 # Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
 STOP_SECONDS = 20.0

@@ -22,21 +22,21 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
 from vicc_ray.data.refusals import check_share
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.joined import Joined
-from vicc_ray.evaluate.neighbours import FUSED, newest_pair
-from vicc_ray.evaluate.predictions import classify_videos
-from vicc_ray.evaluate.probe import fit_probe
-from vicc_ray.evaluate.protocols import EvaluationTask
-from vicc_ray.evaluate.results import Evaluation
-from vicc_ray.evaluate.stored import Side
+from vicc_ray.evaluation.joined import Joined
+from vicc_ray.evaluation.neighbours import FUSED, newest_pair
+from vicc_ray.evaluation.predictions import classify_videos
+from vicc_ray.evaluation.probe import fit_probe
+from vicc_ray.evaluation.protocols import EvaluationTask
+from vicc_ray.evaluation.results import Evaluation
+from vicc_ray.evaluation.stored import Side
 from vicc_ray.metrics.accuracy import accuracy, class_numbers, fit_mean_weights
 from vicc_ray.metrics.folds import grouped_folds
 from vicc_ray.metrics.fusion import PUBLISHED, mean_probabilities
 from vicc_ray.models.classifier import ClassifierProtocol
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.classification import Classification, rare_classes, training_classes
-from vicc_ray.train.classification_step import settings_of
+from vicc_ray.training.classification import Classification, rare_classes, training_classes
+from vicc_ray.training.classification_step import settings_of
 
 HELD_OUT = "held-out"  # split of training videos that weights are fitted on
 

@@ -23,10 +23,10 @@ from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
 from vicc_ray.models.recompute import recomputing
 from vicc_ray.objective import Objective, StepOutcome
-from vicc_ray.train.batches import Batch
-from vicc_ray.train.graphs import graphed_inference, graphed_training
-from vicc_ray.train.optim import make_optimiser
-from vicc_ray.train.schedule import Stage, learning_rate
+from vicc_ray.training.batches import Batch
+from vicc_ray.training.graphs import graphed_inference, graphed_training
+from vicc_ray.training.optim import make_optimiser
+from vicc_ray.training.schedule import Stage, learning_rate
 
 
 class StageTrainer:

@@ -15,14 +15,14 @@ from vicc_ray.models.encoder import Encoder, EncoderSpec, build_encoder, check_c
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 from vicc_ray.objective import Objective
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.train.batches import TrainingPlan, make_plan
-from vicc_ray.train.schedule import TITLES, Stage
-from vicc_ray.train.step import StageTrainer
+from vicc_ray.training.batches import TrainingPlan, make_plan
+from vicc_ray.training.schedule import TITLES, Stage
+from vicc_ray.training.step import StageTrainer
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The published alternation: `Task` of `train.schedule`'s stages.
+    """The published alternation: `Task` of `training.schedule`'s stages.
 
     Attributes:
         last: the stage after which the run ends; None: the schedule's last one.

@@ -23,10 +23,10 @@ from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, forget_records_after, read_events, unreadable_videos
-from vicc_ray.train.batches import PADDING, Block, TrainingPlan, to_batch
-from vicc_ray.train.monitor import Monitor
-from vicc_ray.train.schedule import Stage, every, locate, samples_at
-from vicc_ray.train.task import Learner, Measured, Task
+from vicc_ray.training.batches import PADDING, Block, TrainingPlan, to_batch
+from vicc_ray.training.monitor import Monitor
+from vicc_ray.training.schedule import Stage, every, locate, samples_at
+from vicc_ray.training.task import Learner, Measured, Task
 
 # Seconds between two looks at what the outside asks for; a look is a small message between the workers.
 POLL_SECONDS = 2.0

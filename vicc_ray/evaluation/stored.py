@@ -19,7 +19,7 @@ from vicc_ray.data.flow.identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
-from vicc_ray.evaluate.feature_store import Source, read_refused, read_source
+from vicc_ray.evaluation.feature_store import Source, read_refused, read_source
 from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.runs.folder import RunFolder
 
