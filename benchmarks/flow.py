@@ -19,8 +19,9 @@ from benchmarks import Bar, Outcome, take_turns
 from benchmarks.tvl1 import Tvl1Pair
 from vicc_ray import storage
 from vicc_ray.data.decode import read_frames
-from vicc_ray.data.flow.algorithms import BOUND, Field, dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.flow.algorithms import BOUND, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow.codes import compute_codes
+from vicc_ray.data.flow.contract import Field
 from vicc_ray.data.flow.store import Codes, FlowStore
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoRow

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import Bar, Outcome
-from vicc_ray.data.flow.algorithms import Field, flow_between
+from vicc_ray.data.flow.algorithms import flow_between
+from vicc_ray.data.flow.contract import Field
 
 Images = NDArray[np.uint8]
 

@@ -16,11 +16,23 @@ from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 from videos import shifted_texture
 
-from vicc_ray.data.flow.algorithms import ALGORITHMS, OPENCV, dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.flow.algorithms import (
+    TVL1,
+    Dis,
+    Farneback,
+    dequantise,
+    fingerprint,
+    flow_between,
+    quantise,
+)
 from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
+from vicc_ray.extensions import FLOW_ALGORITHMS
 
 SHIFTS = [(1.0, 0.0), (0.0, 2.0), (-3.0, 1.0), (4.0, -4.0), (2.5, -1.5)]
+
+
+OPENCV = {"dis": Dis, "farneback": Farneback, "tvl1": TVL1}
 
 
 @pytest.mark.parametrize("algorithm", [*sorted(OPENCV), "tvl1_torch"])
@@ -53,7 +65,8 @@ def test_one_frame_has_no_flow_and_other_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="frames must be uint8"):
         flow_between(np.zeros((2, 16, 20, 3), np.float32))  # type: ignore[arg-type]
     with pytest.raises(
-        UserError, match="'raff' is not known; allowed: dis, farneback, tvl1, tvl1_torch, motion_vectors, raft"
+        UserError,
+        match=r"'raff' is unknown .did you mean raft\?.; known: dis, farneback, tvl1, tvl1_torch, motion_vectors, raft",
     ):
         flow_between(np.zeros((2, 16, 20, 3), np.uint8), "raff")
 
@@ -80,7 +93,7 @@ def test_fingerprint_names_what_decides_the_numbers() -> None:
         assert print_["pictures"] == RULES
     assert fingerprint("motion_vectors", None, "weave") == fingerprint("motion_vectors", None, "deinterlace")
     assert json.loads(fingerprint("motion_vectors")).keys() == {"algorithm", "libavcodec", "reach", "rules"}
-    with pytest.raises(UserError, match="not known"):
+    with pytest.raises(UserError, match="is unknown"):
         fingerprint("none")
 
 
@@ -192,7 +205,7 @@ def test_raft_on_the_gpu_is_raft_on_the_cpu(weights: dict[str, Path]) -> None:
 
 
 def test_motion_vectors_come_from_files_and_torch_only_where_it_is_asked_for() -> None:
-    assert set(OPENCV) < set(ALGORITHMS)
+    assert set(OPENCV) < set(FLOW_ALGORITHMS.built_in)
     with pytest.raises(ValueError, match="read from the video file"):
         flow_between(np.zeros((2, 16, 20, 3), np.uint8), "motion_vectors")
     code = "import sys, vicc_ray.data.flow.algorithms; sys.exit('torch' in sys.modules)"

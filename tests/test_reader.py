@@ -7,19 +7,26 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, write_interlaced, write_video
 
 from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
 from vicc_ray.data.decode import read_frames
+from vicc_ray.data.flow.algorithms import dequantise, fingerprint, flow_between, quantise
+from vicc_ray.data.flow.codes import compute_codes
+from vicc_ray.data.flow.identity import flow_identity
+from vicc_ray.data.flow.store import FlowStore, check_stored
 from vicc_ray.data.manifest import VideoError, VideoRow, probe
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import Clips, positions, read_clips
+from vicc_ray.errors import UserError
 
 BOTH: tuple[Stream, Stream] = ("rgb", "flow")
 SIZE = (32, 48)
@@ -205,3 +212,91 @@ def test_a_reader_reads_from_an_object_store(tmp_path: Path, monkeypatch: pytest
     finally:
         storage._remote_filesystem.cache_clear()
         server.stop()
+
+
+# Flow ----------------------------------------------------------------------------------------------------------------
+
+
+class Brightness:
+    """A flow algorithm of another package: u is the change of the mean brightness times `options.scale`, v is 1."""
+
+    uses_torch = False
+
+    def __init__(self, weights: str | None, device: str, options: Mapping[str, Any]) -> None:
+        self.scale = float(options.get("scale", 1.0))
+
+    def fields(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        means = frames.mean(axis=(1, 2, 3))
+        fields = np.ones((len(frames) - 1, *frames.shape[1:3], 2), np.float32)
+        fields[..., 0] = (self.scale * np.diff(means))[:, None, None]
+        return fields
+
+    def identity(self) -> dict[str, Any]:
+        return {"version": 1}
+
+
+OTHER = f"{__name__}:Brightness"
+
+
+def test_an_algorithm_of_another_package_is_streamed_stored_and_identified(tmp_path: Path) -> None:
+    row = row_of(write_video(tmp_path / "v.mp4", numbered_frames(20)))
+    clip = clip_config(frames=6)
+    flow = FlowConfig(algorithm=OTHER, options={"scale": 0.5})
+    made = ClipReader(clip, flow, DataConfig())
+    try:
+        streamed = made.read(row, [3], ("flow",))["flow"]
+    finally:
+        made.close()
+    frames = read_frames(row.video, np.arange(3, 10), clip.decode_size, row.decoder)
+    expected = quantise(Brightness(None, "cpu", {"scale": 0.5}).fields(frames))
+    assert np.array_equal(streamed[0], expected)
+    store = FlowStore.create(
+        str(tmp_path / "store"), fingerprint(OTHER, options={"scale": 0.5}), flow.bound, clip.decode_size
+    )
+    store.write(row, compute_codes(row, OTHER, clip.decode_size, options={"scale": 0.5}))
+    stored = flow.model_copy(update={"source": "store", "store": str(tmp_path / "store")})
+    assert check_stored(stored, clip.decode_size, [row]) == []
+    with pytest.raises(UserError, match=r"flow.options: is \{'scale': 2\}, the flow store .* holds \{'scale': 0.5\}"):
+        check_stored(stored.model_copy(update={"options": {"scale": 2}}), clip.decode_size, [row])
+    again = read_clips(row, [3], ("flow",), clip, stored)["flow"]
+    # Frames that are decoded in one go and those that are sought may differ by a value here and there.
+    assert np.abs(again.astype(int) - streamed).max() <= 1
+    assert flow_identity(flow) != flow_identity(flow.model_copy(update={"options": {}}))
+
+
+def test_what_an_algorithm_of_another_package_gives_is_checked() -> None:
+    frames = np.zeros((3, 16, 20, 3), np.uint8)
+    with pytest.raises(UserError, match=r"has no fields\(frames\)"):
+        flow_between(frames, f"{__name__}:NoFlow")
+    with pytest.raises(ValueError, match=r"HalfPrecision gave float16 \[2, 16, 20, 2\], not float32 \[2, 16, 20, 2\]"):
+        flow_between(frames, f"{__name__}:HalfPrecision")
+
+
+class NoFlow(Brightness):
+    fields = None  # type: ignore[assignment]
+
+
+class HalfPrecision(Brightness):
+    def fields(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return super().fields(frames).astype(np.float16)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("source", ["stream", "store"])
+def test_the_last_frame_repeats_the_field_before_it_at_any_stride(tmp_path: Path, stride: int, source: str) -> None:
+    """Also where the frame that this field leads from is none of the clip's."""
+    frames = np.concatenate(
+        [shifted_texture(2, 48, 64, 3.0, 0.0)[:1]] * 18 + [shifted_texture(3, 48, 64, 3.0, 0.0)[1:]]
+    )
+    row = row_of(write_video(tmp_path / "v.mp4", frames, fps=25))
+    clip = ClipConfig(frames=4, stride=stride, decode_size=(48, 64), size=32)
+    flow = FlowConfig(bound=8)
+    if source == "store":
+        store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis"), 8, (48, 64))
+        store.write(row, compute_codes(row, "dis", (48, 64), 8))
+        flow = FlowConfig(bound=8, source="store", store=str(tmp_path / "store"))
+    start = row.frames - 1 - 3 * stride
+    last = dequantise(read_clips(row, [start], ("rgb", "flow"), clip, flow)["flow"][0, -1], 8)
+    whole = flow_between(read_frames(row.video, np.arange(row.frames), (48, 64), row.decoder), "dis")
+    assert np.abs(whole[-1]).mean() > 1  # the last frames move
+    assert np.abs(last - np.clip(whole[-1], -8, 8)).max() < 0.2

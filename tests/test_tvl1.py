@@ -14,7 +14,7 @@ from videos import shifted_texture
 
 from vicc_ray.data import pictures
 from vicc_ray.data.flow import tvl1 as ours
-from vicc_ray.data.flow.algorithms import OPENCV, fingerprint, flow_between
+from vicc_ray.data.flow.algorithms import TVL1, fingerprint, flow_between
 from vicc_ray.data.flow.tvl1 import DEFAULT, Parameters, median_by_exchanges, tvl1, tvl1_flow
 from vicc_ray.errors import UserError
 
@@ -244,7 +244,7 @@ def test_parameters_are_those_of_opencvs_tvl1() -> None:
         "scale_step": "scaleStep",
         "median": "medianFiltering",
     }
-    theirs = OPENCV["tvl1"].parameters
+    theirs = TVL1.parameters
     found = json.loads(fingerprint("tvl1_torch"))
     assert found.pop("algorithm") == "tvl1_torch"
     assert found.pop("rules") == ours.RULES

@@ -10,7 +10,7 @@ from vicc_ray.cluster.session import job_session
 from vicc_ray.config import MAX_PIXELS, FlowConfig
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.decode import bound_pixels
-from vicc_ray.data.flow.algorithms import TORCH, fingerprint
+from vicc_ray.data.flow.algorithms import fingerprint, uses_torch
 from vicc_ray.data.flow.codes import compute_codes
 from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure
@@ -29,17 +29,16 @@ class StoreVideo:
     """Measures and stores the flow of one video; what each process of the job runs."""
 
     store: FlowStore
-    algorithm: str
-    weights: str | None
+    flow: FlowConfig
     device: str
     interlaced: Interlaced
 
     def __call__(self, row: VideoRow) -> int:
         """Stores the fields of a video; returns its frames."""
-        store = self.store
+        store, flow = self.store, self.flow
         bound_pixels(max(MAX_PIXELS, row.width * row.height))  # whoever indexed it has decided
-        how = (self.algorithm, store.size, store.bound, self.weights, self.device)
-        store.write(row, compute_codes(row, *how, interlaced=self.interlaced))
+        how = (flow.algorithm, store.size, store.bound, flow.weights, self.device)
+        store.write(row, compute_codes(row, *how, interlaced=self.interlaced, options=flow.options))
         return row.frames
 
 
@@ -62,7 +61,8 @@ def store_flow(
 
     UserError where the store holds other fields, and at the end where too many videos could not be done.
     """
-    store = FlowStore.create(folder, fingerprint(flow.algorithm, flow.weights, options.interlaced), flow.bound, size)
+    made = fingerprint(flow.algorithm, flow.weights, options.interlaced, flow.options)
+    store = FlowStore.create(folder, made, flow.bound, size)
     left = store.missing(manifest.videos)
     there = len({row.content_hash for row in manifest.videos}) - len(left)
     if there:
@@ -70,13 +70,13 @@ def store_flow(
     failures: list[tuple[str, str]] = []
     if left:
         device = "cuda" if options.use_gpu else "cpu"
-        function = StoreVideo(store, flow.algorithm, flow.weights, device, options.interlaced)
+        function = StoreVideo(store, flow, device, options.interlaced)
         with (
             quiet(scratch_log("flow"), options.verbose),
             job_session(options.workers, options.use_gpu, options.address, options.verbose) as actors,
             Counter(f"{flow.algorithm} flow, frames", sum(row.frames for row in left)) as counter,
         ):
-            memory = None if flow.algorithm in TORCH else MEMORY_BYTES
+            memory = None if uses_torch(flow.algorithm) else MEMORY_BYTES
             jobs = run_on_cluster(function, left, actors, _seconds, 1 if options.use_gpu else 0, memory)
             for place, outcome in jobs:
                 counter.advance(left[place].frames)

@@ -25,7 +25,7 @@ from vicc_ray.config.values import (
     parse_duration,
 )
 from vicc_ray.errors import UserError
-from vicc_ray.extensions import BACKBONES, OBJECTIVES
+from vicc_ray.extensions import BACKBONES, FLOW_ALGORITHMS, OBJECTIVES
 
 Stream = Literal["rgb", "flow"]
 STREAMS: tuple[Stream, Stream] = ("rgb", "flow")
@@ -126,11 +126,12 @@ class ClipConfig(Section):
 class FlowConfig(Section):
     """How motion between consecutive frames is measured."""
 
-    algorithm: Literal["dis", "farneback", "tvl1", "tvl1_torch", "motion_vectors", "raft"] = Field(
+    algorithm: str = Field(
         "dis",
         description="dis, farneback, tvl1: OpenCV's; tvl1_torch: the same TV-L1, faster, also on a GPU; motion_vectors: the "
-        "codec's own; raft: a network",
+        "codec's own; raft: a network; or one of another package (docs/extending.md)",
     )
+    options: dict[str, Any] = Field({}, description="settings of a flow algorithm of another package")
     bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
     source: Literal["stream", "store"] = Field("stream", description="measured while streaming, or read from a store")
     store: str | None = Field(None, description="folder or URI that `vicc flow` wrote, for source: store")
@@ -138,6 +139,8 @@ class FlowConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> FlowConfig:
+        with _as_value_error():
+            FLOW_ALGORITHMS.check(self.algorithm, "algorithm")
         if self.source == "store" and not self.store:
             raise ValueError("store: is not set; source: store reads what 'vicc flow' wrote, so name that folder")
         if self.algorithm == "raft" and self.source == "stream" and not self.weights:

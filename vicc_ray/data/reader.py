@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, FlowConfig, Stream
 from vicc_ray.data.decode import bound_pixels
-from vicc_ray.data.flow.algorithms import TORCH
+from vicc_ray.data.flow.algorithms import uses_torch
+from vicc_ray.data.flow.sources import FlowSource, flow_source
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.pictures import Interlaced
@@ -19,7 +20,7 @@ Request = tuple[VideoRow, tuple[int, ...], tuple[Stream, ...]]
 class ClipReader:
     """Reads clips as `vicc_ray.data.samples.read_clips` does, in a child process that starts with the first one.
 
-    A crash, a hang (`data.decode_timeout`) or a leak of a decoder costs the video at hand, not the caller. With
+    A crash, a hang (`data.decode_timeout`) or a leak of a decoder costs that video, not the caller. With
     `data.decoder: pyav` decord is not used. Picklable before its first use.
     """
 
@@ -45,9 +46,9 @@ class ClipReader:
             )
         if self._guarded is None:
             reading = _Reading(self.clip, self.flow, self.data.max_pixels, self.data.interlaced)
-            torch = self.flow.source == "stream" and self.flow.algorithm in TORCH
+            heavy = self.flow.source == "stream" and uses_torch(self.flow.algorithm)
             # In proportion, where larger pictures are allowed than usual.
-            memory = None if torch else MEMORY_BYTES * max(1, -(-self.data.max_pixels // MAX_PIXELS))
+            memory = None if heavy else MEMORY_BYTES * max(1, -(-self.data.max_pixels // MAX_PIXELS))
             self._guarded = Guarded(reading, self.data.decode_timeout, memory_bytes=memory)
         outcome = self._guarded((video, tuple(starts), tuple(streams)))
         if isinstance(outcome, Failure):
@@ -61,22 +62,25 @@ class ClipReader:
             self._guarded = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Reading:
-    """What the child does."""
+    """What the child does; its source of flow is made there, with the first clip of flow."""
 
     clip: ClipConfig
     flow: FlowConfig
     max_pixels: int
     interlaced: Interlaced
+    source: FlowSource | None = None
 
     def __call__(self, request: Request) -> Clips | Failure:
         video, starts, streams = request
         bound_pixels(self.max_pixels)
         try:
-            return read_clips(video, starts, streams, self.clip, self.flow, self.interlaced)
+            if "flow" in streams and self.source is None:
+                self.source = flow_source(self.flow, self.clip)
+            return read_clips(video, starts, streams, self.clip, self.flow, self.interlaced, self.source)
         except VideoError as error:
             return Failure(str(error))
         except Exception as error:
-            # Not foreseen, so its kind is told too: the message alone may say nothing.
+            # Not foreseen, so its kind is named too: the message alone may say nothing.
             return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")

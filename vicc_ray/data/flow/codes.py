@@ -5,15 +5,16 @@ The frames are those that `read_frames` gives for clips of the video, so that st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vicc_ray.data.decode import VideoError, decode_from, fetched, open_decord, timeline_of
-from vicc_ray.data.flow.algorithms import BOUND, MOTION_VECTORS, Field, flow_between, quantise
-from vicc_ray.data.flow.motion_vectors import iterate_motion_vectors
+from vicc_ray.data.flow.algorithms import BOUND, NO_OPTIONS, flow_algorithm, flow_of_frames, quantise
+from vicc_ray.data.flow.contract import Field, FileFlowAlgorithm, FlowAlgorithm
 from vicc_ray.data.flow.store import field_count
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import Images, Interlaced, to_image
@@ -31,6 +32,7 @@ def compute_codes(
     device: str = "cpu",
     chunk: int | None = None,
     interlaced: Interlaced = "weave",
+    options: Mapping[str, Any] = NO_OPTIONS,
 ) -> Iterator[NDArray[np.uint8]]:
     """All quantised fields of a video at the decode size (H, W): uint8 [up to `chunk`, H, W, 2] at a time.
 
@@ -40,16 +42,17 @@ def compute_codes(
     deliver, `UserError` as `flow_between` does.
     """
     chunk = chunk or CHUNK[device.partition(":")[0]]
+    made = flow_algorithm(algorithm, weights, device, options)
     with fetched(row.video) as path:
-        fields = _motion_vectors(row, path, size, chunk) if algorithm == MOTION_VECTORS else None
-        frames = _frames(row, path, size, chunk, interlaced)
-        for field in fields or _by_pictures(row, frames, algorithm, weights, device):
+        if isinstance(made, FileFlowAlgorithm):
+            fields = _of_file(row, path, size, chunk, made)
+        else:
+            fields = _of_pictures(row, _frames(row, path, size, chunk, interlaced), made)
+        for field in fields:
             yield quantise(field, bound)
 
 
-def _by_pictures(
-    row: VideoRow, pictures: Iterator[Images], algorithm: str, weights: str | None, device: str
-) -> Iterator[Field]:
+def _of_pictures(row: VideoRow, pictures: Iterator[Images], algorithm: FlowAlgorithm) -> Iterator[Field]:
     last: Images | None = None
     for frames in pictures:
         if row.frames == 1:
@@ -57,14 +60,16 @@ def _by_pictures(
         joined = frames if last is None else np.concatenate([last, frames])
         last = joined[-1:].copy()
         if len(joined) > 1:
-            yield flow_between(joined, algorithm, weights, device)
+            yield flow_of_frames(algorithm, joined)
 
 
-def _motion_vectors(row: VideoRow, path: str, size: tuple[int, int], chunk: int) -> Iterator[Field]:
+def _of_file(
+    row: VideoRow, path: str, size: tuple[int, int], chunk: int, algorithm: FileFlowAlgorithm
+) -> Iterator[Field]:
     if row.frames == 1:
         yield np.zeros((1, *size, 2), np.float32)
         return
-    fields = islice(iterate_motion_vectors(path, size, row.decoder), field_count(row))
+    fields = islice(algorithm.iterate_file(path, size, row.decoder), field_count(row))
     while block := list(islice(fields, chunk)):
         yield np.stack(block)
 
@@ -88,7 +93,7 @@ def _frames(row: VideoRow, path: str, size: tuple[int, int], chunk: int, interla
 
 
 def _decord(path: str, frames: int, size: tuple[int, int], chunk: int) -> Iterator[Images]:
-    """Chunks for as long as decord delivers what it was asked for."""
+    """Chunks for as long as decord delivers the frames."""
     import decord
 
     reader = open_decord(path, size)

@@ -24,7 +24,7 @@ def flow_identity(flow: FlowConfig, interlaced: Interlaced = "weave") -> dict[st
     from vicc_ray.data.flow.algorithms import fingerprint
 
     return {
-        **json.loads(fingerprint(flow.algorithm, flow.weights, interlaced)),
+        **json.loads(fingerprint(flow.algorithm, flow.weights, interlaced, flow.options)),
         "bound": flow.bound,
         "source": "stream",
     }

@@ -190,6 +190,7 @@ def check_stored(
     made_by = made_from["algorithm"]
     for name, there, here in (
         ("flow.algorithm", made_by, flow.algorithm),
+        ("flow.options", made_from.get("options", {}), flow.options),
         ("flow.bound", store.bound, flow.bound),
         ("clip.decode_size", list(store.size), list(size)),
         ("data.interlaced", made_from.get("interlaced", data.interlaced), data.interlaced),
