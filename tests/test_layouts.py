@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from s3 import s3_bucket
 
-from vicc_ray.data.layouts import Candidate, Found, assign_splits, scan
+from vicc_ray.data.layouts import Candidate, Found, Source, assign_splits, scan
+from vicc_ray.data.layouts.candidates import stem
 from vicc_ray.data.layouts.tree import matches
 from vicc_ray.errors import UserError
 
@@ -96,7 +97,9 @@ def test_sources_without_videos(tmp_path: Path) -> None:
     for layout in ("auto", "folders", "ucf101", "hmdb51", "kinetics"):
         with pytest.raises(UserError, match=r"no video in it \(only 2 .jpg\)"):
             scan(tmp_path, layout)
-    with pytest.raises(UserError, match="layout 'ucf' is not known; allowed: auto, ucf101"):
+    with pytest.raises(
+        UserError, match=r"--layout: data layout 'ucf' is unknown .did you mean ucf101\?.; known: ucf101, hmdb51"
+    ):
         scan(tmp_path, "ucf")
     with pytest.raises(UserError, match="layout 'csv' does not fit a folder"):
         scan(tmp_path, "table")
@@ -345,3 +348,37 @@ def test_yoga_is_split_by_subject() -> None:
     assert len({c.label for c in found}) == 6
     assert all((int((c.group or "")[1:]) % 2 == 1) == (c.split == "train") for c in found)
     assert {c.split for c in found} == {"train", "query"}
+
+
+class Cameras:
+    """A layout of another package: `CAMERA_LABEL_NUMBER.mp4`, a camera is a group, numbers from 5 on are queries of fold 1."""
+
+    takes = "folder"
+    folds = (1, 2)
+    dataset = True
+
+    def read(self, source: Source) -> Found:
+        candidates = []
+        for file in source.files.videos:
+            camera, label, number = stem(file.inner).split("_")
+            query = int(number) >= 5 if source.fold == 1 else int(number) < 5
+            candidates.append(file.candidate(label, "query" if query else "train", camera))
+        return Found(candidates, "whatever", source.files.ignored(), ["a note"])
+
+
+def test_a_layout_of_another_package(tmp_path: Path) -> None:
+    for name in ("a_jump_1.mp4", "a_run_7.mp4", "b_jump_5.mp4", "notes.txt"):
+        (tmp_path / name).touch()
+    name = f"{__name__}:Cameras"
+    found = scan(tmp_path, name)
+    assert found.layout == name and found.ignored == {".txt": 1} and found.notes == ["a note"]
+    assert [(c.label, c.split, c.group) for c in found] == [
+        ("jump", "train", "a"), ("run", "query", "a"), ("jump", "query", "b"),
+    ]  # fmt: skip
+    assert [c.split for c in scan(tmp_path, name, fold=2)] == ["query", "train", "train"]
+    with pytest.raises(UserError, match="has no fold 3"):
+        scan(tmp_path, name, fold=3)
+    with pytest.raises(UserError, match="does not fit a single file"):
+        scan(tmp_path / "a_jump_1.mp4", name)
+    with pytest.raises(UserError, match="--layout: data layout 'nowhere.at:All' cannot be loaded"):
+        scan(tmp_path, "nowhere.at:All")

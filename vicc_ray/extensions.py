@@ -133,7 +133,22 @@ FLOW_ALGORITHMS = Extensions(
     },
 )
 
-LAYOUTS = Extensions("data layout", "vicc_ray.layouts", {})
+LAYOUTS = Extensions(
+    "data layout",
+    "vicc_ray.layouts",
+    {
+        "ucf101": "vicc_ray.data.layouts.ucf101:UCF101",
+        "hmdb51": "vicc_ray.data.layouts.hmdb51:HMDB51",
+        "kinetics": "vicc_ray.data.layouts.kinetics:Kinetics",
+        "folders": "vicc_ray.data.layouts.scanning:Folders",
+        "classes": "vicc_ray.data.layouts.scanning:Classes",
+        "splits": "vicc_ray.data.layouts.scanning:Splits",
+        "flat": "vicc_ray.data.layouts.scanning:Flat",
+        "csv": "vicc_ray.data.layouts.scanning:Table",
+        "list": "vicc_ray.data.layouts.scanning:List",
+        "video": "vicc_ray.data.layouts.scanning:Video",
+    },
+)
 
 SINKS = Extensions(
     "metrics sink",

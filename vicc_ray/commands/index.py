@@ -17,7 +17,7 @@ from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Found, scan
 from vicc_ray.data.layouts.candidates import UNUSED
-from vicc_ray.data.layouts.scanning import FOLDED, OFFICIAL
+from vicc_ray.data.layouts.scanning import layout_of
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import Journal, check_named, keep_hash, probe_named, row_of, to_probe
 from vicc_ray.errors import UserError
@@ -88,8 +88,9 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
 
 def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None]:
     """The data set that the layout tells, and its official split where the videos are placed by it."""
-    dataset = found.layout if found.layout in OFFICIAL else None
-    return dataset, options.fold if dataset in FOLDED and not options.split else None
+    layout = layout_of(found.layout)
+    fold = options.fold if layout.dataset and layout.folds and not options.split else None
+    return (found.layout if layout.dataset else None), fold
 
 
 def _known(out: str | Path) -> tuple[dict[str, VideoRow], bool]:

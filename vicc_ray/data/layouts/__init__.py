@@ -4,8 +4,19 @@ Splits are names. The system trains on `train`, which is the gallery of retrieva
 set may use others and say so in the experiment.
 """
 
-from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, Candidate, Found, Layout, deduplicate
+from vicc_ray.data.layouts.candidates import VIDEO_EXTENSIONS, Candidate, Found, deduplicate
+from vicc_ray.data.layouts.contract import DataLayout, Source
 from vicc_ray.data.layouts.scanning import scan
 from vicc_ray.data.layouts.splits import SPLIT_SYNTAX, assign_splits
 
-__all__ = ["SPLIT_SYNTAX", "VIDEO_EXTENSIONS", "Candidate", "Found", "Layout", "assign_splits", "deduplicate", "scan"]
+__all__ = [
+    "SPLIT_SYNTAX",
+    "VIDEO_EXTENSIONS",
+    "Candidate",
+    "DataLayout",
+    "Found",
+    "Source",
+    "assign_splits",
+    "deduplicate",
+    "scan",
+]

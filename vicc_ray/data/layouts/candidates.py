@@ -8,11 +8,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from vicc_ray.errors import UserError
-
-Layout = Literal["auto", "ucf101", "hmdb51", "kinetics", "folders", "classes", "splits", "flat", "csv", "list", "video"]
 
 VIDEO_EXTENSIONS = frozenset(
     f".{name}"
@@ -51,12 +48,12 @@ class Found(list[Candidate]):
     def __init__(
         self,
         candidates: Iterable[Candidate],
-        layout: Layout,
+        layout: str,
         ignored: Counter[str] | None = None,
         notes: Iterable[str] = (),
     ) -> None:
         super().__init__(candidates)
-        self.layout: Layout = layout
+        self.layout: str = layout
         self.ignored: Counter[str] = ignored or Counter()
         self.notes: list[str] = list(notes)
 

@@ -7,8 +7,10 @@ test, 0 is not used. Clips of one film belong together.
 from __future__ import annotations
 
 import re
+from typing import ClassVar, Literal
 
 from vicc_ray.data.layouts.candidates import UNUSED, Found, crossing_groups, examples, stem
+from vicc_ray.data.layouts.contract import Source
 from vicc_ray.data.layouts.official import (
     Line,
     Lists,
@@ -93,3 +95,15 @@ def _film(file: File) -> str | None:
     film = name.rpartition(f"_{class_of(file)}_")[0]
     other = _ATTRIBUTES.fullmatch(name)
     return film or (other[1] if other else None)
+
+
+class HMDB51:
+    """HMDB51, with its three official splits."""
+
+    takes: ClassVar[Literal["folder", "file"]] = "folder"
+    folds: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    dataset: ClassVar[bool] = True
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return read(source.files, source.fold)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from vicc_ray.data.layouts.candidates import (
     UNUSED,
@@ -24,6 +25,7 @@ from vicc_ray.data.layouts.candidates import (
     plain,
     stem,
 )
+from vicc_ray.data.layouts.contract import Source
 from vicc_ray.data.layouts.official import Line, Lists, by_key, class_of, in_two_splits
 from vicc_ray.data.layouts.split_folders import WORDS, SplitFolders, split_folders, split_word
 from vicc_ray.data.layouts.tables import header_of, read_csv
@@ -260,3 +262,15 @@ def _notes(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[str]:
 def _in_other_class(folder: str | None, line: Line | None) -> bool:
     """Folders have `_` for the blanks of a class, and upper case at times."""
     return len({plain(name) for name in (folder, line and line.label) if name}) > 1
+
+
+class Kinetics:
+    """Kinetics, with the splits of its folders and tables."""
+
+    takes: ClassVar[Literal["folder", "file"]] = "folder"
+    folds: ClassVar[tuple[int, ...]] = ()
+    dataset: ClassVar[bool] = True
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return read(source.files, source.fold)

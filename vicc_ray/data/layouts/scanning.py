@@ -6,16 +6,14 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar, Literal
 
 from vicc_ray import storage
 from vicc_ray.data.layouts import hmdb51, kinetics, split_folders, ucf101
 from vicc_ray.data.layouts.candidates import (
     Candidate,
     Found,
-    Layout,
     deduplicate,
     examples,
     extension,
@@ -25,20 +23,16 @@ from vicc_ray.data.layouts.candidates import (
     twins,
     unquoted,
 )
+from vicc_ray.data.layouts.contract import DataLayout, Source
 from vicc_ray.data.layouts.lists import read_list
 from vicc_ray.data.layouts.splits import assign_splits
 from vicc_ray.data.layouts.tables import names_columns, read_table
 from vicc_ray.data.layouts.tree import File, Tree, head, plant
 from vicc_ray.errors import UserError
+from vicc_ray.extensions import LAYOUTS
 
-OFFICIAL: dict[str, Callable[[Tree, int | None], Found]] = {
-    "ucf101": ucf101.read,
-    "hmdb51": hmdb51.read,
-    "kinetics": kinetics.read,
-}
-FOLDED = ("ucf101", "hmdb51")
-FOLDS = (1, 2, 3)
-FOLDER_LAYOUTS = (*OFFICIAL, "folders", "classes", "splits", "flat")
+AUTO = "auto"
+FOLDS = (1, 2, 3)  # of any data set
 OTHER_NAMES = {"table": "csv"}
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson"})
 LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
@@ -46,7 +40,7 @@ LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
 TABLE_DEPTH, TABLE_BYTES, MOST_TABLES = 3, 64 << 20, 8
 
 
-def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None, fold: int = 1) -> Found:
+def scan(source: str | Path, layout: str = AUTO, split_rule: str | None = None, fold: int = 1) -> Found:
     """Name the videos of `source` without opening them.
 
     `source`: a folder, a glob (`videos/**/*.mp4`), a list file, a table or one video, as a path or a URI.
@@ -66,25 +60,37 @@ def scan(source: str | Path, layout: str = "auto", split_rule: str | None = None
     name = str(source)
     if not name:
         raise UserError("the source is an empty name; give a folder, a glob, a list, a table or a video")
-    wanted = OTHER_NAMES.get(layout, layout)
-    if wanted not in get_args(Layout):
-        raise UserError(f"layout '{layout}' is not known; allowed: {', '.join(get_args(Layout))}")
+    chosen = OTHER_NAMES.get(layout, layout)
+    if chosen != AUTO:
+        LAYOUTS.check(chosen, "--layout")
     if fold not in FOLDS:
-        raise UserError(f"fold {fold} is not known; {' and '.join(FOLDED)} have folds {FOLDS[0]} to {FOLDS[-1]}")
+        raise UserError(f"fold {fold} is not known; {_folded()} have folds {FOLDS[0]} to {FOLDS[-1]}")
     if fold != 1 and split_rule:
         raise UserError(f"fold {fold} and the split rule '{split_rule}' both tell the splits; give one of them")
-    found = _read(name, wanted, None if split_rule else fold)
+    found = _read(name, chosen, None if split_rule else fold)
+    if chosen != AUTO and chosen not in LAYOUTS.built_in:
+        found.layout = chosen  # by which it can be found again
     if not found:
         others = ", ".join(f"{count} {kind}" for kind, count in found.ignored.most_common(5))
         raise UserError(f"{name}: no video in it" + (f" (only {others})" if others else ""))
-    if fold != 1 and found.layout not in FOLDED:
-        raise UserError(f"{name}: layout '{found.layout}' has no fold {fold}; {' and '.join(FOLDED)} have folds")
+    if fold != 1 and fold not in layout_of(found.layout).folds:
+        raise UserError(f"{name}: layout '{found.layout}' has no fold {fold}; {_folded()} have folds")
     unique = deduplicate(found)
     placed = assign_splits(unique, split_rule) if split_rule else unique
     notes = found.notes + _repeated(found, unique) + twins(unique) + _foreign_labels(placed)
     if not split_rule and found.layout in ("folders", "flat", "list", "csv"):
-        notes += split_folders.told_by_name(name, unique, found.layout in FOLDER_LAYOUTS)
+        notes += split_folders.told_by_name(name, unique, layout_of(found.layout).takes == "folder")
     return Found(placed, found.layout, found.ignored, notes)
+
+
+def layout_of(name: str) -> DataLayout:
+    """A layout by name; UserError where it is unknown or cannot be loaded."""
+    layout: DataLayout = LAYOUTS.load(name, "--layout")()
+    return layout
+
+
+def _folded() -> str:
+    return " and ".join(name for name in LAYOUTS.built_in if layout_of(name).folds)
 
 
 def _foreign_labels(candidates: list[Candidate]) -> list[str]:
@@ -125,7 +131,7 @@ def _read(name: str, layout: str, fold: int | None) -> Found:
             raise UserError(f"{name}: no such file or folder")
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{name}: cannot be opened: {' '.join(str(error).split())}") from error
-    if layout != "auto" and is_folder != (layout in FOLDER_LAYOUTS):
+    if layout != AUTO and is_folder != (layout_of(layout).takes == "folder"):
         raise UserError(f"{name}: layout '{layout}' does not fit {'a folder' if is_folder else 'a single file'}")
     if not is_folder:
         return _read_file(root, layout)
@@ -157,23 +163,91 @@ def _exists(name: str) -> bool:
 
 def _read_file(name: str, layout: str) -> Found:
     kind = extension(name)
-    if layout == "csv" or (layout == "auto" and kind in TABLE_EXTENSIONS):
-        return read_table(name)
-    if layout == "list" or (layout == "auto" and kind in LIST_EXTENSIONS):
-        return read_table(name) if names_columns(name) else read_list(name)
-    return Found([Candidate(name, group=group_in_name(name))], "video")
+    if layout == AUTO:
+        layout = "csv" if kind in TABLE_EXTENSIONS else "list" if kind in LIST_EXTENSIONS else "video"
+    return layout_of(layout).read(Source(name, None, None))
 
 
 def _read_tree(tree: Tree, layout: str, fold: int | None) -> Found:
     if not tree.videos:
         return Found([], "flat", tree.ignored())
     notes = tree.notes()
-    if layout == "auto":
+    if layout == AUTO:
         layout, told = _recognise(tree)
         notes += told
-    found = OFFICIAL[layout](tree, fold) if layout in OFFICIAL else _read_plain(tree, layout)
-    unread = [] if layout in OFFICIAL else _unread_tables(tree)
+    found = layout_of(layout).read(Source(tree.root, tree, fold))
+    own = layout in LAYOUTS.built_in and not layout_of(layout).dataset
+    unread = _unread_tables(tree) if own else []
     return Found(found, found.layout, found.ignored, [*notes, *found.notes, *unread])
+
+
+class _FolderLayout:
+    """A folder layout that is no data set's own."""
+
+    takes: ClassVar[Literal["folder", "file"]] = "folder"
+    folds: ClassVar[tuple[int, ...]] = ()
+    dataset: ClassVar[bool] = False
+    name: ClassVar[str]
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return _read_plain(source.files, self.name)
+
+
+class Folders(_FolderLayout):
+    """Class folders; split folders such as train/ and test/ above, in or next to them."""
+
+    name: ClassVar[str] = "folders"
+
+
+class Classes(_FolderLayout):
+    """Every first folder is a class, whatever its name."""
+
+    name: ClassVar[str] = "classes"
+
+
+class Splits(_FolderLayout):
+    """Folders named like splits are splits, also where that is one of two readings."""
+
+    name: ClassVar[str] = "splits"
+
+
+class Flat(_FolderLayout):
+    """Videos without labels."""
+
+    name: ClassVar[str] = "flat"
+
+
+class _FileLayout:
+    """A single file that names videos, or is one."""
+
+    takes: ClassVar[Literal["folder", "file"]] = "file"
+    folds: ClassVar[tuple[int, ...]] = ()
+    dataset: ClassVar[bool] = False
+
+
+class Table(_FileLayout):
+    """A table: CSV, TSV, JSON, JSON lines or Parquet with columns video[,label,split,group]."""
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return read_table(source.name)
+
+
+class List(_FileLayout):
+    """A text file, one path a line and maybe a label after it; a table where its first line names columns."""
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return read_table(source.name) if names_columns(source.name) else read_list(source.name)
+
+
+class Video(_FileLayout):
+    """One video."""
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return Found([Candidate(source.name, group=group_in_name(source.name))], "video")
 
 
 def _unread_tables(tree: Tree) -> list[str]:
@@ -188,7 +262,7 @@ def _unread_tables(tree: Tree) -> list[str]:
     notes = []
     for file in small:
         try:
-            named = {candidate.path for candidate in _read_file(file.name, "auto")}
+            named = {candidate.path for candidate in _read_file(file.name, AUTO)}
         except UserError as error:
             notes += _misread_table(file, tree, error)
             continue

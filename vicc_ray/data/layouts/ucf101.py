@@ -7,8 +7,10 @@ Facts: https://www.crcv.ucf.edu/data/UCF101.php. Lines are `Class/v_x.avi 1` (tr
 from __future__ import annotations
 
 import re
+from typing import ClassVar, Literal
 
 from vicc_ray.data.layouts.candidates import Found, crossing_groups, examples, group_in_name, stem
+from vicc_ray.data.layouts.contract import Source
 from vicc_ray.data.layouts.official import (
     Line,
     Lists,
@@ -91,3 +93,15 @@ def _absent_classes(tree: Tree, splits: SplitFiles) -> list[str]:
         if absent
         else []
     )
+
+
+class UCF101:
+    """UCF101, with its three official splits."""
+
+    takes: ClassVar[Literal["folder", "file"]] = "folder"
+    folds: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    dataset: ClassVar[bool] = True
+
+    def read(self, source: Source) -> Found:
+        """As `DataLayout`."""
+        return read(source.files, source.fold)
