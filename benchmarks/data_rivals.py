@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as F
 
-from vicc_ray.config import STREAMS, Stream
+from vicc_ray.config import CHANNELS, Stream
 from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentSettings, ClipParameters, draw
 from vicc_ray.training.batches import Block, TrainingPlan, decode_share
 from vicc_ray.training.schedule import locate
@@ -171,7 +171,7 @@ def _encode_step(step: int, size: tuple[int, int]) -> dict[tuple[int, int, Strea
     }
     return {
         (row, number, stream): [_encode(frame, size) for frame in clip]
-        for stream in STREAMS
+        for stream in CHANNELS
         for row, pair in enumerate(clips[stream])
         for number, clip in enumerate(pair)
     }
@@ -200,11 +200,11 @@ class PicturedSteps(Dataset[dict[Stream, Tensor]]):
         """float32 [B, 2, 3, T, S, S] of each stream, normalised."""
         stage, _ = locate(self.plan.stages, step)
         epoch, videos = self.plan.epoch_and_videos(step)
-        samples: dict[Stream, list[Tensor]] = {stream: [] for stream in STREAMS}
+        samples: dict[Stream, list[Tensor]] = {stream: [] for stream in CHANNELS}
         for row, video in enumerate(videos):
             plan = self.plan.sample(stage, epoch, int(video))
             params = draw(self.settings, plan.keys, plan.full)
-            for stream in STREAMS:
+            for stream in CHANNELS:
                 clips = [self.pictures.read(step, row, number, stream) for number in (0, 1)]
                 views = [
                     augment_pictures(clip, params, number, self.settings.size, coloured=stream == "rgb")

@@ -19,7 +19,7 @@ from benchmarks.fault_run import FaultRun, make_videos
 from benchmarks.nodes import local_cluster
 from benchmarks.roofline import profiled
 from vicc_ray import distributed
-from vicc_ray.config import ClipConfig, Stream, load_experiment
+from vicc_ray.config import ClipConfig, Decoded, load_experiment
 from vicc_ray.config.published import shipped_experiment
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest, VideoRow
@@ -127,7 +127,7 @@ def _step_and_messages(rank: int, workers: int, folder: Path) -> tuple[float, fl
     return seconds, waiting / 1e6 / PROFILED
 
 
-def _noise(clip: ClipConfig, video: VideoRow, starts: Sequence[int], streams: Sequence[Stream]) -> Clips:
+def _noise(clip: ClipConfig, video: VideoRow, starts: Sequence[int], streams: Sequence[Decoded]) -> Clips:
     """Clips of the right shapes, without a file."""
     rng = np.random.default_rng(list(starts))
     blank = empty_clips(len(starts), streams, clip)

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks.augment import by_frame
-from vicc_ray.config import Experiment, Stream
+from vicc_ray.config import CHANNELS, Decoded, Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, draw
 from vicc_ray.models.encoder import Encoder
 from vicc_ray.objective import Outcome, PrototypeObjective, Prototypes, SwappedPrediction
@@ -224,13 +224,13 @@ def made_batch(experiment: Experiment, stage: Stage, full_share: float) -> Batch
     """Decoded clips of a step as they come from the stream, smooth pictures that differ between frames."""
     clip, samples = experiment.clip, stage.global_batch
     generator = torch.Generator().manual_seed(experiment.seed)
-    clips: dict[Stream, Tensor] = {}
-    for stream in stage.streams:
-        channels = 3 if stream == "rgb" else 2
+    clips: dict[Decoded, Tensor] = {}
+    for kind in stage.decoded:
+        channels = CHANNELS[kind]
         noise = torch.rand((samples * 2 * clip.frames, channels, 12, 16), generator=generator)
         codes = (nn.functional.interpolate(noise, clip.decode_size, mode="bilinear") * 255).to(torch.uint8)
         frames = codes.permute(0, 2, 3, 1).contiguous()
-        clips[stream] = frames.view(samples, 2, clip.frames, *clip.decode_size, channels)
+        clips[kind] = frames.view(samples, 2, clip.frames, *clip.decode_size, channels)
     drawn = np.arange(2 * samples).reshape(samples, 2) % 10 < round(10 * full_share)
     keys = tuple(tuple((experiment.seed, sample, view) for view in (0, 1)) for sample in range(samples))
     return Batch(torch.arange(samples), torch.arange(samples), drawn, keys, clips)

@@ -52,6 +52,7 @@ RECIPE = {
     "clip.fps": None,
     "clip.decode_size": [240, 320],
     "clip.size": 128,
+    "clip.motion": "flow",
     "flow.algorithm": "tvl1",
     "flow.bound": 20,
     "augment.style": "reference",

@@ -380,5 +380,5 @@ def test_a_layout_of_another_package(tmp_path: Path) -> None:
         scan(tmp_path, name, fold=3)
     with pytest.raises(UserError, match="does not fit a single file"):
         scan(tmp_path / "a_jump_1.mp4", name)
-    with pytest.raises(UserError, match="--layout: data layout 'nowhere.at:All' cannot be loaded"):
+    with pytest.raises(UserError, match=r"--layout: data layout 'nowhere\.at:All' cannot be loaded"):
         scan(tmp_path, "nowhere.at:All")

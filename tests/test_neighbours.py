@@ -92,8 +92,8 @@ class Judge:
         videos, windows = part.videos, part.windows(experiment)
         self.made.append([file.path.stem.rsplit("-", 1)[0] for file in part.files])
         self.windows += len(windows)
-        self.streams.append(part.streams)
-        decode = DecodeWindows(videos, windows, 5, experiment, part.streams)
+        self.streams.append(part.decoded)
+        decode = DecodeWindows(videos, windows, 5, experiment, part.decoded)
         decode.reader = Here(experiment)  # type: ignore[assignment]  # no process of its own
         keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
         encode = EncodeWindows({e.name: e.shared_name for e in part.encoders}, experiment, False, 1, keys)

@@ -26,7 +26,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.objective import PrototypeObjective
 from vicc_ray.preview import write_preview
-from vicc_ray.preview.looks import SampleLook, look_at, shown_frames, shown_stages
+from vicc_ray.preview.samples import PreviewSample, preview_samples, preview_stages, strip_frames
 from vicc_ray.report.flow_colour import LIMITS, colour_flow, colour_wheel, readable_limit
 from vicc_ray.report.pages import distinct_names
 from vicc_ray.training.batches import Batch, decode_share, make_plan, to_batch
@@ -62,11 +62,11 @@ def test_it_shows_the_very_views_that_training_makes(manifest: Manifest, style: 
     experiment = tiny_experiment(augment={"style": style})
     batch, views = _training_views(experiment, manifest)
     plan = make_plan(experiment, manifest)
-    (stage,) = shown_stages(plan)
-    looks = list(look_at(plan, stage, 8))
-    assert len(looks) == 8
-    frames, chains = shown_frames(experiment.clip.frames), set()
-    for row, look in enumerate(looks):
+    (stage,) = preview_stages(plan)
+    samples = list(preview_samples(plan, stage, 8))
+    assert len(samples) == 8
+    frames, chains = strip_frames(experiment.clip.frames), set()
+    for row, look in enumerate(samples):
         for number, clip in enumerate(look.clips):
             assert clip.full == batch.full[row, number]
             chains.add(bool(clip.operations))
@@ -87,7 +87,7 @@ def test_it_shows_the_very_views_that_training_makes(manifest: Manifest, style: 
 def test_captions_tell_what_was_done(manifest: Manifest) -> None:
     experiment = tiny_experiment(augment={"gray_p": 1, "jitter_p": 0, "blur_p": 0, "same_window_p": 1})
     plan = make_plan(experiment, manifest)
-    for look in look_at(plan, shown_stages(plan)[0], 8):
+    for look in preview_samples(plan, preview_stages(plan)[0], 8):
         assert look.same_window and {clip.full for clip in look.clips} == {True, False}
         for clip in look.clips:
             assert bool(clip.operations) == clip.full
@@ -96,13 +96,13 @@ def test_captions_tell_what_was_done(manifest: Manifest) -> None:
             assert (np.ptp(picture, axis=-1) == 0).all() == clip.full
     apart = tiny_experiment(augment={"same_window_p": 0})
     plan = make_plan(apart, manifest)
-    assert any(not look.same_window for look in look_at(plan, shown_stages(plan)[0], 8))
+    assert any(not look.same_window for look in preview_samples(plan, preview_stages(plan)[0], 8))
 
 
 def test_outlined_crop_is_the_view(manifest: Manifest) -> None:
     experiment = tiny_experiment(augment={"full_chain_p": 0, "same_window_p": 0})
     plan = make_plan(experiment, manifest)
-    for look in look_at(plan, shown_stages(plan)[0], 4):
+    for look in preview_samples(plan, preview_stages(plan)[0], 4):
         for clip in look.clips:
             top, left, height, width = clip.box
             decoded, seen = clip.decoded["rgb"].picture, clip.view["rgb"].picture
@@ -115,32 +115,32 @@ def test_outlined_crop_is_the_view(manifest: Manifest) -> None:
 def test_the_evaluation_window_is_the_evaluation_input(manifest: Manifest) -> None:
     experiment = tiny_experiment()
     plan = make_plan(experiment, manifest)
-    look = next(look_at(plan, shown_stages(plan)[0], 1))
+    look = next(preview_samples(plan, preview_stages(plan)[0], 1))
     window = look.window
     assert window is not None and not window.refused
     starts = evaluation_starts(look.video.frames, 8, 1, "all")
     assert window.number == len(starts) // 2 + 1
     assert window.windows == len(starts) > 1 and window.start == starts[window.number - 1]
     clips = read_clips(look.video, [window.start], ("rgb",), experiment.clip, experiment.flow)
-    want = _pixels(evaluation_input(torch.from_numpy(clips["rgb"]), 32)[0])[:, shown_frames(8)].permute(1, 2, 3, 0)
+    want = _pixels(evaluation_input(torch.from_numpy(clips["rgb"]), 32)[0])[:, strip_frames(8)].permute(1, 2, 3, 0)
     assert window.view["rgb"].picture is not None
     assert np.abs(window.view["rgb"].picture - want.numpy()).max() <= 0.51
 
 
 def test_without_cross_stream_stages_both_streams_are_shown(manifest: Manifest) -> None:
     plan = make_plan(tiny_experiment(schedule={"cycles": 0}), manifest)
-    stages = shown_stages(plan)
+    stages = preview_stages(plan)
     assert [stage.name for stage in stages] == ["RGB-1", "Flow-1"]
-    assert [set(next(look_at(plan, stage, 1)).clips[0].view) for stage in stages] == [{"rgb"}, {"flow"}]
+    assert [set(next(preview_samples(plan, stage, 1)).clips[0].view) for stage in stages] == [{"rgb"}, {"flow"}]
 
 
 def test_samples_go_on_with_the_next_step_and_end_with_the_stage(manifest: Manifest) -> None:
     plan = make_plan(tiny_experiment(), manifest)
-    (stage,) = shown_stages(plan)
-    few = [look.video.video for look in look_at(plan, stage, 10)]
+    (stage,) = preview_stages(plan)
+    few = [look.video.video for look in preview_samples(plan, stage, 10)]
     want = [plan.videos[v].video for step in (0, 1) for v in plan.epoch_and_videos(stage.first_step + step)[1]]
     assert few == want[:10]
-    assert len(list(look_at(plan, stage, 10_000))) == stage.samples
+    assert len(list(preview_samples(plan, stage, 10_000))) == stage.samples
 
 
 class _Page(HTMLParser):
@@ -182,7 +182,7 @@ def test_the_page_stands_alone_and_is_the_same_for_the_same_seed(manifest: Manif
 def test_an_unreadable_video_is_shown_as_refused_and_texts_are_escaped(manifest: Manifest, tmp_path: Path) -> None:
     experiment = tiny_experiment()
     plan = make_plan(experiment, manifest)
-    (stage,) = shown_stages(plan)
+    (stage,) = preview_stages(plan)
     first = plan.videos[int(plan.epoch_and_videos(stage.first_step)[1][0])]
     broken = tmp_path / "a <b>bold & \"quoted\" 'name'.mp4"
     broken.write_text("not a video")
@@ -192,7 +192,7 @@ def test_an_unreadable_video_is_shown_as_refused_and_texts_are_escaped(manifest:
     page = _Page(out.read_text(encoding="utf-8"))
     assert broken.name in page.text and "<script>x</script>" in page.text and "Refused: " in page.text
     assert "script" not in page.tags and "b" in page.tags and page.text.count("Clip 1") == 1
-    look: SampleLook = next(look_at(make_plan(experiment, Manifest(rows)), stage, 1))
+    look: PreviewSample = next(preview_samples(make_plan(experiment, Manifest(rows)), stage, 1))
     assert look.refused and look.refused in page.text
 
 
@@ -273,6 +273,8 @@ def test_a_video_that_hangs_its_decoder_is_shown_as_refused(manifest: Manifest, 
     rows = [replace(row, video=endless) if number == 0 else row for number, row in enumerate(manifest.videos)]
     experiment = tiny_experiment(data={"decode_timeout": 5, "decoder": "pyav"})
     plan = make_plan(experiment, Manifest(rows))
-    looks = list(look_at(plan, shown_stages(plan)[0], 16))
-    assert [look.refused for look in looks if look.video.video == endless] == ["the decoder gave no answer within 5 s"]
-    assert sum(bool(look.clips) for look in looks) == 15
+    samples = list(preview_samples(plan, preview_stages(plan)[0], 16))
+    assert [look.refused for look in samples if look.video.video == endless] == [
+        "the decoder gave no answer within 5 s"
+    ]
+    assert sum(bool(look.clips) for look in samples) == 15

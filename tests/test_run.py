@@ -117,6 +117,16 @@ def test_a_run_leaves_every_encoder_and_its_records(finished: tuple[RunFolder, P
     assert meta["provenance"]["data_fingerprint"]
 
 
+def test_frame_differences_are_trained_in_the_place_of_flow(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(clip={"motion": "difference"}), videos)
+    folder = _open(plan, tmp_path / "run", videos)
+    assert train(Pretraining(), plan, folder, PlainHost(plan), None, _monitor(plan, videos)) == plan.steps
+    assert set(folder.encoders()) == {"RGB-0", "Difference-0", "RGB-1", "Difference-1", "RGB-2", "Difference-2"}
+    assert load_encoder(folder.encoder("Difference-2")).stream == "difference"
+    monitored = {r["stage"] for r in read_records(folder.metrics) if r["kind"] == "monitor"}
+    assert monitored == {"RGB-1", "Difference-1", "RGB-2", "Difference-2"}
+
+
 def test_stages_learn_from_the_right_weights(finished: tuple[RunFolder, PlainHost]) -> None:
     folder, _ = finished
     weights = {name: load_encoder(folder.encoder(name)).state_dict for name in folder.encoders()}

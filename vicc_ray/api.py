@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.cluster.decode_actors import DecodeWindows, list_windows
-from vicc_ray.config import Experiment, Stream, flatten, make_experiment, with_settings
+from vicc_ray.config import Experiment, Stream, decoded_for, flatten, make_experiment, with_settings
 from vicc_ray.config.published import named_experiment
-from vicc_ray.data.augment import evaluation_input
+from vicc_ray.data.augment import stream_input
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
 from vicc_ray.data.probing import probe_named
@@ -122,7 +122,7 @@ class Encoder:
     def _mean(self, row: VideoRow, output: str, windows: str) -> Vectors:
         """The mean over a video's windows; a mean of unit vectors is scaled to unit length again."""
         chosen = list_windows([row], self.experiment.clip, windows)
-        decode = DecodeWindows([row], chosen, WINDOWS_AT_A_TIME, self.experiment, (self.stream,))
+        decode = DecodeWindows([row], chosen, WINDOWS_AT_A_TIME, self.experiment, decoded_for([self.stream]))
         try:
             total = sum(
                 self._encode(decode({"unit": [unit]}), output) for unit in range(-(-len(chosen) // WINDOWS_AT_A_TIME))
@@ -138,8 +138,8 @@ class Encoder:
         reason = next((reason for reason in block["refused"] if reason), "")
         if reason:
             raise UserError(reason)
-        clips = torch.from_numpy(np.array(block[self.stream])).to(self.device)
-        x = evaluation_input(clips, self.experiment.clip.size, self.experiment.augment.style)
+        clips = {name: torch.from_numpy(np.array(block[name])).to(self.device) for name in decoded_for([self.stream])}
+        x = stream_input(clips, self.stream, self.experiment.clip.size, self.experiment.augment.style)
         vectors = self.module.features(x) if output == "features" else self.module(x)  # type: ignore[operator]
         return vectors.double().sum(dim=0).cpu().numpy()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
+from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
 from vicc_ray.data.clips import evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
@@ -33,7 +33,7 @@ class DecodeWindows:
         windows: Sequence[tuple[int, int]],
         size: int,
         experiment: Experiment,
-        streams: Sequence[Stream] = STREAMS,
+        streams: Sequence[Decoded] = tuple(CHANNELS),
     ) -> None:
         self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
         self.streams = tuple(streams)

@@ -18,7 +18,7 @@ from ray.train.torch import get_device
 from vicc_ray import distributed
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import iterate_blocks, segments, training_iterators
-from vicc_ray.config import STREAMS
+from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.runs.folder import RunFolder, versions
@@ -96,7 +96,7 @@ class RayHost:
         rows = [row for row, block in blocks.items() if not block["refused"][0]]
         clips = {
             stream: torch.from_numpy(np.concatenate([blocks[row][stream] for row in rows] or [mine[0][stream][:0]]))
-            for stream in STREAMS
+            for stream in decoded_for(self.plan.experiment.streams)
         }
         return Monitor(plan, rows, clips, self.plan.experiment, self.device)
 

@@ -76,8 +76,8 @@ def run_task(
         )
     if address is None:
         plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
-    streams = {stream for stage in plan.stages for stream in stage.streams}
-    flow = flow_identity(experiment.flow, experiment.data.interlaced) if "flow" in streams else None
+    measures = any("flow" in stage.decoded for stage in plan.stages)
+    flow = flow_identity(experiment.flow, experiment.data.interlaced) if measures else None
     # Nothing of a run that another driver is at work on is changed, so the lock comes first.
     with alone_in(folder):
         with folder.as_user_errors():

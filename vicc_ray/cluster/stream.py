@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
 from vicc_ray.cluster.resources import Decoders, ResourcePlan
-from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
+from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.training.batches import Block, TrainingPlan
 
@@ -88,7 +88,7 @@ def evaluation_windows(
     windows: Sequence[tuple[int, int]],
     experiment: Experiment,
     decoders: Decoders,
-    streams: Sequence[Stream] = STREAMS,
+    streams: Sequence[Decoded] = tuple(CHANNELS),
 ) -> Dataset:
     """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
 

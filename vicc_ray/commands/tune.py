@@ -107,7 +107,7 @@ def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest
 
 def _flow_of(sweep: Asked) -> dict[str, Any] | None:
     """What decides the flow that trials learn from; None where no stage does."""
-    if not any("flow" in stage.streams for stage in sweep.stages):
+    if not any("flow" in stage.decoded for stage in sweep.stages):
         return None
     return flow_identity(sweep.experiment.flow, sweep.experiment.data.interlaced)
 

@@ -4,7 +4,6 @@ from vicc_ray.config.experiment import (
     FREE_FIELDS,
     MAX_PIXELS,
     PLACES,
-    STREAMS,
     AugmentConfig,
     ClassifierConfig,
     ClipConfig,
@@ -21,7 +20,6 @@ from vicc_ray.config.experiment import (
     ScheduleConfig,
     SearchConfig,
     StageConfig,
-    Stream,
     TrainConfig,
 )
 from vicc_ray.config.files import (
@@ -35,9 +33,11 @@ from vicc_ray.config.files import (
     with_settings,
     without_places,
 )
+from vicc_ray.config.streams import CHANNELS, STREAMS, Decoded, Motion, Stream, StreamKind, decoded_for, stream_titled
 from vicc_ray.config.values import Budget, Duration, Range, WorkerRange, parse_cadence, parse_duration
 
 __all__ = [
+    "CHANNELS",
     "FREE_FIELDS",
     "MAX_PIXELS",
     "PLACES",
@@ -47,6 +47,7 @@ __all__ = [
     "ClassifierConfig",
     "ClipConfig",
     "DataConfig",
+    "Decoded",
     "Duration",
     "EvaluateConfig",
     "Experiment",
@@ -54,6 +55,7 @@ __all__ = [
     "FlowConfig",
     "LinearConfig",
     "ModelConfig",
+    "Motion",
     "ObjectiveConfig",
     "OptimConfig",
     "PlaceConfig",
@@ -62,8 +64,10 @@ __all__ = [
     "SearchConfig",
     "StageConfig",
     "Stream",
+    "StreamKind",
     "TrainConfig",
     "WorkerRange",
+    "decoded_for",
     "differences",
     "dump_experiment",
     "experiment_with",
@@ -73,6 +77,7 @@ __all__ = [
     "make_experiment",
     "parse_cadence",
     "parse_duration",
+    "stream_titled",
     "with_settings",
     "without_places",
 ]

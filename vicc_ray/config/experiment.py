@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from vicc_ray import storage
+from vicc_ray.config.streams import Motion, Stream
 from vicc_ray.config.values import (
     Budget,
     Cadence,
@@ -27,8 +28,6 @@ from vicc_ray.config.values import (
 from vicc_ray.errors import UserError
 from vicc_ray.extensions import BACKBONES, FLOW_ALGORITHMS, OBJECTIVES
 
-Stream = Literal["rgb", "flow"]
-STREAMS: tuple[Stream, Stream] = ("rgb", "flow")
 # Of a picture: what H.264's highest levels allow (139,264 macroblocks, 8192 x 4352). A file of 200 KB can hold a picture that does
 # not fit into memory.
 MAX_PIXELS = 139_264 * 256
@@ -44,7 +43,7 @@ def _as_value_error() -> Iterator[None]:
 
 
 class StreamLengths(Section):
-    """One length a stream."""
+    """One length a stream; `flow` is that of the motion stream, whichever it is."""
 
     rgb: Length
     flow: Length
@@ -55,9 +54,15 @@ def _parse_stage_length(value: Any) -> Duration | StreamLengths:
         return value
     if not isinstance(value, Mapping):
         return parse_duration(value)
-    if set(value) != set(STREAMS):
+    lengths = _by_stream(value)
+    if set(lengths) != {"rgb", "flow"}:
         raise ValueError("a length for each stream is written {rgb: 30 steps, flow: 50 steps}")
-    return StreamLengths(**{stream: parse_duration(length) for stream, length in value.items()})
+    return StreamLengths(**{stream: parse_duration(length) for stream, length in lengths.items()})
+
+
+def _by_stream(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Values for RGB and for the motion stream, whose key may be its name or `motion`."""
+    return {"flow" if key in ("motion", "difference") else key: item for key, item in value.items()}
 
 
 def _dump_stage_length(value: Duration | StreamLengths) -> Any:
@@ -71,7 +76,7 @@ StageLength = Annotated[
 
 
 class StreamCounts(Section):
-    """One set of prototype counts a stream."""
+    """One set of prototype counts a stream; `flow` is that of the motion stream, whichever it is."""
 
     rgb: int | tuple[int, ...]
     flow: int | tuple[int, ...]
@@ -109,6 +114,10 @@ class ClipConfig(Section):
     )
     decode_size: tuple[int, int] = Field((128, 171), description="height, width at which frames leave the decoder")
     size: int = Field(128, ge=16, description="height and width that the network sees")
+    motion: Motion = Field(
+        "flow",
+        description="the stream next to RGB: flow: optical flow; difference: of consecutive RGB frames, no flow is measured",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ClipConfig:
@@ -243,7 +252,7 @@ class StageConfig(Section):
     queue_start: Length = Field(..., description="when the queue joins the assignments (it must be full too)")
     freeze_prototypes: Length = Field(..., description="how long the prototypes stay as they are at the stage's start")
 
-    def stage_length(self, stream: Stream) -> Duration:
+    def stage_length(self, stream: str) -> Duration:
         """How long the stage of a stream learns."""
         if isinstance(self.length, StreamLengths):
             return self.length.rgb if stream == "rgb" else self.length.flow
@@ -533,7 +542,7 @@ class Experiment(Section):
             raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
         for kind in ("single", "cross"):
             stage: StageConfig = getattr(self.schedule, kind)
-            for stream in STREAMS:
+            for stream in self.streams:
                 if stage.stage_length(stream).value <= 0:
                     raise ValueError(f"schedule.{kind}.length: 0 trains nothing; it must be above 0")
         return self
@@ -544,6 +553,11 @@ class Experiment(Section):
         places = (self.runs, self.data.manifest, self.flow.store, self.flow.weights)
         named = dict(zip(PLACES, places, strict=True))
         return {field: place for field, place in named.items() if place is not None}
+
+    @property
+    def streams(self) -> tuple[Stream, Stream]:
+        """RGB and the motion stream, in the order in which they are trained."""
+        return ("rgb", self.clip.motion)
 
     @property
     def run_folder(self) -> str:

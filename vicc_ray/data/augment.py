@@ -5,7 +5,7 @@ B clips, T frames, H x W decode size, C channels (3 for RGB; 2 for flow: u, v). 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vicc_ray.config import STREAMS, Decoded, Stream
 from vicc_ray.errors import UserError
 
 Style = Literal["physical", "reference"]
@@ -207,6 +208,50 @@ def evaluation_input(
             raise ValueError(f"jitter: parameters of {len(jitter)} clips for {len(frames)}")
         return normalise(_colour_chain(out, jitter), out)
     return normalise(out, out)
+
+
+def augment_difference(rgb: Tensor, params: ClipParameters, settings: AugmentSettings) -> Tensor:
+    """Network inputs of the difference stream: uint8 RGB [B,T,H,W,3] -> float32 [B,3,T,size,size].
+
+    Crop, flip and normalisation are those that `augment` gives RGB under the same `params`; the colour chain is left out.
+    """
+    none = np.zeros(len(params), np.bool_)
+    view, _ = augment(rgb, None, replace(params, jitter=none, gray=none, blur=none), settings)
+    assert view is not None
+    return difference(view)
+
+
+def difference(view: Tensor) -> Tensor:
+    """Normalised RGB float [B,3,T,s,s] -> what each frame differs from the next by; the last repeats the one before it."""
+    steps = view[:, :, 1:] - view[:, :, :-1]
+    return torch.cat([steps, steps[:, :, -1:]], dim=2)
+
+
+def stream_input(
+    clips: Mapping[Decoded, Tensor], stream: Stream, size: int, style: Style, jitter: ClipParameters | None = None
+) -> Tensor:
+    """Network input of a stream without augmentation, float32 [B,3,T,size,size], of its decoded clips; see `evaluation_input`."""
+    frames = clips[STREAMS[stream].decoded]
+    if stream == "difference":
+        return difference(evaluation_input(frames, size, style))
+    return evaluation_input(frames, size, style, jitter)
+
+
+_PLAIN: tuple[Stream, Stream] = ("rgb", "flow")  # what `augment` takes
+
+
+def augmented(
+    clips: Mapping[Decoded, Tensor], streams: Collection[Stream], params: ClipParameters, settings: AugmentSettings
+) -> dict[Stream, Tensor]:
+    """Network inputs of some streams, float32 [B,3,T,size,size] each; one draw of the parameters for all of them."""
+    rgb, flow = (clips[STREAMS[name].decoded] if name in streams else None for name in _PLAIN)
+    views: dict[Stream, Tensor] = {}
+    for name, view in zip(_PLAIN, augment(rgb, flow, params, settings), strict=True):
+        if view is not None:
+            views[name] = view
+    if "difference" in streams:
+        views["difference"] = augment_difference(clips["rgb"], params, settings)
+    return views
 
 
 def _between(uniform: Floats, low: float, high: float) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, FlowConfig, Stream
+from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, Decoded, FlowConfig
 from vicc_ray.data.decode import bound_pixels
 from vicc_ray.data.flow.algorithms import uses_torch
 from vicc_ray.data.flow.sources import FlowSource, flow_source
@@ -14,7 +14,7 @@ from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.pictures import Interlaced
 from vicc_ray.data.samples import Clips, read_clips
 
-Request = tuple[VideoRow, tuple[int, ...], tuple[Stream, ...]]
+Request = tuple[VideoRow, tuple[int, ...], tuple[Decoded, ...]]
 
 
 class ClipReader:
@@ -33,8 +33,8 @@ class ClipReader:
         """The child process, if it has been started."""
         return self._guarded.pid if self._guarded else None
 
-    def read(self, video: VideoRow, starts: Sequence[int], streams: Sequence[Stream]) -> Clips:
-        """The clips of a video that begin at the positions `starts`, of the streams named.
+    def read(self, video: VideoRow, starts: Sequence[int], streams: Sequence[Decoded]) -> Clips:
+        """The clips of a video that begin at the positions `starts`, of RGB, flow or both.
 
         Raises `VideoError` with the reason where the file cannot deliver them or the decoder did not survive it.
         """

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vicc_ray.config import ClipConfig, FlowConfig, Stream
+from vicc_ray.config import CHANNELS, ClipConfig, Decoded, FlowConfig
 from vicc_ray.data.clips import frame_indices, frames_at_rate, frames_at_stamps, grid_points
 from vicc_ray.data.decode import fetched, read_frames, timeline_of
 from vicc_ray.data.flow.sources import FlowSource, flow_source
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import Interlaced
 
-Clips = dict[Stream, NDArray[np.uint8]]
+Clips = dict[Decoded, NDArray[np.uint8]]
 NOTHING, NO_NUMBERS = np.empty(0, np.uint8), np.empty(0, np.int64)
 
 
@@ -30,13 +30,13 @@ def positions(video: VideoRow, clip: ClipConfig) -> int:
 def read_clips(
     video: VideoRow,
     starts: Sequence[int],
-    streams: Sequence[Stream],
+    streams: Sequence[Decoded],
     clip: ClipConfig,
     flow: FlowConfig,
     interlaced: Interlaced = "weave",
     source: FlowSource | None = None,
 ) -> Clips:
-    """The clips of a video that begin at the positions `starts`, of the streams named; decodes every needed frame once.
+    """The clips of a video that begin at the positions `starts`, of RGB, flow or both; decodes every needed frame once.
 
     `interlaced` is the experiment's `data.interlaced`, `source` its source of flow, which is made here where it is not given.
     Raises `VideoError` with the reason where the file cannot deliver them.
@@ -94,8 +94,7 @@ def _frames_at(points: NDArray[np.int64], video: VideoRow, path: str, clip: Clip
     return np.minimum(frames_at_stamps(points, clip.fps, timeline_of(path).seconds), video.frames - 1)
 
 
-def empty_clips(clips: int, streams: Sequence[Stream], clip: ClipConfig) -> Clips:
+def empty_clips(clips: int, streams: Sequence[Decoded], clip: ClipConfig) -> Clips:
     """Zeros of the shapes that `read_clips` gives, for a row that only fills a block."""
     shape = (clips, clip.frames, *clip.decode_size)
-    channels: dict[Stream, int] = {"rgb": 3, "flow": 2}
-    return {stream: np.zeros((*shape, channels[stream]), np.uint8) for stream in streams}
+    return {stream: np.zeros((*shape, CHANNELS[stream]), np.uint8) for stream in streams}

@@ -23,7 +23,7 @@ from vicc_ray.data.pictures import RULES
 from vicc_ray.data.refusals import check_share
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.joined import Joined
-from vicc_ray.evaluation.neighbours import FUSED, newest_pair
+from vicc_ray.evaluation.neighbours import fused_name, newest_pair
 from vicc_ray.evaluation.predictions import classify_videos
 from vicc_ray.evaluation.probe import fit_probe
 from vicc_ray.evaluation.protocols import EvaluationTask
@@ -207,7 +207,7 @@ def _learn(
             known = [table[fitted_on] for table in shown.probabilities.values()]
             weights = fit_mean_weights(known, labels[fitted_on].tolist(), shown.classes)
             notes.append(_weights_note(weights))
-        tables[FUSED] = mean_probabilities(list(tables.values()), weights).astype(np.float32)
+        tables[_fused(tables)] = mean_probabilities(list(tables.values()), weights).astype(np.float32)
     return _Found(tables, labels[~fitted_on].tolist(), shown.classes, shown.refused, len(plan.videos))
 
 
@@ -228,6 +228,11 @@ def _with_held_out(manifest: Manifest, split: str) -> Manifest:
         )
     moved = [replace(row, split=HELD_OUT) if row.video in held else row for row in manifest.videos]
     return Manifest(moved, manifest.dataset, manifest.fold)
+
+
+def _fused(tables: Tables) -> str:
+    first, second = tables
+    return fused_name((first, second))
 
 
 def _weights_note(weights: tuple[float, float]) -> str:
@@ -251,7 +256,7 @@ def _probe(of: EvaluationTask, experiment: Experiment, test_videos: Sequence[Vid
             right = [train.labels[row] for row in held[0].held_rows]  # both streams hold out the same rows of one table
             weights = fit_mean_weights([probe.held_out for probe in held], right, held[0].classes)
             notes.append(_weights_note(weights))
-        tables[FUSED] = mean_probabilities([tables[name] for name in pair], weights).astype(np.float32)
+        tables[fused_name(pair)] = mean_probabilities([tables[name] for name in pair], weights).astype(np.float32)
     refused = tuple((dict(train.refused) | dict(test.refused)).items())
     known = next(iter(probes.values())).classes  # the same of all, as they learn from the same rows
     return _Found(tables, [str(label) for label in test.labels], known, refused, len(train.ids))

@@ -67,11 +67,11 @@ def _check_refused(files: Sequence[FeatureFile], experiment: Experiment) -> None
 
 def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads: int) -> None:
     videos, windows = part.videos, part.windows(experiment)
-    if "flow" in part.streams:
+    if "flow" in part.decoded:
         check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
     paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
     keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
-    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.streams)
+    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.decoded)
     arguments = paths, experiment, resources.use_gpu, threads, keys
     with Counter("evaluating windows", len(windows)) as counter:
         write_means(part, through_models(decoded, EncodeWindows, arguments, resources, counter.advance))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from vicc_ray import storage
-from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
+from vicc_ray.config import STREAMS, Experiment, Stream
+from vicc_ray.data.augment import AugmentSettings, difference, draw_jitter, stream_input
 from vicc_ray.evaluation.crops import COUNTS, crop_views
 from vicc_ray.evaluation.stored import JITTER_P
 from vicc_ray.models.classifier_file import load_classifier
@@ -66,8 +66,9 @@ class EncodeWindows:
             # A start below 0 is that of a short video's only window.
             keys = [(_JITTER, experiment.seed, self.keys[video], max(start, 0)) for video, start in places]
             jitter = draw_jitter(settings, keys, JITTER_P)
-        clips = torch.from_numpy(np.array(rows[stream])).to(self.device)
-        view = evaluation_input(clips, experiment.clip.size, experiment.augment.style, jitter)
+        kind = STREAMS[stream].decoded
+        clips = {kind: torch.from_numpy(np.array(rows[kind])).to(self.device)}
+        view = stream_input(clips, stream, experiment.clip.size, experiment.augment.style, jitter)
         return view.contiguous(memory_format=self.layout)
 
 
@@ -91,9 +92,9 @@ class ClassifyWindows:
             for stream in dict.fromkeys(self.streams.values()):
                 mine = [name for name in self.classifiers if self.streams[name] == stream]
                 sums: dict[str, Any] = dict.fromkeys(mine, 0)
-                windows = torch.from_numpy(np.array(rows[stream])).to(self.device)
+                windows = torch.from_numpy(np.array(rows[STREAMS[stream].decoded])).to(self.device)
                 for view in crop_views(windows, self.experiment.clip.size, crops, augment.style):
-                    x = view.contiguous(memory_format=self.layout)
+                    x = (difference(view) if stream == "difference" else view).contiguous(memory_format=self.layout)
                     for name in mine:
                         sums[name] = sums[name] + self.classifiers[name](x).softmax(dim=1)
                 row |= {name: (total / COUNTS[crops]).cpu().numpy() for name, total in sums.items()}

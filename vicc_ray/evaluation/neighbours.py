@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from vicc_ray.config import Experiment
+from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.joined import Joined
@@ -27,7 +27,6 @@ from vicc_ray.metrics.retrieval import Scores, chance, check_groups, check_label
 from vicc_ray.metrics.search import Centre, Features, Table, units
 from vicc_ray.runs.records import write_text
 
-FUSED = "R+F"
 NEIGHBOURS_SHOWN = 5
 FEW = 100  # videos whose mean is off by a tenth of what they differ by
 
@@ -191,8 +190,8 @@ def score_features(task: EvaluationTask, files: Mapping[str, Sequence[FeatureFil
             fit_weights(streams[0], problem.gallery.labels, problem.groups[0]) if settings.fusion == "fitted" else None
         )
         scores = _fused(problem, *streams, fitted)
-        rows.append(_row(FUSED, scores) | ({"weights": list(fitted)} if fitted else {}))
-        classes[FUSED] = scores.to_dict()["classes"]
+        rows.append(_row(fused_name(pair), scores) | ({"weights": list(fitted)} if fitted else {}))
+        classes[fused_name(pair)] = scores.to_dict()["classes"]
     evaluation = task.result(
         "reference" if settings.retrieval == "reference" else "retrieval",
         rows,
@@ -235,12 +234,19 @@ def _row(name: str, scores: Scores) -> dict[str, Any]:
     }
 
 
-def newest_pair(rows: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The newest encoders of both streams among the names, if there are any."""
+def newest_pair(rows: Iterable[str]) -> tuple[str, str] | None:
+    """The newest encoders of RGB and of a motion stream among the names, if there are any."""
+    names = set(rows)
     for level in ("2", "1"):
-        if f"RGB-{level}" in rows and f"Flow-{level}" in rows:
-            return f"RGB-{level}", f"Flow-{level}"
+        for motion in (kind.title for kind in STREAMS.values() if kind.motion):
+            if {f"RGB-{level}", f"{motion}-{level}"} <= names:
+                return f"RGB-{level}", f"{motion}-{level}"
     return None
+
+
+def fused_name(pair: tuple[str, str]) -> str:
+    """The name of the row of both streams together: R+F of RGB and flow, R+D of RGB and differences."""
+    return "+".join(name[0] for name in pair)
 
 
 def _neighbours(problem: RetrievalProblem, gallery: Joined, query: Joined, most: int) -> Neighbours:

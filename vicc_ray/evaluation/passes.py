@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vicc_ray.cluster.decode_actors import list_windows
-from vicc_ray.config import STREAMS, Experiment, Stream
+from vicc_ray.config import Decoded, Experiment, decoded_for
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.evaluation.feature_store import (
     FeaturePatch,
@@ -27,16 +27,16 @@ PART = 4096  # videos whose features are held before they are written
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over videos: each of the encoders looks at each of the sides, whose windows all get a jitter or none."""
+    """One pass over videos: each of the encoders takes each of the sides, whose windows all get a jitter or none."""
 
     encoders: tuple[EncoderOnDisk, ...]
     sides: tuple[Side, ...]
     files: tuple[FeatureFile, ...]
 
     @property
-    def streams(self) -> tuple[Stream, ...]:
-        """Those that the encoders need."""
-        return tuple(stream for stream in STREAMS if any(encoder.stream == stream for encoder in self.encoders))
+    def decoded(self) -> tuple[Decoded, ...]:
+        """The clips that the encoders need."""
+        return decoded_for(encoder.stream for encoder in self.encoders)
 
     @property
     def videos(self) -> list[VideoRow]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import evaluation_windows, through_models
-from vicc_ray.config import STREAMS, Experiment
+from vicc_ray.config import STREAMS, Experiment, decoded_for, stream_titled
 from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
@@ -30,7 +30,7 @@ def classify_videos(
     """What every classifier gives for every video; an open Ray session is needed.
 
     `files`: name -> path or URI, where every node reads the classifier. A window is decoded once for all classifiers, only
-    in the streams that they look at. Unreadable videos are left out and listed. `on_progress` is called with the number of
+    as the clips that they take. Unreadable videos are left out and listed. `on_progress` is called with the number of
     windows that have just been finished. Raises UserError for no videos or none that can be read, classifiers of different
     classes, one of another stream than its name says, flow that is not in its store, and probabilities that are NaN.
     """
@@ -40,11 +40,11 @@ def classify_videos(
         _check_stream(name, file)
     if not videos:
         raise UserError("classification: there are no videos to classify; is the split empty?")
-    streams = tuple(stream for stream in STREAMS if any(file.stream == stream for file in opened.values()))
-    if "flow" in streams:
+    clips = decoded_for(file.stream for file in opened.values())
+    if "flow" in clips:
         check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
-    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), streams)
+    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), clips)
     arguments = dict(files), experiment, resources.use_gpu, threads
     shown = through_models(decoded, ClassifyWindows, arguments, resources, on_progress)
     return mean_over_windows(shown, videos, tuple(files), classes)
@@ -64,9 +64,9 @@ def _common_classes(files: Mapping[str, ClassifierFile]) -> tuple[str, ...]:
 
 
 def _check_stream(name: str, file: ClassifierFile) -> None:
-    said = name.split("-")[0].lower()
-    if said in STREAMS and said != file.stream:
+    named = stream_titled(name.split("-")[0])
+    if named is not None and named != file.stream:
         raise UserError(
-            f"classification: {name} is the name of a {said} classifier, but its file holds one of the {file.stream} "
-            f"stream; give it a name that begins with {'Flow' if file.stream == 'flow' else 'RGB'}-, or the right file"
+            f"classification: {name} is the name of a {named} classifier, but its file holds one of the {file.stream} "
+            f"stream; give it a name that begins with {STREAMS[file.stream].title}-, or the right file"
         )

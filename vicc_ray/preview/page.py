@@ -1,4 +1,4 @@
-"""The contact sheet: looks -> strips of pictures -> one self-contained HTML file. A strip is a row of frames of one clip."""
+"""The contact sheet: strips -> strips of pictures -> one self-contained HTML file. A strip is a row of frames of one clip."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from vicc_ray.config import ClipConfig, Experiment, Stream
+from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.preview.looks import ClipLook, Look, SampleLook, WindowLook, look_at, shown_frames, shown_stages
+from vicc_ray.preview.samples import (
+    Frames,
+    PreviewClip,
+    PreviewSample,
+    PreviewWindow,
+    preview_samples,
+    preview_stages,
+    strip_frames,
+)
 from vicc_ray.report.flow_colour import colour_flow, colour_wheel, readable_limit
 from vicc_ray.report.pages import distinct_names, render
 from vicc_ray.runs.records import write_text
@@ -25,7 +33,7 @@ GAP = 4  # pixels between the frames of a strip
 OUTLINE = ("black", "white", "white")  # of the crop, from the outer to the inner line: one of them shows on any picture
 QUALITY = 85
 WHEEL = 120  # pixels of the legend
-STREAM_NAMES: dict[Stream, str] = {"rgb": "RGB", "flow": "flow"}
+STREAM_NAMES: dict[Stream, str] = {"rgb": "RGB", "flow": "flow", "difference": "difference"}
 
 
 @dataclass(frozen=True)
@@ -80,16 +88,16 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
     if samples < 1:
         raise UserError(f"preview: {samples} samples show nothing; ask for at least 1")
     plan = make_plan(experiment, manifest)
-    looks = [(stage, list(look_at(plan, stage, samples))) for stage in shown_stages(plan)]
-    limit = _limit(sample for _, found in looks for sample in found)
-    names = distinct_names({sample.video.video for _, found in looks for sample in found})
+    strips = [(stage, list(preview_samples(plan, stage, samples))) for stage in preview_stages(plan)]
+    limit = _limit(sample for _, found in strips for sample in found)
+    names = distinct_names({sample.video.video for _, found in strips for sample in found})
     sections = [
         Section(
             name=stage.name,
             note=_stage_note(stage.stream, stage.guide),
             cards=[_card(sample, names[sample.video.video], experiment, limit) for sample in found],
         )
-        for stage, found in looks
+        for stage, found in strips
     ]
     facts = {
         "title": experiment.name,
@@ -99,24 +107,24 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
         "limit": f"{limit:g}",
         "quantum": f"{2 * experiment.flow.bound / 255:.2g}",
         "physical": experiment.augment.style == "physical",
-        "columns": [number + 1 for number in shown_frames(experiment.clip.frames)],
+        "columns": [number + 1 for number in strip_frames(experiment.clip.frames)],
     }
     write_text(out, render(Path(__file__).parent / "page.html.j2", facts))
     return out
 
 
-def _limit(samples: Iterable[SampleLook]) -> float:
+def _limit(samples: Iterable[PreviewSample]) -> float:
     """Pixels a frame at which the flow of the whole page has its full colour."""
     magnitudes = [
-        look.field.square().sum(dim=1).sqrt().flatten()
+        frames.field.square().sum(dim=1).sqrt().flatten()
         for sample in samples
-        for look in _looks(sample)
-        if look.field is not None
+        for frames in _looks(sample)
+        if frames.field is not None
     ]
     return readable_limit(torch.cat(magnitudes) if magnitudes else torch.zeros(0))
 
 
-def _looks(sample: SampleLook) -> Iterator[Look]:
+def _looks(sample: PreviewSample) -> Iterator[Frames]:
     for clip in sample.clips:
         yield from clip.decoded.values()
         yield from clip.view.values()
@@ -141,7 +149,7 @@ def _facts(experiment: Experiment, manifest: Manifest, videos: int) -> list[tupl
         ("clip", f"{clip.frames} frames, {taken}"),
         ("decoded", f"{width} × {height} px"),
         ("network input", f"{clip.size} × {clip.size} px"),
-        ("flow", f"{flow.algorithm}, clipped at {flow.bound:g} px"),
+        ("motion", f"{flow.algorithm}, clipped at {flow.bound:g} px" if clip.motion == "flow" else "frame differences"),
         ("augmentation", augmentation.style),
         ("seed", str(experiment.seed)),
     ]
@@ -150,7 +158,7 @@ def _facts(experiment: Experiment, manifest: Manifest, videos: int) -> list[tupl
     return facts
 
 
-def _card(sample: SampleLook, name: str, experiment: Experiment, limit: float) -> Card:
+def _card(sample: PreviewSample, name: str, experiment: Experiment, limit: float) -> Card:
     panels = [_clip_panel(number, clip, experiment, limit) for number, clip in enumerate(sample.clips, 1)]
     if sample.window:
         panels.append(_window_panel(sample.window, experiment.clip, limit))
@@ -164,27 +172,29 @@ def _card(sample: SampleLook, name: str, experiment: Experiment, limit: float) -
     )
 
 
-def _clip_panel(number: int, clip: ClipLook, experiment: Experiment, limit: float) -> Panel:
+def _clip_panel(number: int, clip: PreviewClip, experiment: Experiment, limit: float) -> Panel:
     top, left, height, width = clip.box
     facts = [_start(clip.start, experiment.clip), f"crop {width} × {height} at ({left}, {top})"]
     if clip.flip:
         facts.append("flipped")
     chain = " → ".join(clip.operations) or "no colour operation drawn"
     strips = []
-    for stream, decoded in clip.decoded.items():
-        name = STREAM_NAMES[stream]
+    for kind, decoded in clip.decoded.items():
         outlined = _strip(decoded, limit, clip.box)
+        name = STREAM_NAMES[kind]
         strips.append(Strip(f"decoded {name}", "decoded", outlined, f"{name} as decoded, with the crop's outline"))
-        seen = _strip(clip.view[stream], limit)
-        strips.append(Strip(f"{name} view", "seen", seen, f"{name} as the network sees it"))
+        for stream, view in clip.view.items():
+            if STREAMS[stream].decoded == kind:
+                name = STREAM_NAMES[stream]
+                strips.append(Strip(f"{name} view", "seen", _strip(view, limit), f"{name} as the network sees it"))
     return Panel(f"Clip {number}", facts, strips, full=clip.full, chain=chain if clip.full else "")
 
 
-def _window_panel(window: WindowLook, clip: ClipConfig, limit: float) -> Panel:
+def _window_panel(window: PreviewWindow, clip: ClipConfig, limit: float) -> Panel:
     facts = [f"window {window.number} of {window.windows}", _start(window.start, clip), "centre crop"]
     strips = [
-        Strip(f"{STREAM_NAMES[stream]} input", "seen", _strip(look, limit), f"{STREAM_NAMES[stream]} in evaluation")
-        for stream, look in window.view.items()
+        Strip(f"{STREAM_NAMES[stream]} input", "seen", _strip(frames, limit), f"{STREAM_NAMES[stream]} in evaluation")
+        for stream, frames in window.view.items()
     ]
     return Panel("Evaluation", facts, strips, refused=window.refused)
 
@@ -199,12 +209,12 @@ def _start(start: int, clip: ClipConfig) -> str:
     return f"from {seconds}" if start >= 0 else f"starts {seconds} before the video: its first frame repeats"
 
 
-def _strip(look: Look, limit: float, box: Sequence[int] | None = None) -> str:
+def _strip(frames: Frames, limit: float, box: Sequence[int] | None = None) -> str:
     """The frames side by side as a data URI; with `box`, the outline of top, left, height, width on each."""
-    frames = look.picture if look.field is None else colour_flow(look.field, limit)
-    assert frames is not None
-    scale = max(1, -(-LEAST_HEIGHT // frames.shape[1]))
-    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    pictures = frames.picture if frames.field is None else colour_flow(frames.field, limit)
+    assert pictures is not None
+    scale = max(1, -(-LEAST_HEIGHT // pictures.shape[1]))
+    large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, _ = large.shape
     canvas = Image.new("RGB", (n * width + (n - 1) * GAP, height), "white")
     for place, frame in enumerate(large):

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from vicc_ray import storage
-from vicc_ray.config import Stream
+from vicc_ray.config import STREAMS, Stream, stream_titled
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder_file import stream_of
 from vicc_ray.models.weight_file import check_whole
@@ -36,11 +36,11 @@ def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
     path = folder.encoder(name)
     stream = stream_of(path)
     check_whole(path)
-    said = name.split("-")[0].lower()
-    if said in ("rgb", "flow") and said != stream:
+    named = stream_titled(name.split("-")[0])
+    if named is not None and named != stream:
         raise UserError(
             f"{path}: is named {name} but holds an encoder of the {stream} stream; give it a name that begins with "
-            f"{'Flow' if stream == 'flow' else 'RGB'}-, or put the right file there"
+            f"{STREAMS[stream].title}-, or put the right file there"
         )
     return EncoderOnDisk(name, path, folder.shared_name(path), stream, file_hash(str(path)))
 
@@ -70,9 +70,9 @@ def finished_encoders(folder: RunFolder) -> dict[str, str]:
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
-    # RGB-1, Flow-1, RGB-2-cycle1, ..., RGB-2, Flow-2: by level, earlier cycles first, RGB before flow.
+    # RGB-1, Flow-1, RGB-2-cycle1, ..., RGB-2, Flow-2: by level, earlier cycles first, RGB before motion.
     def place(name: str) -> tuple[str, bool, list[str], bool]:
         level, *rest = name.split("-")[1:] or ["~"]
-        return level, "cycle" not in name, rest, name.startswith("Flow")
+        return level, "cycle" not in name, rest, not name.startswith(STREAMS["rgb"].title)
 
     return sorted(names, key=place)

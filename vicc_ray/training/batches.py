@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vicc_ray.config import Experiment, Stream
+from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
 from vicc_ray.data.samples import Clips, empty_clips, positions, read_clips
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Block = dict[str, np.ndarray[Any, Any]]
 PADDING = -1
 # (video, starts, streams) -> their clips, or `VideoError`.
-Read = Callable[[VideoRow, Sequence[int], Sequence[Stream]], Clips]
+Read = Callable[[VideoRow, Sequence[int], Sequence[Decoded]], Clips]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Batch:
     videos: Tensor  # int64 [b], each sample's place in the plan's videos
     full: np.ndarray[Any, np.dtype[np.bool_]]  # [b, views], which clips get the full augmentation chain
     keys: tuple[tuple[tuple[int, ...], ...], ...]  # b times one a view, of the augmentation draws
-    clips: dict[Stream, Tensor]  # uint8 [b, views, T, H, W, 3] of rgb, [b, views, T, H, W, 2] of flow (u, v)
+    clips: dict[Decoded, Tensor]  # uint8 [b, views, T, H, W, 3] of rgb, [b, views, T, H, W, 2] of flow (u, v)
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: R
         rows.append(clips)
         reasons.append(reason)
     padding = width - len(rows)
-    rows += [empty_clips(plan.views, stage.streams, plan.experiment.clip)] * padding
+    rows += [empty_clips(plan.views, stage.decoded, plan.experiment.clip)] * padding
     block: Block = {
         "step": np.full(width, step, np.int64),
         "slot": np.array([*slots, *[PADDING] * padding], np.int64),
         "video": np.array([*videos[slots.start : slots.stop], *[PADDING] * padding], np.int64),
         "refused": np.array([*reasons, *[""] * padding], object),
     }
-    return block | {stream: np.stack([row[stream] for row in rows]) for stream in stage.streams}
+    return block | {name: np.stack([row[name] for row in rows]) for name in stage.decoded}
 
 
 def _read(
@@ -115,12 +115,12 @@ def _read(
     experiment = plan.experiment
     try:
         if read is not None:
-            return read(video, starts, stage.streams), ""
+            return read(video, starts, stage.decoded), ""
         return read_clips(
-            video, starts, stage.streams, experiment.clip, experiment.flow, experiment.data.interlaced
+            video, starts, stage.decoded, experiment.clip, experiment.flow, experiment.data.interlaced
         ), ""
     except VideoError as error:
-        return empty_clips(len(starts), stage.streams, experiment.clip), str(error) or "cannot be read"
+        return empty_clips(len(starts), stage.decoded, experiment.clip), str(error) or "cannot be read"
 
 
 def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[Batch, list[tuple[str, str]]]:
@@ -140,12 +140,12 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
     taken = np.flatnonzero((slots != PADDING) & ~refused)
     samples = [plan.sample(stage, epoch, int(video)) for video in videos[taken]]
     whole = len(taken) == len(slots)
-    clips: dict[Stream, Tensor] = {}
-    for stream in stage.streams:
-        rows = np.asarray(block[stream])
-        # Ray hands out read-only memory; indexing copies only where rows are left out.
+    clips: dict[Decoded, Tensor] = {}
+    for name in stage.decoded:
+        rows = np.asarray(block[name])
+        # Ray gives read-only memory; indexing copies only where rows are left out.
         rows = rows if whole else rows[taken]
-        clips[stream] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+        clips[name] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
     batch = Batch(
         slots=torch.from_numpy(slots[taken].copy()),
         videos=torch.from_numpy(videos[taken].copy()),

@@ -19,7 +19,7 @@ from torch.optim import SGD
 
 from vicc_ray import distributed
 from vicc_ray.config import ClassifierConfig, Experiment
-from vicc_ray.data.augment import augment, draw
+from vicc_ray.data.augment import augmented, draw
 from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_mask
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
@@ -172,12 +172,11 @@ class ClassifierTrainer:
     def _inputs(self, batch: Batch) -> Tensor:
         """Network inputs of the samples' first clips, augmented, float [b, 3, T, size, size]."""
         stream, size = self.stage.stream, self.augmentation.size
-        frames = batch.clips[stream][:, 0].to(self.device, non_blocking=True)
-        if not len(frames):
-            return torch.zeros(0, 3, frames.shape[1], size, size, device=self.device)
+        clips = {name: both[:, 0].to(self.device, non_blocking=True) for name, both in batch.clips.items()}
+        if not len(batch.slots):
+            return torch.zeros(0, 3, next(iter(clips.values())).shape[1], size, size, device=self.device)
         params = draw(self.augmentation, [keys[0] for keys in batch.keys], batch.full[:, 0])
-        rgb, flow = (frames, None) if stream == "rgb" else (None, frames)
-        view = next(x for x in augment(rgb, flow, params, self.augmentation) if x is not None)
+        view = augmented(clips, [stream], params, self.augmentation)[stream]
         return view.contiguous(memory_format=self.layout)
 
     def _head_on_all_rows(self, x: Tensor, labels: Tensor, slots: Tensor, step: int) -> Classified:

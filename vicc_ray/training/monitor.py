@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vicc_ray import distributed
-from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.augment import evaluation_input
+from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
+from vicc_ray.data.augment import stream_input
 from vicc_ray.data.clips import subset
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.errors import UserError
@@ -24,7 +24,7 @@ CHUNK = 16  # clips encoded at a time
 
 @dataclass(frozen=True)
 class MonitorPlan:
-    """The videos that are looked at: the first `gallery` rows are searched, the others ask."""
+    """The videos of the subset: the first `gallery` rows are searched, the others are queries."""
 
     videos: tuple[VideoRow, ...]
     gallery: int
@@ -41,14 +41,14 @@ def monitor_plan(experiment: Experiment, manifest: Manifest) -> MonitorPlan | No
     except UserError:
         return None
     half = experiment.evaluate.monitor_videos // 2
-    searched = [gallery[i] for i in subset(0, len(gallery), half)]
-    known = sorted({str(row.label) for row in searched})
+    gallery = [gallery[i] for i in subset(0, len(gallery), half)]
+    known = sorted({str(row.label) for row in gallery})
     query = [row for row in query if row.label in known]
-    asked = [query[i] for i in subset(1, len(query), half)]
-    if not searched or not asked:
+    query = [query[i] for i in subset(1, len(query), half)]
+    if not gallery or not query:
         return None
-    rows = (*searched, *asked)
-    return MonitorPlan(rows, len(searched), tuple(known.index(str(row.label)) for row in rows))
+    rows = (*gallery, *query)
+    return MonitorPlan(rows, len(gallery), tuple(known.index(str(row.label)) for row in rows))
 
 
 class Monitor:
@@ -57,14 +57,14 @@ class Monitor:
     Args:
         plan: the whole subset.
         rows: which of its rows this worker holds; those that nobody holds count as not there.
-        clips: their centre clips, uint8 [m, T, H, W, 3] of rgb and [m, T, H, W, 2] of flow.
+        clips: their centre clips as decoded, uint8 [m, T, H, W, 3] of rgb and [m, T, H, W, 2] of flow.
     """
 
     def __init__(
         self,
         plan: MonitorPlan,
         rows: Sequence[int],
-        clips: Mapping[Stream, Tensor],
+        clips: Mapping[Decoded, Tensor],
         experiment: Experiment,
         device: torch.device,
     ) -> None:
@@ -76,8 +76,8 @@ class Monitor:
         """R@1 and R@5 of the encoder's features of one stream; nothing where either side has no video left."""
         training = encoder.training
         encoder.eval()
-        chunks = torch.split(self.clips[stream], CHUNK) if len(self.rows) else ()
-        mine = [self._features(encoder, chunk) for chunk in chunks]
+        starts = range(0, len(self.rows), CHUNK)
+        mine = [self._features(encoder, stream, slice(start, start + CHUNK)) for start in starts]
         encoder.train(training)
         features = torch.cat(mine) if mine else torch.zeros(0, encoder.feature_dim)
         everyone = torch.cat(distributed.gather_rows(features.contiguous()))
@@ -93,5 +93,7 @@ class Monitor:
         recall: dict[int, Any] = recall_at_k(everyone[:cut], labels[:cut], everyone[cut:], labels[cut:], ks=ks)
         return {f"R@{k}": float(value) for k, value in recall.items()}
 
-    def _features(self, encoder: Encoder, chunk: Tensor) -> Tensor:
-        return encoder.features(evaluation_input(chunk.to(self.device), self.size, self.style)).cpu()
+    def _features(self, encoder: Encoder, stream: Stream, rows: slice) -> Tensor:
+        kind = STREAMS[stream].decoded
+        clips = {kind: self.clips[kind][rows].to(self.device)}
+        return encoder.features(stream_input(clips, stream, self.size, self.style)).cpu()

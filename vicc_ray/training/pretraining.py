@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vicc_ray import distributed
-from vicc_ray.config import Experiment, Stream
+from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.extensions import OBJECTIVES
@@ -16,7 +16,7 @@ from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 from vicc_ray.objective import Objective
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import TrainingPlan, make_plan
-from vicc_ray.training.schedule import TITLES, Stage
+from vicc_ray.training.schedule import Stage
 from vicc_ray.training.step import StageTrainer
 
 
@@ -49,7 +49,7 @@ class Pretraining:
         objective = build_objective(experiment, stage)
         if stage.starts_from is None:
             learner = _fresh_encoder(plan, stage.stream)
-            _save(plan, folder, f"{TITLES[stage.stream]}-0", stage, learner, objective)
+            _save(plan, folder, f"{STREAMS[stage.stream].title}-0", stage, learner, objective)
         else:
             start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
             learner = start.build()
@@ -80,7 +80,7 @@ def build_objective(experiment: Experiment, stage: Stage) -> Objective:
 def _fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
     """A stream's encoder as it is before any training, the same in every process."""
     model = plan.experiment.model
-    seed = _seed(plan.experiment.seed, 0 if stream == "rgb" else 1, 0)
+    seed = _seed(plan.experiment.seed, STREAMS[stream].number, 0)
     return build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
 
 

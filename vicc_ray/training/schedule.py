@@ -10,11 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vicc_ray.config import STREAMS, Duration, Experiment, Stream
+from vicc_ray.config import STREAMS, Decoded, Duration, Experiment, Stream, decoded_for
 from vicc_ray.errors import UserError
 from vicc_ray.extensions import OBJECTIVES
-
-TITLES: dict[Stream, str] = {"rgb": "RGB", "flow": "Flow"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,14 @@ class Stage:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """The streams that a batch of this stage holds."""
-        return (self.stream,) if self.guide is None else STREAMS
+        """The streams whose views a step encodes, in the order of the run's streams."""
+        both = (self.stream,) if self.guide is None else (self.stream, self.guide)
+        return tuple(sorted(both, key=lambda stream: STREAMS[stream].motion))
+
+    @property
+    def decoded(self) -> tuple[Decoded, ...]:
+        """The clips that a batch of this stage holds."""
+        return decoded_for(self.streams)
 
     @property
     def views(self) -> int:
@@ -70,7 +74,7 @@ def make_stages(experiment: Experiment, videos: int) -> list[Stage]:
     newest: dict[Stream, str] = {}
     first_step = 0
     for cycle in range(experiment.schedule.cycles + 1):
-        for stream in STREAMS:
+        for stream in experiment.streams:
             stage = _stage(experiment, videos, cycle, stream, newest, len(stages), first_step)
             stages.append(stage)
             newest[stream] = stage.name
@@ -102,7 +106,7 @@ def _stage(
         return length.steps(steps_per_epoch=per_epoch, global_batch=batch, whole=whole)
 
     count = steps(settings.stage_length(stream), steps(total, None) if total else None)
-    other: Stream = "flow" if stream == "rgb" else "rgb"
+    other = next(one for one in experiment.streams if one != stream)
     return Stage(
         index=index,
         name=_name(stream, cycle, experiment.schedule.cycles),
@@ -121,7 +125,7 @@ def _stage(
 
 def _name(stream: Stream, cycle: int, cycles: int) -> str:
     # The last cycle gives the published names; earlier cycles say which they are.
-    title = TITLES[stream]
+    title = STREAMS[stream].title
     if cycle == 0:
         return f"{title}-1"
     return f"{title}-2" if cycle == cycles else f"{title}-2-cycle{cycle}"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vicc_ray import distributed
-from vicc_ray.config import STREAMS, Experiment, Stream
-from vicc_ray.data.augment import AugmentSettings, ClipParameters, augment, draw
+from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
+from vicc_ray.data.augment import AugmentSettings, ClipParameters, augmented, draw
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
@@ -191,29 +191,31 @@ class StageTrainer:
 
     def _augmented(self, batch: Batch) -> dict[Stream, list[Tensor]]:
         """Both clips of each stream, float [b, 3, T, size, size]."""
-        pairs: dict[Stream, list[Tensor]] = {stream: [] for stream in batch.clips}
-        clips = {stream: self._sent(frames) for stream, frames in batch.clips.items()}
-        # Clip by clip: all first clips, then all second ones, so that RGB and flow of a clip share their draw.
+        pairs: dict[Stream, list[Tensor]] = {stream: [] for stream in self.stage.streams}
+        sent = {name: self._sent(frames) for name, frames in batch.clips.items()}
+        # Clip by clip: all first clips, then all second ones, so that the streams of a clip share their draw.
         for clip in (0, 1):
             params = draw(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
-            frames = {stream: both[:, clip] for stream, both in clips.items()}
-            if len(batch.slots):
-                rgb, flow = self._augment(frames.get("rgb"), frames.get("flow"), params)
-            else:
-                rgb, flow = (self._nothing(frames.get(s)) for s in ("rgb", "flow"))
-            for stream, view in zip(STREAMS, (rgb, flow), strict=True):
-                if view is not None:
-                    pairs[stream].append(view.contiguous(memory_format=self.layout))
+            clips = {name: both[:, clip] for name, both in sent.items()}
+            for stream, view in self._augment(clips, params).items():
+                pairs[stream].append(view.contiguous(memory_format=self.layout))
         return pairs
 
-    def _augment(
-        self, rgb: Tensor | None, flow: Tensor | None, params: ClipParameters
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _augment(self, clips: Mapping[Decoded, Tensor], params: ClipParameters) -> Mapping[Stream, Tensor]:
+        """One clip of each sample in every stream, float [b, 3, T, size, size]."""
+        streams, size = self.stage.streams, self.settings.size
+        if not len(params):
+            frames = next(iter(clips.values()))
+            return {stream: torch.zeros(0, 3, frames.shape[1], size, size, device=self.device) for stream in streams}
         if self.device.type != "cuda" or not self.experiment.train.fused_augment:
-            return augment(rgb, flow, params, self.settings)
+            return augmented(clips, streams, params, self.settings)
         from vicc_ray.data.augment_triton import augment_fused
 
-        return augment_fused(rgb, flow, params, self.settings, self._dtype() or torch.float32, self.layout)
+        rgb, flow = (clips[STREAMS[name].decoded] if name in streams else None for name in ("rgb", "flow"))
+        fused = augment_fused(rgb, flow, params, self.settings, self._dtype() or torch.float32, self.layout)
+        views = {name: view for name, view in zip(("rgb", "flow"), fused, strict=True) if view is not None}
+        rest = augmented(clips, [stream for stream in streams if stream == "difference"], params, self.settings)
+        return {**views, **rest}  # type: ignore[dict-item]
 
     def _sent(self, frames: Tensor) -> Tensor:
         """Decoded clips on the device. From pinned memory a copy neither waits nor is waited for."""
@@ -223,10 +225,6 @@ class StageTrainer:
 
     def _beside(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.beside is None else torch.cuda.stream(self.beside)
-
-    def _nothing(self, frames: Tensor | None) -> Tensor | None:
-        size = self.settings.size
-        return None if frames is None else torch.zeros(0, 3, frames.shape[1], size, size, device=self.device)
 
     def _guide(self, views: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         """The guide's embeddings of (m2, m1): [] or two [b, D], without gradient."""

@@ -1,11 +1,11 @@
-"""What the network is shown: samples drawn, decoded and augmented by the very functions that training uses.
+"""What the network gets: samples drawn, decoded and augmented by the very functions that training uses.
 
 T frames a clip, of which n are looked at; H x W decode size; s side of the network's input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vicc_ray.config import STREAMS, Experiment, Stream
-from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augment, draw, evaluation_input
+from vicc_ray.config import Decoded, Experiment, Stream
+from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augmented, draw, stream_input
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
@@ -25,11 +25,11 @@ from vicc_ray.training.batches import Batch, TrainingPlan, decode_share, to_batc
 from vicc_ray.training.schedule import Stage
 from vicc_ray.training.step import augment_settings
 
-FRAMES = 5  # of a clip that are looked at, evenly spaced
+FRAMES = 5  # of a clip that are shown, evenly spaced
 
 
 @dataclass(frozen=True)
-class Look:
+class Frames:
     """Frames of one stream: `picture` uint8 [n,h,w,3] as it is, or `field` float32 [n,2,h,w], (u, v) in its pixels."""
 
     picture: NDArray[np.uint8] | None = None
@@ -37,7 +37,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class ClipLook:
+class PreviewClip:
     """One clip of a sample: as decoded and as the network sees it.
 
     start: frame of the video, or with `clip.fps` point of its grid in time. box: top, left, height, width of the crop.
@@ -48,28 +48,28 @@ class ClipLook:
     flip: bool
     full: bool
     operations: tuple[str, ...]  # of the colour chain, in their order, as they were drawn
-    decoded: dict[Stream, Look]
-    view: dict[Stream, Look]
+    decoded: dict[Decoded, Frames]
+    view: dict[Stream, Frames]
 
 
 @dataclass(frozen=True)
-class WindowLook:
+class PreviewWindow:
     """A window as evaluation sees it: the `number`-th of `windows`, counted from 1; `refused` where it cannot be read."""
 
     start: int
     number: int
     windows: int
-    view: dict[Stream, Look]
+    view: dict[Stream, Frames]
     refused: str = ""
 
 
 @dataclass(frozen=True)
-class SampleLook:
+class PreviewSample:
     """A sample of a stage: two clips of a video and an evaluation window of it, or the reason why it cannot be read."""
 
     video: VideoRow
-    clips: tuple[ClipLook, ...] = ()
-    window: WindowLook | None = None
+    clips: tuple[PreviewClip, ...] = ()
+    window: PreviewWindow | None = None
     refused: str = ""
 
     @property
@@ -78,18 +78,20 @@ class SampleLook:
         return len({clip.start for clip in self.clips}) == 1
 
 
-def shown_frames(frames: int) -> list[int]:
-    """The frames of a clip of T that are looked at: from the first to the last, evenly spaced."""
+def strip_frames(frames: int) -> list[int]:
+    """The frames of a clip of T that are shown: from the first to the last, evenly spaced."""
     return sorted({round(place) for place in np.linspace(0, frames - 1, FRAMES)})
 
 
-def shown_stages(plan: TrainingPlan) -> list[Stage]:
+def preview_stages(plan: TrainingPlan) -> list[Stage]:
     """The first stage that learns with both streams; where there is none, the first one of each stream."""
     both = [stage for stage in plan.stages if stage.guide]
-    return both[:1] or [next(stage for stage in plan.stages if stage.stream == stream) for stream in STREAMS]
+    return both[:1] or [
+        next(stage for stage in plan.stages if stage.stream == stream) for stream in plan.experiment.streams
+    ]
 
 
-def look_at(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[SampleLook]:
+def preview_samples(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[PreviewSample]:
     """The first samples of a stage, one after the other in the order in which it trains on them.
 
     Read as a decode actor reads them, in a process that lives as long as this: no file can end or hang the caller.
@@ -99,7 +101,7 @@ def look_at(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[SampleLo
         yield from _samples(plan, stage, samples, reader)
 
 
-def _samples(plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader) -> Iterator[SampleLook]:
+def _samples(plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader) -> Iterator[PreviewSample]:
     for number in range(min(samples, stage.samples)):
         step, slot = divmod(number, stage.global_batch)
         step += stage.first_step
@@ -108,30 +110,29 @@ def _samples(plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader)
         video = plan.videos[int(block["video"][0])]
         batch, refused = to_batch(plan, step, block)
         if refused:
-            yield SampleLook(video, refused=refused[0][1])
+            yield PreviewSample(video, refused=refused[0][1])
             continue
         epoch, _ = plan.epoch_and_videos(step)
         starts = plan.sample(stage, epoch, int(block["video"][0])).starts
-        clips = tuple(_clip(plan.experiment, batch, clip, starts[clip]) for clip in (0, 1))
-        yield SampleLook(video, clips, _window(plan.experiment, video, stage.streams, reader))
+        clips = tuple(_clip(plan.experiment, stage, batch, clip, starts[clip]) for clip in (0, 1))
+        yield PreviewSample(video, clips, _window(plan.experiment, video, stage, reader))
 
 
-def _clip(experiment: Experiment, batch: Batch, clip: int, start: int) -> ClipLook:
+def _clip(experiment: Experiment, stage: Stage, batch: Batch, clip: int, start: int) -> PreviewClip:
     """One clip of a batch of one sample."""
     settings = augment_settings(experiment)
     params = draw(settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
-    frames = {stream: clips[:, clip] for stream, clips in batch.clips.items()}
-    rgb, flow = augment(frames.get("rgb"), frames.get("flow"), params, settings)
+    frames = {name: clips[:, clip] for name, clips in batch.clips.items()}
     height, width = next(iter(frames.values())).shape[2:4]
     top, left, h, w = (int(value) for value in params.boxes(height, width)[0])
-    return ClipLook(
+    return PreviewClip(
         start=start,
         box=(top, left, h, w),
         flip=bool(params.flip[0]),
         full=bool(batch.full[0, clip]),
         operations=_operations(params),
         decoded={stream: _decoded(experiment, stream, clips[0]) for stream, clips in frames.items()},
-        view=_views(experiment, {"rgb": rgb, "flow": flow}),
+        view=_views(experiment, augmented(frames, stage.streams, params, settings)),
     )
 
 
@@ -153,45 +154,42 @@ def _operations(params: ClipParameters) -> tuple[str, ...]:
     return tuple(done)
 
 
-def _window(experiment: Experiment, video: VideoRow, streams: tuple[Stream, ...], reader: ClipReader) -> WindowLook:
+def _window(experiment: Experiment, video: VideoRow, stage: Stage, reader: ClipReader) -> PreviewWindow:
     """The middle one of the video's evaluation windows."""
     clip = experiment.clip
     starts = evaluation_starts(positions(video, clip), clip.frames, clip.stride, experiment.evaluate.windows)
     number = len(starts) // 2
     try:
-        clips = reader.read(video, [starts[number]], streams)
+        clips = reader.read(video, [starts[number]], stage.decoded)
     except VideoError as error:
-        return WindowLook(starts[number], number + 1, len(starts), {}, refused=str(error) or "cannot be read")
-    inputs: dict[Stream, Tensor | None] = {
-        stream: evaluation_input(torch.from_numpy(frames), clip.size, experiment.augment.style)
-        for stream, frames in clips.items()
-    }
-    return WindowLook(starts[number], number + 1, len(starts), _views(experiment, inputs))
+        return PreviewWindow(starts[number], number + 1, len(starts), {}, refused=str(error) or "cannot be read")
+    decoded = {name: torch.from_numpy(frames) for name, frames in clips.items()}
+    inputs = {stream: stream_input(decoded, stream, clip.size, experiment.augment.style) for stream in stage.streams}
+    return PreviewWindow(starts[number], number + 1, len(starts), _views(experiment, inputs))
 
 
-def _decoded(experiment: Experiment, stream: Stream, clip: Tensor) -> Look:
-    """uint8 [T,H,W,3] of RGB or [T,H,W,2] of flow -> the frames looked at."""
-    frames = clip[shown_frames(len(clip))].numpy()
+def _decoded(experiment: Experiment, stream: Decoded, clip: Tensor) -> Frames:
+    """uint8 [T,H,W,3] of RGB or [T,H,W,2] of flow -> some of the frames."""
+    frames = clip[strip_frames(len(clip))].numpy()
     if stream == "rgb":
-        return Look(picture=frames)
-    return Look(field=torch.from_numpy(dequantise(frames, experiment.flow.bound)).permute(0, 3, 1, 2))
+        return Frames(picture=frames)
+    return Frames(field=torch.from_numpy(dequantise(frames, experiment.flow.bound)).permute(0, 3, 1, 2))
 
 
-def _views(experiment: Experiment, inputs: dict[Stream, Tensor | None]) -> dict[Stream, Look]:
-    """Network inputs float [1,3,T,s,s] -> the frames looked at, normalisation undone.
+def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stream, Frames]:
+    """Network inputs float [1,3,T,s,s] -> some of the frames, normalisation undone.
 
     Flow is a field again where augmentation kept it one; as published, its three channels are shown as a picture.
     """
-    looks: dict[Stream, Look] = {}
+    strips: dict[Stream, Frames] = {}
     for stream, batch in inputs.items():
-        if batch is None:
-            continue
-        frames = batch[0].permute(1, 0, 2, 3)[shown_frames(batch.shape[2])]  # [n,3,s,s]
+        frames = batch[0].permute(1, 0, 2, 3)[strip_frames(batch.shape[2])]  # [n,3,s,s]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        codes = (frames * std + mean) * 255
+        # Differences have no mean: none of them is shown as middle gray.
+        codes = frames * std * 255 + 128 if stream == "difference" else (frames * std + mean) * 255
         if stream == "flow" and experiment.augment.style == "physical":
             bound = experiment.flow.bound
-            looks[stream] = Look(field=codes[:, [2, 1]] * (2 * bound / 255) - bound)
+            strips[stream] = Frames(field=codes[:, [2, 1]] * (2 * bound / 255) - bound)
         else:
-            looks[stream] = Look(picture=codes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
-    return looks
+            strips[stream] = Frames(picture=codes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return strips
