@@ -31,6 +31,7 @@ from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, read_events
+from vicc_ray.runs.sinks import check_sinks
 from vicc_ray.training.batches import TrainingPlan
 from vicc_ray.training.driver import alone_in, check_refused, report_videos, sigterm_stops
 from vicc_ray.training.loop import train
@@ -66,6 +67,7 @@ def run_task(
     verbose: bool = False,
 ) -> RunFolder:
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
+    check_sinks(experiment)
     plan = task.plan(experiment, manifest)
     without = check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data)
     if without:

@@ -26,7 +26,7 @@ from vicc_ray.config.values import (
     parse_duration,
 )
 from vicc_ray.errors import UserError
-from vicc_ray.extensions import BACKBONES, FLOW_ALGORITHMS, OBJECTIVES
+from vicc_ray.extensions import BACKBONES, FLOW_ALGORITHMS, OBJECTIVES, SINKS
 
 # Of a picture: what H.264's highest levels allow (139,264 macroblocks, 8192 x 4352). A file of 200 KB can hold a picture that does
 # not fit into memory.
@@ -369,6 +369,10 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(
         2, ge=1, description="newest checkpoints that are kept, beside the one with the best recall of its stage"
     )
+    sinks: dict[str, dict[str, Any]] = Field(
+        {"tensorboard": {}},
+        description="where metrics go besides metrics.jsonl, with options: tensorboard, mlflow, wandb or another package's",
+    )
     record_samples: bool = Field(False, description="write which videos each step consumed, to prove that none is lost")
     log_every: int = Field(10, ge=1, description="steps from one record to the next")
     collapse_warning_steps: int = Field(
@@ -386,6 +390,13 @@ class TrainConfig(Section):
     start_timeout: float = Field(
         10, gt=0, description="seconds to wait for the room of a worker before the cluster is looked at again"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        with _as_value_error():
+            for name in self.sinks:
+                SINKS.check(name, "sinks")
+        return self
 
 
 class EvaluateConfig(Section):

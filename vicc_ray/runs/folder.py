@@ -6,7 +6,7 @@ RUNS/NAME/config.yaml          the resolved experiment          manifest.parquet
           metrics.jsonl, tensorboard/ records of training       refused.jsonl      videos that failed in training
           evaluations/*.json, results.csv, neighbours.json      what evaluation found
           features/*.parquet   of videos, by each encoder      report.html         what both come to
-          logs/                what Ray had to say
+          logs/                what Ray had to say              sinks.json         numbers of the run on tracking servers
 
 A run under a URI (`s3://bucket/runs`) has a mirror on each machine that works on it, and one for each of its workers:
 files are read and written there and pushed to the store, checkpoints go to the store directly. What the store does not
@@ -193,6 +193,10 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def sinks(self) -> Path:
+        return self.path / "sinks.json"
 
     @property
     def logs(self) -> Path:

@@ -23,6 +23,7 @@ from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, forget_records_after, read_events, unreadable_videos
+from vicc_ray.runs.sinks import SinkRun, Sinks
 from vicc_ray.training.batches import PADDING, Block, TrainingPlan, to_batch
 from vicc_ray.training.monitor import Monitor
 from vicc_ray.training.schedule import Stage, every, locate, samples_at
@@ -88,6 +89,23 @@ def train(
     step = int(restored["step"]) if restored else 0
     recorder = _Recorder(plan, folder)
     recorder.forget_after(step)
+    try:
+        return _train(task, plan, folder, host, restored, monitor, recorder, step)
+    finally:
+        recorder.close()
+
+
+def _train(
+    task: Task,
+    plan: TrainingPlan,
+    folder: RunFolder,
+    host: Host,
+    restored: State | None,
+    monitor: Monitor | None,
+    recorder: _Recorder,
+    step: int,
+) -> int:
+    """`train`, from a step on."""
     blocks = host.blocks(step) if step < plan.steps else iter(())
     while step < plan.steps:
         stage, within = locate(plan.stages, step)
@@ -187,7 +205,7 @@ class _Recorder:
         self.metrics, self.events = RecordWriter(folder.metrics), RecordWriter(folder.events)
         self.refused = RecordWriter(folder.refused)
         self.samples = RecordWriter(folder.samples / f"worker-{distributed.rank()}.jsonl")
-        self.board: Any = None
+        self.sinks: Sinks | None = None
         self.outcome: Measured | None = None
         # Of this worker since the last record: video -> (reason, step), and videos that could be read again.
         self.unreadable: dict[str, tuple[str, int]] = {}
@@ -206,7 +224,8 @@ class _Recorder:
         if self.writes:
             with suppress(OSError):  # what a full disk keeps is forgotten by the next start
                 forget_records_after(self.folder.metrics, step)
-            self.board = _Board(self.folder, samples_at(self.plan.stages, step))
+            run = SinkRun(self.folder, self.plan.experiment, samples_at(self.plan.stages, step))
+            self.sinks = Sinks(run, self._report_sink)
         distributed.barrier()
 
     def begin(self, stage: Stage, learner: Learner) -> None:
@@ -236,15 +255,22 @@ class _Recorder:
         )
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append to metrics.jsonl and tensorboard, on rank 0."""
+        """Append to metrics.jsonl, and give it to the sinks, on rank 0."""
         if not self.writes:
             return
         samples = samples_at(self.plan.stages, record["step"])
         record |= {"samples": samples, "workers": distributed.world_size(), "time": time.time()}
         self.metrics.add(record)
-        if record["kind"] != "note":
-            figures = {name: value for name, value in record.items() if isinstance(value, float) and name != "time"}
-            self.board.add(record["stage"], figures, samples)
+        if self.sinks is not None:
+            self.sinks.add(record)
+
+    def close(self) -> None:
+        """Let the sinks write what they have."""
+        if self.sinks is not None:
+            self.sinks.close()
+
+    def _report_sink(self, text: str) -> None:
+        self.events.add({"kind": "sink failed", "text": text, "time": time.time()})
 
     def consume(self, step: int, block: Block) -> None:
         """Where the experiment asks for it: which samples this worker consumed in a step."""
@@ -304,23 +330,3 @@ class _Recorder:
     def _write_refused(self, record: dict[str, Any]) -> None:
         if self.writes:
             self.refused.add(record)
-
-
-class _Board:
-    """Tensorboard's files; what cannot be written is missing there and nowhere else."""
-
-    def __init__(self, folder: RunFolder, samples: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self.writer: Any = None
-        with suppress(OSError):
-            # Its reader drops the points at this step and after it; the point at the checkpoint is not written again.
-            self.writer = SummaryWriter(str(folder.tensorboard), purge_step=samples + 1)
-
-    def add(self, stage: str, figures: dict[str, float], samples: int) -> None:
-        if self.writer is None:
-            return
-        with suppress(OSError):
-            for name, value in figures.items():
-                self.writer.add_scalar(f"{stage}/{name}", value, samples)
-            self.writer.flush()
