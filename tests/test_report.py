@@ -21,9 +21,10 @@ from PIL import Image
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.results import Evaluation
 from vicc_ray.report import write_report
-from vicc_ray.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Level, chart, count, thinned, ticks
+from vicc_ray.report.charts import POINTS, Chart, Curve, Level, chart, confusions, count, thinned
 from vicc_ray.report.folder import read_folder
 from vicc_ray.report.page import duration
+from vicc_ray.report.plots import scripts
 from vicc_ray.report.thumbnails import FRAMES, Thumbnails
 
 STAGES = ("RGB-1", "Flow-1", "RGB-2", "Flow-2")
@@ -44,8 +45,23 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] != "style":
+        if self.tags and self.tags[-1][0] not in ("style", "script"):
             self.words.append(data.strip())
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Plotly's figures by their titles."""
+        plots = self.having("plot")
+        return {str(attrs["aria-label"]): json.loads(str(attrs["data-figure"])) for attrs in plots}
+
+    @property
+    def own(self) -> str:
+        """The source without the scripts that every page has."""
+        source = self.source
+        for text in scripts().texts:
+            assert source.count(text) == 1, "it is there once"
+            source = source.replace(f"<script>{text}</script>", "")
+        return source
 
     @property
     def text(self) -> str:
@@ -136,10 +152,17 @@ def test_the_page_tells_the_results(run: Path, tmp_path: Path) -> None:
     for told in ("quickstart", "random init", "66.0", "94.4", "12.5", "5 min 42 s", "4.4 x", "5.3 x", "r2plus1d_10"):
         assert told in page.text, told
     assert "width:66.0%" in page.source and page.source.count("left:12.5%") == 6
-    assert len([attrs for attrs in page.having("svg") if attrs.get("role") == "img"]) == 4
-    for title in ("Loss", "Retrieval recall during training", "Assignment entropy (nats)", "Prototypes in use"):
-        assert title in page.text
-    assert "ln K = 3.47" in page.text and "missing" not in page.text
+    figures = page.figures
+    assert list(figures) == [
+        "Loss",
+        "Retrieval recall during training",
+        "Assignment entropy (nats)",
+        "Prototypes in use",
+    ]
+    texts = [annotation["text"] for annotation in figures["Loss"]["layout"]["annotations"]]
+    assert texts == ["ln K = 3.47", *STAGES] and "missing" not in page.text
+    assert [trace["name"] for trace in figures["Loss"]["data"]] == list(STAGES)
+    assert "global batch" in page.text and "192 and 96" in page.text  # of the experiment's defaults
     assert "clip: {frames: 12, size: 56}" in page.text and not page.having("open")
 
 
@@ -163,19 +186,23 @@ def test_all_text_is_escaped_and_nothing_is_fetched(run: Path, tmp_path: Path, v
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "stage": EVIL, "samples": 9999, "loss": 1.0}) + "\n")
     page = written(tmp_path, run, make_run(tmp_path / "<img src=x onerror=y>", videos))
-    assert page.text.count(EVIL) >= 4 and EVIL not in page.source and "<b>bold</b>" in page.text
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    assert page.text.count(EVIL) >= 4 and EVIL not in page.own and "<b>bold</b>" in page.text
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "object")] and "<script" not in page.own
+    drawn = [json.loads(str(attrs["data-figure"])) for attrs in page.having("plot")]
+    stages = {trace["name"] for one in drawn for trace in one["data"]}
+    assert EVIL not in stages and EVIL.replace("<", "&lt;").replace(">", "&gt;") in stages  # Plotly reads some tags
     for _, attrs in page.tags:
         assert not any(name.startswith("on") for name in attrs)
         assert "href" not in attrs and (attrs.get("src") or "data:image/").startswith("data:image/")
-    assert "url(" not in page.source and "http:" not in page.source and "https:" not in page.source
-    assert any("default-src 'none'" in (attrs.get("content") or "") for attrs in page.having("meta"))
+    assert "url(" not in page.own and "http:" not in page.own and "https:" not in page.own
+    (policy,) = [attrs["content"] or "" for attrs in page.having("meta") if attrs.get("http-equiv")]
+    assert "default-src 'none'" in policy and policy.endswith(f"script-src {scripts().policy}")
 
 
 def test_several_runs_are_compared(run: Path, tmp_path: Path, videos: list[str]) -> None:
     page = written(tmp_path, run, make_run(tmp_path / "seed 1", videos, rgb2=0.7123))
     assert "Runs side by side" in page.text and "71.2" in page.text and "seed 1" in page.text
-    assert len(list(page.having("svg"))) == 2 + 2 * 4
+    assert len(page.having("plot")) == 2 + 2 * 4
     other = tmp_path / "other"
     other.mkdir()
     twins = written(tmp_path, run, make_run(other / "quickstart", videos))
@@ -253,7 +280,7 @@ def test_no_run_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder was given"):
         write_report([], tmp_path / "report.html")
     (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         write_report([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -307,25 +334,90 @@ def test_a_video_that_hangs_its_decoder_has_no_thumbnail(
         assert thumbnails.uri(videos[0]) is not None
 
 
-def test_a_chart_puts_its_points_to_scale() -> None:
-    made = chart("t", [Curve("a", "#000", [(0, 0), (50, 2), (100, 4)], dots=True)], levels=[Level(5, "five", 50, 100)])
-    assert made is not None and made.lines[0].path.startswith("M")
-    points = [tuple(map(float, part.split())) for part in made.lines[0].path[1:].split("L")]
-    assert [x for x, _ in points] == pytest.approx([LEFT, (LEFT + WIDTH - RIGHT) / 2, WIDTH - RIGHT], abs=0.1)
-    assert points[1][1] == pytest.approx((points[0][1] + points[2][1]) / 2, abs=0.1)
-    level = made.levels[0]
-    assert (level.x0, level.x1) == (points[1][0], points[2][0])
-    per_unit = (points[0][1] - points[2][1]) / 4
-    assert points[2][1] - level.y == pytest.approx(per_unit, abs=0.2) and TOP < level.y < HEIGHT
-    assert {tick.label: tick.at for tick in made.y_ticks}["2"] == pytest.approx(points[1][1], abs=0.1)
-    assert made.lines[0].dots[1] == (*points[1], "a: 2 at 50 samples")
+def figure(made: Chart | None) -> Any:
+    assert made is not None
+    return json.loads(made.json)
+
+
+def test_a_chart_holds_its_points_levels_and_stages() -> None:
+    curves = [
+        Curve("a", "#000", [(0, 0), (50, 2), (100, 4)], dots=True),
+        Curve("b", "#111", [(0, 1), (9, 1)], dashed=True),
+    ]
+    made = figure(
+        chart("t", curves, levels=[Level(5, "five", 50, 100)], bands=[(0, 3, "x"), (3, 60, "y"), (60, 100, "z")])
+    )
+    first, second = made["data"]
+    assert (first["x"], first["y"], first["mode"], second["line"]["dash"]) == (
+        [0, 50, 100],
+        [0, 2, 4],
+        "lines+markers",
+        "dash",
+    )
+    level, shaded = made["layout"]["shapes"]
+    assert (level["x0"], level["x1"], level["y0"], level["y1"]) == (50, 100, 5, 5) and (shaded["x0"], shaded["x1"]) == (
+        3,
+        60,
+    )
+    assert [one["text"] for one in made["layout"]["annotations"]] == ["five", "y", "z"]  # too narrow for its name
+    assert made["layout"]["yaxis"]["range"] == [0, pytest.approx(5.4)] and made["layout"]["xaxis"]["range"] == [0, 100]
     assert chart("t", [Curve("a", "#000", [])]) is None
 
 
 def test_one_point_and_equal_values_make_a_chart() -> None:
     for points in ([(0.0, 0.0)], [(5.0, 0.0), (6.0, 0.0)], [(1.0, -2.0)]):
-        made = chart("t", [Curve("a", "#000", points)])
-        assert made is not None and "nan" not in made.lines[0].path and made.y_ticks
+        low, high = figure(chart("t", [Curve("a", "#000", points)]))["layout"]["yaxis"]["range"]
+        assert low <= min(y for _, y in points) and low < high
+
+
+def test_a_long_curve_is_drawn_with_few_points() -> None:
+    points = [(float(i), float(i % 2)) for i in range(10_000)]
+    assert len(figure(chart("t", [Curve("a", "#000", points)]))["data"][0]["x"]) == POINTS
+
+
+def test_a_confusion_matrix_has_shares_counts_and_sentences() -> None:
+    made = figure(confusions({"RGB-2": {"labels": ["a", "b"], "counts": [[3, 1], [0, 2]]}})[0])
+    (heat,) = made["data"]
+    assert (heat["x"], heat["y"], heat["z"]) == (["a", "b"], ["a", "b"], [[0.75, 0.25], [None, 1.0]])
+    assert heat["text"] == [["3", "1"], ["", "2"]]
+    assert heat["customdata"][0] == ["3 of 4 videos of a classified as a", "1 of 4 videos of a classified as b"]
+    assert made["layout"]["yaxis"]["autorange"] == "reversed" and made["layout"]["xaxis"]["showticklabels"]
+
+
+def test_many_classes_have_no_names_in_a_confusion_matrix() -> None:
+    many = [str(number) for number in range(21)]
+    counts = [[int(row == column) for column in range(21)] for row in range(21)]
+    made = figure(confusions({"R+F": {"labels": many, "counts": counts}})[0])
+    assert not made["layout"]["xaxis"]["showticklabels"] and {
+        cell for row in made["data"][0]["text"] for cell in row
+    } == {""}
+
+
+def test_a_run_of_another_objective_has_charts_of_its_own_figures(run: Path, tmp_path: Path) -> None:
+    lines = [
+        {"kind": "train", "stage": "RGB-1", "step": i, "samples": 8 * i, "loss": 1.0 / i, "matched": 0.5}
+        for i in (1, 2)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = written(tmp_path, run)
+    assert list(page.figures) == ["Loss", "matched"] and "ln K" not in page.text
+
+
+def test_a_setting_that_does_not_exist_cannot_be_read(run: Path, tmp_path: Path) -> None:
+    """The page read `optim.global_batch`, which there is not, and never showed a batch size."""
+    experiment = read_folder(run).experiment
+    assert experiment is not None
+    with pytest.raises(AttributeError):
+        _ = experiment.optim.global_batch  # type: ignore[attr-defined]
+    (run / "config.yaml").write_text("schedule: {single: {global_batch: 24}, cross: {global_batch: 24}}\n")
+    assert "global batch 24 " in written(tmp_path, run).text
+    (run / "config.yaml").write_text("clip: {frames: 12, sice: 56}\n")
+    page = written(tmp_path, run)
+    assert (
+        "clip.sice is not a setting" in page.text
+        and "shown as text only" in page.text
+        and "global batch" not in page.text
+    )
 
 
 def test_long_curves_are_thinned_to_means() -> None:
@@ -335,8 +427,6 @@ def test_long_curves_are_thinned_to_means() -> None:
     assert thinned(points[:50], 100) == points[:50]
 
 
-def test_ticks_and_words_are_round() -> None:
-    assert ticks(0, 1, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(-0.3, 3.6, 5) == [0, 1, 2, 3]
+def test_words_are_round() -> None:
     assert [count(x) for x in (0, 12, 1234, 5e6)] == ["0", "12", "1.23k", "5M"]
     assert [duration(s) for s in (9.6, 342.4, 3725)] == ["10 s", "5 min 42 s", "1 h 2 min"]

@@ -13,6 +13,7 @@ from test_tune_sweep import experiment, facts, opened
 
 from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.errors import UserError
+from vicc_ray.report.plots import scripts
 from vicc_ray.tune.results import write_results
 from vicc_ray.tune.rows import samples_spent, trial_rows
 from vicc_ray.tune.space import search_of
@@ -84,8 +85,9 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
     html = sweep.folder.report.read_text()
     for title in ("Best so far", "Recall curves", "Parallel coordinates", "Slices", "Importances", "Timeline"):
         assert f"<h2>{title}</h2>" in html
-    assert html.count("Plotly.newPlot") >= 6
-    assert "<script src=" not in html
+    assert html.count('class="plot"') >= 6 and html.count("data-figure=") >= 6
+    assert html.count("<script>") == 2 and "<script src=" not in html
+    assert f"script-src {scripts().policy}" in html
     assert "<script>alert(1)" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "stopping early saved 8%" in html

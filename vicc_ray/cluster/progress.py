@@ -25,6 +25,8 @@ from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import COUNTED, EVENTS, METRICS, NUMBER, Shape, number, parse_record
 from vicc_ray.training.schedule import Stage
 
+# Figures that a loss is read with, where a record has them -> what they are called.
+COMPARED = {"ln_k": "ln K", "accuracy": "accuracy"}
 PLAIN_SECONDS = 15.0  # between two lines in a log
 FETCH_SECONDS = 5.0  # between two looks into an object store
 
@@ -180,9 +182,11 @@ class RunProgress:
     def _show_training(self, stage: Stage, record: dict[str, Any]) -> None:
         done = record["step"] - stage.first_step
         rate = number(record, "samples_per_second")
-        name = "ln_k" if "ln_k" in record else "accuracy"
-        beside = f"{'ln K' if name == 'ln_k' else name} {number(record, name):.2f}"
-        note = f"loss {record['loss']:.3f} ({beside})  {rate:.0f} samples/s"
+        figures = [
+            f"{title} {record[name]:.2f}" for name, title in COMPARED.items() if isinstance(record.get(name), float)
+        ]
+        compared = f" ({', '.join(figures)})" if figures else ""
+        note = f"loss {record['loss']:.3f}{compared}  {rate:.0f} samples/s"
         if self.bar:
             if stage.name not in self.tasks:
                 self.tasks[stage.name] = self.bar.add_task(stage.name, total=stage.steps, note="")

@@ -1,16 +1,20 @@
-"""Line charts as plain numbers for the page's SVG: scales, ticks and paths; the template draws them."""
+"""The report's figures: curves over samples with levels and stages, and confusion matrices."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-WIDTH, HEIGHT = 560.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 24.0, 38.0
+from vicc_ray.report.plots import GRID, MUTED, figure_json, plain
+
+HEIGHT = 330
 POINTS = 400  # a curve of more points is drawn as the means of this many stretches
-NARROWEST_LABELLED_BAND = 44.0
+NARROWEST_LABELLED_STAGE = 0.09  # of the width
+LARGEST_CELL = 34  # pixels
+LARGEST_SIDE = 340
+MOST_NAMED = 20  # classes beyond which names would not be readable
 
 Point = tuple[float, float]
 
@@ -37,56 +41,12 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Tick:
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Line:
-    name: str
-    colour: str
-    path: str
-    dots: list[tuple[float, float, str]]
-    dashed: bool
-
-
-@dataclass(frozen=True)
-class LevelLine:
-    x0: float
-    x1: float
-    y: float
-    label: str
-    label_y: float
-
-
-@dataclass(frozen=True)
-class Band:
-    x: float
-    width: float
-    label: str
-    shaded: bool
-
-
-@dataclass(frozen=True)
 class Chart:
-    """A chart in SVG units (WIDTH x HEIGHT), ready to draw."""
+    """A figure for the page: `json` is Plotly's, `note` a sentence under the title."""
 
     title: str
     note: str
-    x_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
-    levels: list[LevelLine]
-    bands: list[Band]
-    legend: list[tuple[str, str, bool]] = field(default_factory=list)
-    width: float = WIDTH
-    height: float = HEIGHT
-    left: float = LEFT
-    right: float = WIDTH - RIGHT
-    top: float = TOP
-    bottom: float = HEIGHT - BOTTOM
+    json: str
 
 
 def chart(
@@ -94,59 +54,65 @@ def chart(
     curves: Sequence[Curve],
     *,
     note: str = "",
-    x_label: str = "samples seen",
     levels: Sequence[Level] = (),
     bands: Sequence[tuple[float, float, str]] = (),
     percent: bool = False,
 ) -> Chart | None:
-    """Lay a chart out; None where no curve has a point. y starts at 0; with `percent`, shares are shown as 0-100 %.
+    """Curves over samples; None where no curve has a point. y starts at 0; with `percent`, shares are shown as 0-100 %.
 
     `levels`: references that the y range includes. `bands`: (x0, x1, label) stretches of the x axis, shaded in turn.
     """
+    import plotly.graph_objects as graph
+
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return None
-    x_low = min([0.0, *(x for curve in curves for x, _ in curve.points)])
-    x_high = max([*(x for curve in curves for x, _ in curve.points), *(x1 for _, x1, _ in bands)])
-    x_high = x_high if x_high > x_low else x_low + 1
-    y_values = [y for curve in curves for _, y in curve.points] + [level.y for level in levels]
-    y_low = min(0.0, *y_values)
-    y_high = 1.0 if percent and max(y_values) > 0.75 else (max(y_values) - y_low) * 1.08 + y_low
-    y_high = y_high if y_high > y_low else y_low + 1
-
-    def across(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
-
-    def up(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    def show(y: float) -> str:
-        return f"{100 * y:.4g} %" if percent else f"{y:.4g}"
-
-    lines = []
-    for curve in curves:
-        at = [(across(x), up(y)) for x, y in thinned(curve.points)]
-        path = "M" + "L".join(f"{x} {y}" for x, y in at)
-        told = [f"{curve.name}: {show(y)} at {count(x)} samples" for x, y in curve.points] if curve.dots else []
-        dots = [(x, y, text) for (x, y), text in zip(at, told, strict=False)]
-        lines.append(Line(curve.name, curve.colour, path, dots, curve.dashed))
-    flat = []
+    x_high = max([*(x for curve in curves for x, _ in curve.points), *(x1 for _, x1, _ in bands)]) or 1.0
+    figure = graph.Figure()
+    for name, same in itertools.groupby(curves, key=lambda curve: curve.name):
+        for number, curve in enumerate(same):
+            _add_curve(figure, curve, plain(name), percent, number == 0)
     for level in levels:
-        x0 = LEFT if level.x0 is None else across(level.x0)
-        x1 = WIDTH - RIGHT if level.x1 is None else across(level.x1)
-        y = up(level.y)
-        flat.append(LevelLine(x0, x1, y, level.label, y - 4 if y > TOP + 14 else y + 12))
-    return Chart(
-        title=title,
-        note=note,
-        x_label=x_label,
-        x_ticks=[Tick(across(x), count(x)) for x in ticks(x_low, x_high, 5)],
-        y_ticks=[Tick(up(y), show(y)) for y in ticks(y_low, y_high, 5)],
-        lines=lines,
-        levels=flat,
-        bands=[_band(across(x0), across(x1), label, i % 2 == 1) for i, (x0, x1, label) in enumerate(bands)],
-        legend=list(dict.fromkeys((line.name, line.colour, line.dashed) for line in lines)),
+        x0, x1 = 0.0 if level.x0 is None else level.x0, x_high if level.x1 is None else level.x1
+        line = {"color": "#4a5260", "width": 1, "dash": "dot"}
+        figure.add_shape(type="line", x0=x0, x1=x1, y0=level.y, y1=level.y, line=line)
+        figure.add_annotation(
+            x=x1, y=level.y, text=plain(level.label), showarrow=False, xanchor="right", yanchor="bottom"
+        )
+    for number, (x0, x1, label) in enumerate(bands):
+        if number % 2:
+            figure.add_vrect(x0=x0, x1=x1, fillcolor="#f2f4f7", line_width=0, layer="below")
+        if x1 - x0 >= NARROWEST_LABELLED_STAGE * x_high:
+            figure.add_annotation(
+                x=(x0 + x1) / 2, y=1.0, yref="paper", text=plain(label), showarrow=False, yanchor="bottom"
+            )
+    figure.update_xaxes(title="samples seen", range=[0, x_high], gridcolor=GRID, title_font_color=MUTED)
+    figure.update_yaxes(rangemode="tozero", gridcolor=GRID, tickformat=".0%" if percent else None)
+    _include(figure, curves, levels, percent)
+    return Chart(title, note, figure_json(figure, HEIGHT))
+
+
+def _add_curve(figure: Any, curve: Curve, name: str, percent: bool, first: bool) -> None:
+    points = thinned(curve.points)
+    figure.add_scatter(
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        name=name,
+        legendgroup=name,
+        showlegend=first,
+        mode="lines+markers" if curve.dots else "lines",
+        line={"color": curve.colour, "width": 2, "dash": "dash" if curve.dashed else "solid"},
+        marker={"size": 6},
+        hovertemplate=f"%{{y:{'.1%' if percent else '.4g'}}} at %{{x:,.4s}} samples",
     )
+
+
+def _include(figure: Any, curves: Sequence[Curve], levels: Sequence[Level], percent: bool) -> None:
+    """The y range: from 0 (or the lowest value) to a little above the highest value or level; Plotly leaves shapes out of it."""
+    values = [y for curve in curves for _, y in curve.points] + [level.y for level in levels]
+    low = min(0.0, *values)
+    high = 1.0 if percent and max(values) > 0.75 else low + 1.08 * (max(values) - low)
+    figure.update_yaxes(range=[low, high if high > low else low + 1])
 
 
 def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
@@ -158,13 +124,43 @@ def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in stretches]
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from low to high, near `about` of them."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def confusions(matrices: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """The matrices of an evaluation (`Evaluation.confusion`) as figures: a row a true class, darker a larger share of it."""
+    return [_confusion(name, matrix["labels"], matrix["counts"]) for name, matrix in matrices.items()]
+
+
+def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Chart:
+    import plotly.graph_objects as graph
+
+    named = len(labels) <= MOST_NAMED
+    names = [plain(label) for label in labels]
+    shares = [[count / max(sum(row), 1) if count else None for count in row] for row in counts]
+    sentences = [
+        [
+            f"{count} of {sum(row)} videos of {true} classified as {other}"
+            for other, count in zip(names, row, strict=True)
+        ]
+        for true, row in zip(names, counts, strict=True)
+    ]
+    figure = graph.Figure(
+        graph.Heatmap(
+            x=names,
+            y=names,
+            z=shares,
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, "#e9eef6"], [1, "#1f4e8c"]],
+            showscale=False,
+            customdata=sentences,
+            hovertemplate="%{customdata}<extra></extra>",
+            text=[[str(count) if count and named else "" for count in row] for row in counts],
+            texttemplate="%{text}",
+        )
+    )
+    side = round(min(LARGEST_SIDE, LARGEST_CELL * len(labels)))
+    figure.update_xaxes(showticklabels=named, type="category", showgrid=False)
+    figure.update_yaxes(showticklabels=named, type="category", showgrid=False, autorange="reversed", automargin=True)
+    return Chart(name, "", figure_json(figure, side + (130 if named else 60)))
 
 
 def count(value: float) -> str:
@@ -173,8 +169,3 @@ def count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
-
-
-def _band(x0: float, x1: float, label: str, shaded: bool) -> Band:
-    wide = x1 - x0 >= NARROWEST_LABELLED_BAND
-    return Band(x0, round(x1 - x0, 1), label if wide else "", shaded)

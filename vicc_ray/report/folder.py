@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vicc_ray.config import Experiment, load_experiment
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation import results
 from vicc_ray.evaluation.results import Evaluation
+from vicc_ray.runs.records import read_records
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run: `config` parsed and as text, metrics by kind in order of samples, evaluations with the newest first,
-    neighbours, and `notes`.
+    """One run: its settings (None where this version cannot read them), the text of its config.yaml, metrics by kind in order
+    of samples, evaluations with the newest first, neighbours, and `notes`.
 
     `notes`: one sentence for each part that is missing or broken, for the reader of the page.
     """
 
     name: str
-    config: Record
+    experiment: Experiment | None
     config_text: str
     train: list[Record]
     monitor: list[Record]
@@ -41,22 +41,30 @@ def read_folder(folder: Path) -> RunFolder:
     if not path.is_file():
         raise UserError(f"{folder}: no run folder, as it has no config.yaml; give the folder that `vicc train` wrote")
     text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     notes: list[str] = []
+    experiment = _experiment(path, notes)
     records = _read_metrics(folder / "metrics.jsonl", notes)
     return RunFolder(
         name=folder.resolve().name,
-        config=config if isinstance(config, dict) else {},
+        experiment=experiment,
         config_text=text,
-        train=_last_told(records, "train"),
-        monitor=_last_told(records, "monitor"),
+        train=_newest(records, "train"),
+        monitor=_newest(records, "monitor"),
         evaluations=_read_evaluations(folder / "evaluations", notes),
         neighbours=_read_object(folder / "neighbours.json", "there is no gallery of neighbours", notes),
         notes=notes,
     )
+
+
+def _experiment(path: Path, notes: list[str]) -> Experiment | None:
+    """The run's settings, through the checks of every experiment file, so that no setting is read that does not exist."""
+    try:
+        return load_experiment(path)
+    except UserError as error:
+        if "is not valid YAML" in str(error):
+            raise
+        notes.append(f"config.yaml: {str(error).replace(f'{path}: ', '')}; its settings are shown as text only.")
+        return None
 
 
 def number(record: Record, key: str) -> float | None:
@@ -71,22 +79,16 @@ def _read_metrics(path: Path, notes: list[str]) -> list[Record]:
     if not path.is_file():
         notes.append("metrics.jsonl is missing: there are no curves.")
         return []
-    records, broken = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            broken += 1
-            continue
-        if isinstance(record, dict):
-            records.append(record)
+    lines = sum(bool(line.strip()) for line in path.read_bytes().splitlines())
+    records = list(read_records(path))
+    broken = lines - len(records)
     if broken:
         notes.append(f"metrics.jsonl: {broken} unreadable line{'s' if broken > 1 else ''} left out.")
     return records
 
 
-def _last_told(records: list[Record], kind: str) -> list[Record]:
-    """Records of one kind by samples seen. A resumed run tells steps twice: its last word on a sample count holds."""
+def _newest(records: list[Record], kind: str) -> list[Record]:
+    """Records of one kind by samples seen. A resumed run may have a count of samples twice: its newest record holds."""
     last: dict[float, Record] = {}
     for record in records:
         samples = number(record, "samples")

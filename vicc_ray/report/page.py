@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vicc_ray.config import Experiment, Stream, stream_titled
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.results import (
     PROTOCOLS,
@@ -20,19 +21,20 @@ from vicc_ray.evaluation.results import (
     title_of_protocol,
     with_videos,
 )
-from vicc_ray.report.charts import Chart, Curve, Level, chart, count
-from vicc_ray.report.confusion import Confusion, confusions
+from vicc_ray.report.charts import Chart, Curve, Level, chart, confusions, count
 from vicc_ray.report.folder import Record, RunFolder, number, read_folder
 from vicc_ray.report.pages import render
+from vicc_ray.report.plots import NO_SCRIPTS, scripts
 from vicc_ray.report.reproduction import reproduction
 from vicc_ray.report.thumbnails import Thumbnails
 from vicc_ray.runs.records import write_text
 
 QUERIES, NEIGHBOURS = 8, 5  # shown a run
 GALLERY_BYTES = 3_500_000  # of thumbnails on the page, over all runs
-STREAM_COLOURS = {  # light before, dark after the cross-stream stage
+STREAM_COLOURS: dict[Stream, tuple[str, str, str]] = {  # light before, dark after the cross-stream stage
     "rgb": ("#86b3dd", "#1c5d99", "#0b3558"),
     "flow": ("#efb366", "#b96a0b", "#6f3d00"),
+    "difference": ("#8fcf9f", "#3a7d44", "#1c4a25"),
 }
 RUN_COLOURS = ("#1c5d99", "#b96a0b", "#3a7d44", "#8e3b72", "#5b5f97", "#a23b3b", "#2a7f86", "#6b6b6b")
 
@@ -67,7 +69,7 @@ class Table:
     notes: list[str]
     class_columns: list[str]
     classes: list[tuple[str, list[Cell]]]
-    confusions: list[Confusion]
+    confusions: list[Chart]
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,15 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     names = _distinct(runs)
     with closing(Thumbnails(GALLERY_BYTES // (len(runs) * queries * (1 + 2 * NEIGHBOURS)))) as thumbnails:
         sections = [_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)]
+    comparison = _compare(runs, names) if len(runs) > 1 else None
+    drawn = comparison or any(one.charts or any(table.confusions for table in one.tables) for one in sections)
     facts = {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "sections": sections,
-        "comparison": _compare(runs, names) if len(runs) > 1 else None,
+        "comparison": comparison,
         "spreads": _spreads([one for run in runs for one in run.evaluations]),
         "reproduction": reproduction(run_dirs),
+        "scripts": scripts() if drawn else NO_SCRIPTS,
     }
     page = Path(__file__).parent / "template.html.j2"
     write_text(out, render(page, facts, {"percent": lambda share: f"{100 * share:.1f}"}))
@@ -182,26 +187,31 @@ def _retrieval(run: RunFolder) -> Evaluation | None:
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
-    """What the run was, from those settings that the config has."""
-
-    def setting(*path: str) -> Any:
-        value: Any = run.config
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    frames, size = setting("clip", "frames"), setting("clip", "size")
+    """What the run was, from its settings."""
+    settings = run.experiment
     rates = sorted(r for r in (number(record, "samples_per_second") for record in run.train) if r is not None)
-    found = [
-        ("backbone", setting("model", "backbone")),
-        ("clips", f"{frames} frames of {size} px" if frames and size else None),
-        ("prototypes", setting("objective", "prototypes")),
-        ("flow", setting("flow", "algorithm")),
-        ("global batch", setting("optim", "global_batch")),
+    found: list[tuple[str, Any]] = []
+    if settings is not None:
+        batches = dict.fromkeys(str(kind.global_batch) for kind in (settings.schedule.single, settings.schedule.cross))
+        found = [
+            ("backbone", settings.model.backbone),
+            ("clips", f"{settings.clip.frames} frames of {settings.clip.size} px"),
+            ("objective", settings.objective.name if settings.objective.name != "prototypes" else None),
+            ("prototypes", _counts(settings) if settings.objective.name == "prototypes" else None),
+            ("motion", settings.flow.algorithm if settings.clip.motion == "flow" else settings.clip.motion),
+            ("global batch", " and ".join(batches)),
+        ]
+    found += [
         ("speed (median)", f"{rates[len(rates) // 2]:.3g} samples/s" if rates else None),
         ("samples seen", count(run.train[-1]["samples"]) if run.train else None),
     ]
     return [(label, str(value)) for label, value in found if value is not None]
+
+
+def _counts(settings: Experiment) -> str:
+    """Prototypes of each head; of both streams where they differ."""
+    heads = dict.fromkeys(" + ".join(map(str, settings.objective.heads(stream))) for stream in settings.streams)
+    return " and ".join(heads)
 
 
 def _table(evaluation: Evaluation, among: Sequence[Evaluation]) -> Table:
@@ -229,7 +239,7 @@ def _title(one: Evaluation, among: Sequence[Evaluation]) -> str:
     retrieval = one.protocol in ("retrieval", "reference")
     sides = f"{one.test} queries in {one.train} videos" if retrieval else f"{one.test} videos, learnt on {one.train}"
     trial = ", at trial sizes" if one.scale != "full" else ""
-    return f"{title_of_protocol(one.protocol)} on {named}: {sides}{trial}"
+    return f"{title_of_protocol(one.protocol, one.title)} on {named}: {sides}{trial}"
 
 
 def _classes(evaluation: Evaluation, first: Sequence[str]) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
@@ -308,11 +318,12 @@ def duration(seconds: float) -> str:
 
 
 def _stage_colour(name: str) -> str:
-    stream, _, number_ = name.partition("-")
-    colours = STREAM_COLOURS.get(stream.lower())
-    if colours and number_.isdigit() and int(number_) >= 1:
-        return colours[min(int(number_), len(colours)) - 1]
-    return {"r+f": "#6d4a9c"}.get(name.lower(), "#8a8f98")
+    title, _, level = name.partition("-")
+    stream = stream_titled(title)
+    if stream is not None and level.isdigit() and int(level) >= 1:
+        colours = STREAM_COLOURS[stream]
+        return colours[min(int(level), len(colours)) - 1]
+    return "#6d4a9c" if "+" in name else "#8a8f98"
 
 
 def _stages(run: RunFolder) -> list[str]:
@@ -337,15 +348,16 @@ def _charts(run: RunFolder) -> list[Chart | None]:
     def curves(key: str) -> list[Curve]:
         return [Curve(stage, _stage_colour(stage), _points(run.train, key, stage)) for stage in stages]
 
-    uniform = _uniform_levels(run, bands)
     newest = _retrieval(run)
     recall = [
         Curve(f"{stage} {key}", _stage_colour(stage), _points(run.monitor, key, stage), dots=True, dashed=key != "R@1")
         for key in ("R@1", "R@5")
         for stage in stages
     ]
+    levels = _uniform_levels(run, bands)
+    loss_note = "At ln K every prototype is predicted alike." if levels else ""
     return [
-        chart("Loss", curves("loss"), levels=uniform, bands=bands, note="At ln K every prototype is predicted alike."),
+        chart("Loss", curves("loss"), levels=levels, bands=bands, note=loss_note),
         chart(
             "Retrieval recall during training",
             recall,
@@ -354,21 +366,49 @@ def _charts(run: RunFolder) -> list[Chart | None]:
             percent=True,
             note="Measured on a small part of the data while training.",
         ),
-        chart(
-            "Assignment entropy (nats)",
-            curves("entropy"),
-            levels=uniform,
-            bands=bands,
-            note="0: each clip has one prototype. ln K: assignments say nothing.",
-        ),
-        chart(
-            "Prototypes in use",
-            curves("prototypes_used"),
-            bands=bands,
-            percent=True,
-            note="Share of prototypes that are some clip's nearest. A fall towards 0 is collapse.",
+        *(
+            chart(
+                FIGURES.get(name, (name.replace("_", " "), ""))[0],
+                curves(name),
+                levels=levels if name == "entropy" else (),
+                bands=bands,
+                percent=name in SHARES,
+                note=FIGURES.get(name, ("", ""))[1],
+            )
+            for name in _further_figures(run)
         ),
     ]
+
+
+# Figures of the records besides the loss: title and what they say. One of another objective is drawn under its own name.
+FIGURES = {
+    "entropy": ("Assignment entropy (nats)", "0: each clip has one prototype. ln K: assignments say nothing."),
+    "prototypes_used": (
+        "Prototypes in use",
+        "Share of prototypes that are some clip's nearest. A fall towards 0 is collapse.",
+    ),
+    "accuracy": ("Training accuracy", ""),
+}
+SHARES = {"prototypes_used", "accuracy"}
+NO_CHART = {
+    "loss",
+    "ln_k",
+    "cosine",
+    "rows",
+    "lr",
+    "samples",
+    "samples_per_second",
+    "data_wait",
+    "step",
+    "time",
+    "workers",
+}
+
+
+def _further_figures(run: RunFolder) -> list[str]:
+    """Names of figures that the training records hold and that have a chart of their own, in their order."""
+    names = dict.fromkeys(name for record in run.train for name in record if number(record, name) is not None)
+    return [name for name in names if name not in NO_CHART]
 
 
 def _uniform_levels(run: RunFolder, bands: Sequence[tuple[float, float, str]]) -> list[Level]:
@@ -432,7 +472,7 @@ def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
         firsts = [_first_figures(other) for other in beside]
         figure = figure or next((name for name, _ in firsts if name), "")
         named = name_of_data(one, [other for _, other in keys])
-        told = f", {title_of_protocol(one.protocol).lower()} on {named}" if len(keys) > 1 else ""
+        told = f", {title_of_protocol(one.protocol, one.title).lower()} on {named}" if len(keys) > 1 else ""
         for feature in dict.fromkeys(name for _, shares in firsts for name in shares):
             rows.append((f"{feature}{told}", _cells([shares.get(feature) for _, shares in firsts])))
 

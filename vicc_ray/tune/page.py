@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from vicc_ray.config import SearchConfig
 from vicc_ray.report.pages import render
+from vicc_ray.report.plots import figure_json, scripts
 from vicc_ray.runs.records import write_text
 from vicc_ray.tune.folder import SweepFolder
 from vicc_ray.tune.history import metric_name, new_study, point_of
@@ -27,21 +28,19 @@ FEWEST_FOR_IMPORTANCE = 4  # completed trials; of fewer, importances say nothing
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot's title, what it tells, and its HTML."""
+    """A plot's title, what it shows, and its figure as JSON."""
 
     title: str
     text: str
-    html: str
+    json: str
 
 
 def write_page(folder: SweepFolder, search: SearchConfig, study: optuna.Study, rows: list[dict[str, Any]]) -> None:
     """Write report.html; a plot that cannot be made of these trials is left out, with the reason."""
-    from plotly.offline import get_plotlyjs
-
     plots, left_out = _plots(search, study)
     facts = {
         "title": folder.path.name,
-        "plotly_js": get_plotlyjs(),
+        "scripts": scripts(),
         "facts": _facts(folder, search, study, rows),
         "plots": plots,
         "left_out": left_out,
@@ -117,13 +116,7 @@ def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             left_out.append(f"{title}: {error}")
             continue
-        figure.update_layout(
-            title=None, template="plotly_white", margin={"l": 60, "r": 20, "t": 30, "b": 50}, height=420
-        )
-        html = figure.to_html(
-            full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
-        )
-        plots.append(Plot(title, text, html))
+        plots.append(Plot(title, text, figure_json(figure, 420)))
     return plots, left_out
 
 
