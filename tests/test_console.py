@@ -53,3 +53,20 @@ def test_no_verb_prints_codes_of_a_name(words: list[str], tmp_path: Path) -> Non
     told = done.stdout + done.stderr
     assert "\x1b" not in told
     assert "[31m[/x]" in told
+
+
+def test_what_stands_in_the_place_of_standard_output_gets_the_lines() -> None:
+    """A notebook's cell, for one: its kernel puts an object of its own there, and descriptor 1 leads elsewhere."""
+    code = (
+        "import io, sys\nfrom vicc_ray.console import console, errors, quiet\n"
+        "import pathlib, tempfile\n"
+        "console.print('before')\n"
+        "cell, sys.stdout = sys.stdout, io.StringIO()\n"
+        "console.print('in the cell')\n"
+        "with quiet(pathlib.Path(tempfile.mkdtemp()) / 'log'):\n    console.print('while it is quiet')\n"
+        "text, sys.stdout = sys.stdout.getvalue(), cell\n"
+        "assert text == 'in the cell\\nwhile it is quiet\\n', text\n"
+        "with quiet(pathlib.Path(tempfile.mkdtemp()) / 'log'):\n    console.print('after'); print('to the log')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "before\nafter\n"), done.stderr

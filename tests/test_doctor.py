@@ -15,8 +15,9 @@ import yaml
 from tiny import TINY, tiny_experiment, tiny_manifest
 
 from benchmarks.nodes import local_cluster
-from vicc_ray.cluster.resources import UNKNOWN, Machine, Node
+from vicc_ray.cluster.resources import PREFETCH, UNKNOWN, Machine, Node, buffer_bytes
 from vicc_ray.commands.doctor import healthy
+from vicc_ray.config import WorkerRange
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.doctor import facts as facts_module
 from vicc_ray.doctor.checks import (
@@ -33,7 +34,7 @@ from vicc_ray.doctor.checks import (
     check_versions,
     check_videos,
 )
-from vicc_ray.doctor.demand import Capacity, buffer_bytes, check_demand
+from vicc_ray.doctor.demand import Capacity, check_demand, demand_of
 from vicc_ray.doctor.facts import (
     NodeFacts,
     Question,
@@ -209,13 +210,17 @@ def replace_clip(tree: dict[str, Any]) -> Any:
 
 def test_buffer_is_the_streams_own() -> None:
     """The estimate is what the stream will set: asked of its own function with its own arguments."""
-    from vicc_ray.cluster import stream as pipeline
 
     for batch, workers, actors in ((8, 1, 1), (512, 8, 24), (96, 5, 3)):
         experiment = replace_clip(tiny_experiment().model_dump(mode="json"))
-        blocks = workers * (pipeline.PREFETCH + 2) + 2 * actors
-        real = pipeline._buffer_bytes(experiment.clip, clips=2 * -(-batch // workers), blocks=blocks)
-        assert buffer_bytes(experiment, batch, workers, actors) == real
+        train = experiment.train.model_copy(
+            update={"workers": WorkerRange(min=workers, max=workers), "decode_actors": actors, "use_gpu": False}
+        )
+        experiment = experiment.model_copy(update={"train": train})
+        capacity = Capacity((Node(Machine(workers + actors, 0, 1 << 40)),), None, 1 << 40)
+        blocks = workers * (PREFETCH + 2) + 2 * actors
+        real = buffer_bytes(experiment.clip, clips=2 * -(-batch // workers), blocks=blocks)
+        assert demand_of(experiment, batch, capacity).buffer == real
 
 
 # -- what a node finds

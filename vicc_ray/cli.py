@@ -238,11 +238,11 @@ def train(
         return
     from vicc_ray.runs.folder import RunFolder
 
-    RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake in it shows before Ray and torch are loaded
+    manifest = RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake shows before Ray and torch are loaded
     from vicc_ray.cluster.launch import run_training
 
     with console_on_stderr(as_json):
-        folder = run_training(asked, address, verbose)
+        folder = run_training(asked, address, verbose, manifest=manifest)
     if as_json:
         _print_json({"run": str(folder.path), "encoders": folder.encoders()})
     else:

@@ -9,16 +9,52 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
 
-# Copies of the process's own output streams, so that they still reach the reader while `quiet` points the originals
-# at a log file.
-_OUT = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
-_ERR = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
-_TERMINAL = _OUT.isatty()
+
+class _Stream:
+    """Where the console writes: the process's own output, or what stands in its place now (a notebook's cell, a test's buffer).
+
+    Of the process's own output it is a copy, made with the first line, so that it still reaches the reader while `quiet` points
+    the original at a log file.
+    """
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name, self.descriptor = name, descriptor
+        self._copy: TextIO | None = None
+
+    @property
+    def file(self) -> TextIO:
+        """The file to write to."""
+        now: TextIO = getattr(sys, self.name)
+        if now is not getattr(sys, f"__{self.name}__") or now is None:
+            return now or sys.__stderr__ or open(os.devnull, "w", encoding="utf-8")
+        if self._copy is None:
+            self._copy = os.fdopen(os.dup(self.descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+        return self._copy
+
+    def write(self, text: str) -> int:
+        """As of a file."""
+        return self.file.write(text)
+
+    def flush(self) -> None:
+        """As of a file."""
+        self.file.flush()
+
+    def isatty(self) -> bool:
+        """As of a file."""
+        return self.file.isatty()
+
+    def fileno(self) -> int:
+        """As of a file."""
+        return self.file.fileno()
+
+
+_OUT, _ERR = _Stream("stdout", 1), _Stream("stderr", 2)
+_TERMINAL = os.isatty(1)
 
 # What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the order of writing.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -44,8 +80,8 @@ class _Literal(Console):
 
 
 # Tables in a log are not squeezed into a terminal that is not there.
-console = _Literal(file=_OUT, soft_wrap=not _TERMINAL, width=None if _TERMINAL else 160)
-errors = _Literal(file=_ERR, soft_wrap=True)
+console = _Literal(file=cast(TextIO, _OUT), soft_wrap=not _TERMINAL, width=None if _TERMINAL else 160)
+errors = _Literal(file=cast(TextIO, _ERR), soft_wrap=True)
 
 
 def scratch_log(verb: str) -> Path:
@@ -74,6 +110,7 @@ def quiet(log: Path, verbose: bool = False) -> Iterator[None]:
         yield
         return
     log.parent.mkdir(parents=True, exist_ok=True)
+    _ = _OUT.file, _ERR.file  # copies of the originals, while these are still there
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]

@@ -45,15 +45,19 @@ START_SECONDS = 300.0
 
 
 def run_training(
-    experiment: Experiment, address: str | None = None, verbose: bool = False, last: str | None = None
+    experiment: Experiment,
+    address: str | None = None,
+    verbose: bool = False,
+    last: str | None = None,
+    manifest: Manifest | None = None,
 ) -> RunFolder:
     """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
 
-    `last`: the stage after which the run ends; None: the schedule's last one. UserError for what the reader has to change,
-    Interrupted after Ctrl-C.
+    `last`: the stage after which the run ends; None: the schedule's last one. `manifest`: the run's, where it is read already.
+    UserError for what the reader has to change, Interrupted after Ctrl-C.
     """
     folder = RunFolder.at(experiment.run_folder)
-    manifest = folder.read_manifest(experiment)
+    manifest = manifest or folder.read_manifest(experiment)
     check_refused(experiment, manifest)
     return run_task(Pretraining(last), experiment, manifest, folder, address, verbose)
 
@@ -76,8 +80,8 @@ def run_task(
             f"them out (the first: {without[0].video})",
             markup=False,
         )
-    if address is None:
-        plan_local(experiment.train, this_machine())  # refuses what cannot fit before anything is written
+    # Refuses what cannot fit before anything is written.
+    local = plan_local(experiment.train, this_machine()) if address is None else None
     measures = any("flow" in stage.decoded for stage in plan.stages)
     flow = flow_identity(experiment.flow, experiment.data.interlaced) if measures else None
     # Nothing of a run that another driver is at work on is changed, so the lock comes first.
@@ -94,7 +98,10 @@ def run_task(
         if resumes:
             done = [stage.name for stage in plan.stages if stage not in left]
             console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""), markup=False)
-        with quiet(folder.logs / "ray.log", verbose), ray_session(experiment.train, address, verbose) as resources:
+        with (
+            quiet(folder.logs / "ray.log", verbose),
+            ray_session(experiment.train, address, verbose, local) as resources,
+        ):
             folder.forget_stop()
             console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
             with RunProgress(folder, plan.stages), sigterm_stops(folder):

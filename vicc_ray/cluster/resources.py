@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from vicc_ray.config import PlaceConfig, TrainConfig
+from vicc_ray.config import ClipConfig, PlaceConfig, TrainConfig
 from vicc_ray.errors import UserError
 
 
@@ -206,3 +206,20 @@ def _place(asked: PlaceConfig, nodes: Sequence[Node], can_grow: bool) -> tuple[P
 def _apart(place: PlaceConfig) -> bool:
     """Whether no node can be one that trains and one that decodes."""
     return any(place.decode.get(name, value) != value for name, value in place.train.items())
+
+
+# Blocks that a worker holds beside the one it works on.
+PREFETCH = 2
+MIN_BUFFER_BYTES = 128 * 2**20
+
+
+def training_buffer_bytes(clip: ClipConfig, samples: int, workers: int, actors: int) -> int:
+    """Bytes of decoded clips that Ray Data may keep in training, where a worker has up to `samples` samples a step."""
+    return buffer_bytes(clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * actors)
+
+
+def buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:
+    """Bytes that Ray Data may keep decoded: enough that nobody waits, however large the store and the data set are."""
+    height, width = clip.decode_size
+    # RGB and flow: 5 bytes a pixel.
+    return max(blocks * clips * clip.frames * height * width * 5, MIN_BUFFER_BYTES)

@@ -33,13 +33,18 @@ JOB_OBJECT_STORE = 256 * 2**20
 
 
 @contextmanager
-def ray_session(train: TrainConfig, address: str | None = None, verbose: bool = False) -> Iterator[ResourcePlan]:
+def ray_session(
+    train: TrainConfig, address: str | None = None, verbose: bool = False, local: ResourcePlan | None = None
+) -> Iterator[ResourcePlan]:
     """A connected Ray with room for the plan, which is yielded; what was started here is shut down at the end.
 
     `address` None starts a cluster of its own on this machine, whatever else runs here; else it connects. A session that
-    is open in this process already is used as it is. UserError where the plan cannot fit or the address does not answer.
+    is open in this process already is used as it is. `local`: the plan on this machine, where it is known. UserError where the
+    plan cannot fit or the address does not answer.
     """
-    plan = plan_local(train, this_machine()) if address is None and not ray.is_initialized() else None
+    plan = None
+    if address is None and not ray.is_initialized():
+        plan = local or plan_local(train, this_machine())
     with _connected(address, plan.cpus if plan else 0, plan.object_store if plan else 0, verbose):
         yield plan or _plan(train)
 

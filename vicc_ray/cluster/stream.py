@@ -18,18 +18,15 @@ from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Exec
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
-from vicc_ray.cluster.resources import Decoders, ResourcePlan
-from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
+from vicc_ray.cluster.resources import PREFETCH, Decoders, ResourcePlan, buffer_bytes, training_buffer_bytes
+from vicc_ray.config import CHANNELS, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.training.batches import Block, TrainingPlan
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
 SEGMENT_BLOCKS = 2048
-# Blocks that a worker holds beside the one it works on.
-PREFETCH = 2
 # Windows that an evaluation block holds, of one long video or of several short ones.
 WINDOWS_A_BLOCK = 16
-MIN_BUFFER_BYTES = 128 * 2**20
 
 
 class PaceScheduling:
@@ -75,9 +72,7 @@ def training_iterators(
     rounds = -(-len(monitored) // workers)
     units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
-    buffer = _buffer_bytes(
-        plan.experiment.clip, clips=2 * samples, blocks=workers * (PREFETCH + 2) + 2 * decoders.actors
-    )
+    buffer = training_buffer_bytes(plan.experiment.clip, samples, workers, decoders.actors)
     decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), decoders, buffer, nodes)
     iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
     return iterators
@@ -94,7 +89,7 @@ def evaluation_windows(
 
     Columns: video, start, refused and the streams named.
     """
-    buffer = _buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
+    buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
     arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams))
     return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, decoders, buffer)
 
@@ -125,12 +120,6 @@ def through_models(
     for block in iterate_blocks(modelled.iterator()):
         on_windows(len(block["video"]))
         yield block
-
-
-def _buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:
-    """What Ray Data may keep decoded: enough that nobody waits, however large the store and the data set are."""
-    height, width = clip.decode_size
-    return max(blocks * clips * clip.frames * height * width * 5, MIN_BUFFER_BYTES)
 
 
 def iterate_blocks(iterator: DataIterator) -> Iterator[Block]:

@@ -13,6 +13,7 @@ import optuna
 from vicc_ray import storage
 from vicc_ray.cluster.resources import this_machine
 from vicc_ray.config import Experiment, SearchConfig, load_experiment, with_settings
+from vicc_ray.config.published import experiment_file
 from vicc_ray.console import console, quiet
 from vicc_ray.data.flow.identity import flow_identity
 from vicc_ray.data.flow.store import check_stored
@@ -55,7 +56,7 @@ def load_sweep(where: str, overrides: Sequence[str], resume: bool = False) -> Ex
         folder = SweepFolder.at(where)
         folder.experiment()
         return load_experiment(folder.config, overrides)
-    experiment = load_experiment(where, overrides)
+    experiment = load_experiment(experiment_file(where), overrides)
     if resume and not SweepFolder.at(experiment.run_folder).exists():
         raise UserError(f"--resume: {experiment.run_folder} holds no sweep; leave --resume out to begin one")
     return experiment

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_on, total
+from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_on, total, training_buffer_bytes
 from vicc_ray.config import Experiment
 from vicc_ray.doctor.checks import Finding, gibibytes
 from vicc_ray.errors import UserError
 
 # Resident memory of a worker and of a decode actor with its reading child, without activations (docs/benchmarks.md).
 WORKER_BYTES, DECODER_BYTES = int(1.5 * 2**30), int(0.6 * 2**30)
-# As `cluster.stream` sets it: blocks in flight for each worker and decode actor, the clips in one, bytes of a pixel.
-BLOCKS_A_WORKER, BLOCKS_AN_ACTOR, VIEWS, PIXEL_BYTES, LEAST_BUFFER = 4, 2, 2, 5, 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,10 @@ def demand_of(experiment: Experiment, largest_batch: int, capacity: Capacity) ->
     return Demand(
         plan,
         actors,
-        buffer_bytes(experiment, largest_batch, plan.workers, actors),
+        training_buffer_bytes(experiment.clip, -(-largest_batch // plan.workers), plan.workers, actors),
         plan.workers * WORKER_BYTES + actors * DECODER_BYTES,
         tuple(notes),
     )
-
-
-def buffer_bytes(experiment: Experiment, largest_batch: int, workers: int, actors: int) -> int:
-    """What decoded clips may take of the object stores."""
-    height, width = experiment.clip.decode_size
-    clip = experiment.clip.frames * height * width * PIXEL_BYTES
-    blocks = workers * BLOCKS_A_WORKER + actors * BLOCKS_AN_ACTOR
-    return max(blocks * VIEWS * -(-largest_batch // workers) * clip, LEAST_BUFFER)
 
 
 def check_demand(experiment: Experiment, largest_batch: int, capacity: Capacity) -> list[Finding]:

@@ -61,7 +61,7 @@ def figure_json(figure: Any, height: int) -> str:
         height=height,
         margin={"l": 52, "r": 16, "t": 26, "b": 42},
         font={"family": _FONT, "size": 12, "color": INK},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.24, "x": 0},
         hoverlabel={"font": {"family": _FONT}},
     )
     text: str = figure.to_json()

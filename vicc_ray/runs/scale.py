@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from vicc_ray import storage
 from vicc_ray.config import Experiment, experiment_with
-from vicc_ray.data.manifest import Manifest
+from vicc_ray.config.published import experiment_file
+from vicc_ray.data.manifest import count_videos
 
 Scale = Literal["full", "smoke"]
 
@@ -54,11 +55,13 @@ MOST_WORKERS = 2
 
 
 def experiment_at(path: Path | None, overrides: Sequence[str], scale: Scale, videos: int | None = None) -> Experiment:
-    """The experiment of a file (None: of the defaults) at a scale, with `path=value` overrides applied last.
+    """The experiment of a file, or a shipped one by its name (None: of the defaults), at a scale, with `path=value` overrides
+    applied last.
 
     `videos` is the number of training videos, where it is not to be read from the manifest: no batch of a trial exceeds
     it. UserError as `load_experiment`.
     """
+    path = path and experiment_file(str(path))
     full = experiment_with(path, overrides)
     if scale == "full" or full.scale == "smoke":
         return full
@@ -98,4 +101,4 @@ def _videos(full: Experiment) -> int | None:
     """Training videos of the manifest, where there is one; what is wrong with it is told by who reads it."""
     if full.data.manifest is None or not storage.exists(full.data.manifest):
         return None
-    return len(Manifest.read(full.data.manifest).select(full.data.train_split))
+    return count_videos(full.data.manifest, full.data.train_split)
