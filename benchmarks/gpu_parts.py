@@ -434,7 +434,7 @@ def _batch(experiment: Any, stage: Any, made_batch: Any) -> Any:
 def tvl1(context: Context) -> None:
     """Fields/s of TV-L1 at 320 x 240 on the device and of one CPU core of OpenCV, and how far their fields are apart."""
     import cv2
-    from moving import moving_texture  # type: ignore[import-not-found]  # of tests/, which gpu_day puts on the path
+    from moving import moving_texture  # of tests/, which gpu_day puts on the path
 
     from benchmarks.roofline import now
     from vicc_ray.data.flow.tvl1 import tvl1 as fields_between

@@ -16,7 +16,7 @@ NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     powers = np.exp(logits)
-    return powers / powers.sum(axis=1, keepdims=True)
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def _made(seed: int, videos: int, classes: int, strength: float) -> tuple[NDArray[np.float64], list[str]]:
@@ -79,7 +79,7 @@ def test_bad_input_is_refused_in_one_line() -> None:
     ]
     for probabilities, labels, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            accuracy(probabilities, labels, NAMES[:3])
+            accuracy(probabilities, labels, NAMES[:3])  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"RGB-2 gives NaN.*1 of 2.*first: q\.mp4"):
         check_probabilities(np.array([[0.5, 0.5], [np.nan, 1]]), ["p.mp4", "q.mp4"], "RGB-2")

@@ -92,7 +92,7 @@ def test_lists_folders_and_frames(run: Path, videos: Manifest, tmp_path: Path) -
     assert np.isnan(rows[0]).all() and np.isfinite(rows[1]).all()
     assert encoder.embed([]).shape == (0, table.shape[1])
     with pytest.raises(UserError, match=r"frames float64 \[2, 3\]: a video is uint8"):
-        encoder.embed(np.zeros((2, 3)))
+        encoder.embed(np.zeros((2, 3)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no such file"):
         encoder.embed(tmp_path / "absent.mp4")
 

@@ -34,7 +34,7 @@ def clips(n: int, t: int = 2, height: int = 32, width: int = 32, channels: int =
     noise = torch.rand((n * t, channels, 6, 6), generator=torch.Generator().manual_seed(seed))
     smooth = tv.resize(noise, [height, width], antialias=False)
     smooth = (smooth - smooth.amin()) / (smooth.amax() - smooth.amin())
-    return (
+    return (  # type: ignore[no-any-return]
         (smooth.view(n, t, channels, height, width) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
     )
 
@@ -432,7 +432,7 @@ def test_evaluation_flow_is_scaled_by_the_zoom() -> None:
 )
 def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(UserError, match=field):
-        dataclasses.replace(SETTINGS, **{field: value})
+        dataclasses.replace(SETTINGS, **{field: value})  # type: ignore[arg-type]
 
 
 def test_wrong_tensors_are_refused() -> None:

@@ -69,7 +69,7 @@ def first_step(plan: TrainingPlan) -> int:
 @pytest.mark.parametrize("sizes", [[2] * 20, [4] * 10, [1, 3, 2, 2] * 5])
 def test_the_clock_counts_only_its_own_samples(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
     now = 0.0
-    monkeypatch.setattr(data_rivals.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(data_rivals.time, "perf_counter", lambda: now)  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.uniform(0.5, 2, len(sizes)))
 

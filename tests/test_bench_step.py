@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_levers import experiment_of
+from test_levers import experiment_of  # type: ignore[attr-defined]
 from torch import nn
 
 from benchmarks import run_bench

@@ -241,8 +241,8 @@ def _markers() -> list[bytes]:
     """What a damaged disk may make of a marker."""
     whole = {"step": 5, "stage": "RGB-1", "samples": 40, "bytes": 9, "digest": "ab", "time": 1.0, "workers": 1}
     numbers, texts = ("step", "samples", "bytes", "time", "workers"), ("stage", "digest")
-    wrong = [{**whole, name: value} for name in numbers for value in (None, "x", [], {})]
-    wrong += [{**whole, name: value} for name in texts for value in (None, 7, [], {})]
+    wrong = [{**whole, name: value} for name in numbers for value in (None, "x", [], {})]  # type: ignore[var-annotated]
+    wrong += [{**whole, name: value} for name in texts for value in (None, 7, [], {})]  # type: ignore[var-annotated]
     wrong += [{**whole, "versions": 3}, {**whole, "recall": "good"}, {**whole, "more": 1}, {**whole, "step": -5}]
     others: list[Any] = [None, 7, "x", [], {}, {"a": 1}, *wrong]
     random = [bytes(np.random.default_rng(seed).integers(0, 256, 40, np.uint8)) for seed in range(20)]

@@ -100,7 +100,11 @@ def _assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            found[name],
+            tensor,
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text, name=name: f"{name}: {text}",  # type: ignore[misc]
         )
 
 
@@ -151,7 +155,7 @@ def test_a_linear_step_is_plain_sgd_on_frozen_features() -> None:
         with torch.no_grad():
             for (name, parameter), gradient in zip(head.named_parameters(), gradients, strict=True):
                 momentum[name] = 0.9 * momentum[name] + gradient + 1e-3 * parameter
-                parameter -= 0.1 * momentum[name]
+                parameter -= 0.1 * momentum[name]  # type: ignore[misc]
         outcome = trainer.step(batch, step).metrics()
         assert outcome["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert outcome["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
@@ -166,12 +170,12 @@ def test_a_finetuning_step_reaches_head_and_backbone() -> None:
     mask = dropout_mask((4, 3, 1, 0), 8, twin.encoder.feature_dim, 0.9)
     logits = twin.head(twin.encoder.features(trainer._inputs(batch)), mask)
     loss = F.cross_entropy(logits, batch.videos % CLASSES)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for module, rate in ((twin.head, 0.1), (twin.encoder.backbone, 0.01)):
             for parameter in module.parameters():
                 assert parameter.grad is not None
-                parameter -= rate * (parameter.grad + 1e-3 * parameter)
+                parameter -= rate * (parameter.grad + 1e-3 * parameter)  # type: ignore[misc]
     assert trainer.step(batch, 0).loss == pytest.approx(loss.item(), rel=1e-5)
     _assert_same(trainer.classifier.state_dict(), twin.state_dict(), 1e-4, 5e-6)
 

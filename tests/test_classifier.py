@@ -86,7 +86,7 @@ def test_the_finetuning_head_is_its_formula() -> None:
     head = Head(5, 3, normalises=False)
     features = torch.rand(6, 5, generator=generator)
     mask = dropout_mask((1, 2), 6, 5, 0.5)
-    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    assert set(mask.unique().tolist()) == {0.0, 2.0}  # type: ignore[no-untyped-call]
     weight, bias = head.linear.weight.tolist(), head.linear.bias.tolist()
     for found, factors in ((head(features, mask), mask), (head(features), torch.ones(6, 5))):
         expected = [
@@ -109,7 +109,7 @@ def test_a_classifier_is_its_head_on_pooled_features(protocol: ClassifierProtoco
 def test_dropout_is_a_function_of_its_key() -> None:
     mask = dropout_mask((4, 0, 1, 7), 400, 64, 0.9)
     assert mask.dtype == torch.float32 and mask.shape == (400, 64)
-    assert set(mask.unique().tolist()) == {0.0, float(np.float32(1) / np.float32(1 - 0.9))}
+    assert set(mask.unique().tolist()) == {0.0, float(np.float32(1) / np.float32(1 - 0.9))}  # type: ignore[no-untyped-call]
     assert abs(float((mask == 0).float().mean()) - 0.9) < 0.01 and abs(float(mask.mean()) - 1) < 0.06
     assert torch.equal(mask, dropout_mask((4, 0, 1, 7), 400, 64, 0.9))
     assert not torch.equal(mask, dropout_mask((4, 0, 1, 8), 400, 64, 0.9))

@@ -37,7 +37,7 @@ def load(name: str) -> dict[str, Any]:
 def cluster_spec(name: str) -> dict[str, Any]:
     """The part of a KubeRay manifest that describes the cluster."""
     spec: dict[str, Any] = load(name)["spec"]
-    return spec.get("rayClusterSpec", spec)
+    return spec.get("rayClusterSpec", spec)  # type: ignore[no-any-return]
 
 
 def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

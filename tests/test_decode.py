@@ -10,7 +10,7 @@ import pytest
 from av.video.frame import VideoFrame
 from videos import numbered_frames, read_number, truncate, turn, write_video
 
-from vicc_ray.data.decode import (
+from vicc_ray.data.decode import (  # type: ignore[attr-defined]
     DECODERS,
     Decoder,
     Timeline,

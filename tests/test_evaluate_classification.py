@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_experiment, tiny_manifest
 
-from tests.tiny import tiny_experiment, tiny_manifest
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.augment import evaluation_input
@@ -43,7 +43,7 @@ def _saved(
     with torch.no_grad():
         logits = torch.cat([classifier(view) for view in crop_views(windows, 32, "ten")])
         classifier.head.linear.weight /= logits.std(dim=0)[:, None]
-        classifier.head.linear.bias -= logits.mean(dim=0) / logits.std(dim=0)
+        classifier.head.linear.bias -= logits.mean(dim=0) / logits.std(dim=0)  # type: ignore[misc]
     save_classifier(path, ClassifierFile(SPEC, stream, protocol, classes, classifier.state_dict()))
     return path
 
@@ -156,7 +156,7 @@ def test_files_that_do_not_go_together_are_refused_before_ray_is_asked(tmp_path:
     ]
     for files, rows, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            classify_videos(files, rows, experiment, plan)
+            classify_videos(files, rows, experiment, plan)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 
 
@@ -181,7 +181,7 @@ def test_videos_are_classified_on_ray(tmp_path: Path) -> None:
     }
     done: list[int] = []
     with ray_session(experiment.train) as plan:
-        found = classify_videos(files, videos, experiment, plan, done.append)
+        found = classify_videos(files, videos, experiment, plan, done.append)  # type: ignore[arg-type]
     windows = list_windows(videos, experiment.clip, "all")
     assert sum(done) == len(windows) > len(videos)
     assert [row.video for row in found.videos] == [row.video for row in videos if row.video != str(broken)]

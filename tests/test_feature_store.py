@@ -220,7 +220,7 @@ def test_columns_that_do_not_fit_are_a_bug() -> None:
     with pytest.raises(ValueError, match="beside 50 vectors"):
         replace(table(), ids=["a"])
     with pytest.raises(ValueError, match="float32"):
-        replace(table(), vectors=np.zeros((50, 3)))
+        replace(table(), vectors=np.zeros((50, 3)))  # type: ignore[arg-type]
 
 
 def test_the_hash_is_of_all_bytes(tmp_path: Path) -> None:

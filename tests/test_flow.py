@@ -63,7 +63,7 @@ def test_dis_survives_frames_too_small_for_opencv() -> None:
 def test_one_frame_has_no_flow_and_other_arrays_are_refused() -> None:
     assert flow_between(np.zeros((1, 16, 20, 3), np.uint8)).shape == (0, 16, 20, 2)
     with pytest.raises(ValueError, match="frames must be uint8"):
-        flow_between(np.zeros((2, 16, 20, 3), np.float32))  # type: ignore[arg-type]
+        flow_between(np.zeros((2, 16, 20, 3), np.float32))
     with pytest.raises(
         UserError,
         match=r"'raff' is unknown .did you mean raft\?.; known: dis, farneback, tvl1, tvl1_torch, motion_vectors, raft",

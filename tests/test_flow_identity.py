@@ -47,7 +47,7 @@ def test_a_store_is_what_it_was_made_with_wherever_it_lies(tmp_path: Path) -> No
 def test_streamed_flow_is_its_parameters_and_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     first = flow_identity(FlowConfig())
     assert flow_identity(FlowConfig(bound=7)) != first != flow_identity(FlowConfig(algorithm="tvl1"))
-    monkeypatch.setattr(flow_module.cv2, "__version__", "0.0.1")
+    monkeypatch.setattr(flow_module.cv2, "__version__", "0.0.1")  # type: ignore[attr-defined]
     assert flow_identity(FlowConfig()) == first | {"opencv": "0.0.1"}
 
 
@@ -56,7 +56,7 @@ def test_features_are_of_the_stores_content(tmp_path: Path, videos: Manifest) ->
 
     def keys(folder: Path) -> list[str]:
         experiment = tiny_experiment(flow={"source": "store", "store": str(folder)})
-        encoders = [EncoderOnDisk("x", tmp_path, "", stream, "hash") for stream in ("rgb", "flow")]  # type: ignore[arg-type]
+        encoders = [EncoderOnDisk("x", tmp_path, "", stream, "hash") for stream in ("rgb", "flow")]
         return [source_of(encoder, side, experiment).key for encoder in encoders]
 
     first = keys(Path(make_store(tmp_path / "a")))

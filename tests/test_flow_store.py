@@ -45,7 +45,7 @@ def _store(folder: Path | str, size: tuple[int, int] = SIZE) -> FlowStore:
 
 def _differences(got: Codes, want: Codes) -> NDArray[np.int16]:
     assert got.shape == want.shape and got.dtype == np.uint8
-    return np.abs(got.astype(np.int16) - want)
+    return np.abs(got.astype(np.int16) - want)  # type: ignore[no-any-return]
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
         (iter([codes.astype(np.float32)]), ValueError),
     ]:
         with pytest.raises(error):
-            store.write(row, chunks)
+            store.write(row, chunks)  # type: ignore[arg-type]
         assert sorted(tmp_path.rglob("*.*")) == before
     store.write(row, iter([codes]))
     with pytest.raises(RuntimeError):
@@ -280,10 +280,10 @@ def test_the_flow_of_interlaced_videos_is_that_of_the_chosen_pictures(tmp_path: 
     row = dataclasses.replace(_row(12, video=path), decoder="pyav")
     codes = {}
     for choice in ("weave", "deinterlace"):
-        codes[choice] = np.concatenate(list(compute_codes(row, "dis", SIZE, interlaced=choice)))  # type: ignore[arg-type]
-        images = read_frames(path, np.arange(12), SIZE, "pyav", choice)  # type: ignore[arg-type]
+        codes[choice] = np.concatenate(list(compute_codes(row, "dis", SIZE, interlaced=choice)))
+        images = read_frames(path, np.arange(12), SIZE, "pyav", choice)
         assert np.array_equal(codes[choice], quantise(flow_between(images, "dis")))
-    assert not np.array_equal(*codes.values())
+    assert not np.array_equal(*codes.values())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("algorithm", ["dis", "motion_vectors"])
@@ -292,7 +292,7 @@ def test_one_frame_has_no_motion_and_a_short_file_is_refused(algorithm: str, tmp
     (codes,) = compute_codes(_row(1, video=str(path)), algorithm, SIZE)
     assert codes.shape == (1, *SIZE, 2) and (codes == quantise(np.zeros(1, np.float32))).all()
     for decoder in ("decord", "pyav"):
-        row = dataclasses.replace(_row(31, video=str(path)), decoder=decoder)  # type: ignore[arg-type]
+        row = dataclasses.replace(_row(31, video=str(path)), decoder=decoder)
         with pytest.raises(VideoError):
             _store(tmp_path / "s").write(row, compute_codes(row, algorithm, SIZE))
     with pytest.raises(VideoError, match="no such file"):
@@ -347,7 +347,7 @@ def test_a_header_of_any_json_is_told(tmp_path: Path) -> None:
     store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis"), 20, (16, 24))
     header = tmp_path / "store" / "store.json"
     whole = json.loads(header.read_text())
-    for change in ({"fingerprint": 7}, {"fingerprint": {}}, {"bound": "x"}, {"height": None}, {"format": [1]}):
+    for change in ({"fingerprint": 7}, {"fingerprint": {}}, {"bound": "x"}, {"height": None}, {"format": [1]}):  # type: ignore[var-annotated]
         header.write_text(json.dumps(whole | change))
         with pytest.raises(UserError, match="make it again"):
             FlowStore.open(store.folder)

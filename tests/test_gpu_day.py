@@ -57,7 +57,7 @@ def test_the_status_is_that_of_parts_and_bars(
 
     def run(part: Any, left: float, rehearsal: bool, earlier: dict[str, Any]) -> dict[str, Any]:
         seen[part.name] = earlier
-        return results.get(part.name, result())
+        return results.get(part.name, result())  # type: ignore[no-any-return]
 
     monkeypatch.setattr(day, "run", run)
     arguments = ["gpu_day.py", "--json", str(tmp_path / "day.json")] + ["--rehearse"] * rehearse

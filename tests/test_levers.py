@@ -104,7 +104,7 @@ def _lived(backbone: str) -> Any:
                 (module.weight.data, 0.5, 1.5),
                 (module.bias.data, -0.3, 0.3),
             ):
-                tensor.uniform_(low, high, generator=generator)
+                tensor.uniform_(low, high, generator=generator)  # type: ignore[union-attr]
     return encoder
 
 
@@ -137,8 +137,8 @@ def test_a_planar_encoder_learns_the_same(backbone: str, frames: int) -> None:
     (found * weight).sum().backward()
     torch.testing.assert_close(found, z)
     for (name, mine), theirs in zip(other.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
-    for mine, theirs in zip(other.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
+    for mine, theirs in zip(other.buffers(), plain.buffers(), strict=True):  # type: ignore[assignment]
         torch.testing.assert_close(mine, theirs)
 
 
@@ -147,7 +147,7 @@ def test_a_planar_encoder_takes_no_clips_too(backbone: str) -> None:
     """A guide's share may be empty."""
     encoder = planar_(_lived(backbone)).eval()
     assert encoder(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)
-    assert fold_batch_norm(encoder)(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)
+    assert fold_batch_norm(encoder)(torch.zeros(0, 3, 6, 32, 32)).shape == (0, 16)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("frames", [2, 5, 7, 8, 16])
@@ -193,7 +193,7 @@ def test_only_what_can_be_planar_is() -> None:
         nn.Conv3d(2, 2, 3), nn.Conv3d(2, 2, (3, 1, 1), dilation=(2, 1, 1)), nn.Conv3d(2, 2, (1, 3, 3), groups=2)
     )
     before = list(kept)
-    assert list(planar_(kept)) == before
+    assert list(planar_(kept)) == before  # type: ignore[call-overload]
     encoder = planar_(build_encoder("s3d", width=0.0625, embedding_dim=16, seed=1))
     kinds = {type(module) for module in encoder.modules()}
     assert PlanarConv3d in kinds and not kinds & {nn.Conv3d, nn.MaxPool3d}
@@ -207,7 +207,7 @@ def test_recomputing_gives_the_same_gradient_and_statistics(backbone: str) -> No
     (plain(x) * weight).sum().backward()
     (other(x, recomputing(other.parts())) * weight).sum().backward()
     for (name, mine), theirs in zip(other.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
     for mine, theirs in zip(other.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -219,7 +219,7 @@ def test_recomputing_keeps_less() -> None:
 
     def held(run: Any) -> int:
         kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
             run(x)
         return sum(kept)
 

@@ -47,7 +47,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.norm(self.first(x)).movedim(1, -1)
-        return (self.mix(maps) * self.scale + self.offset + self.hidden).movedim(-1, 1)
+        return (self.mix(maps) * self.scale + self.offset + self.hidden).movedim(-1, 1)  # type: ignore[no-any-return]
 
 
 class PlainWithBias(nn.Module):
@@ -60,7 +60,7 @@ class PlainWithBias(nn.Module):
         self.mix = nn.Linear(4, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(self.norm(self.first(x)).movedim(1, -1)).movedim(-1, 1)
+        return self.mix(self.norm(self.first(x)).movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True)

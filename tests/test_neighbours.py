@@ -18,7 +18,7 @@ from tiny import tiny_experiment
 
 from vicc_ray.cluster.decode_actors import DecodeWindows, list_windows, video_key
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.config import Experiment, Stream
+from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import Clips, read_clips
@@ -33,7 +33,7 @@ from vicc_ray.evaluation.neighbours import Retrieval
 from vicc_ray.evaluation.passes import Pass, passes
 from vicc_ray.evaluation.protocols import EvaluationTask, RayAccess
 from vicc_ray.evaluation.results import Evaluation
-from vicc_ray.evaluation.stored import Side
+from vicc_ray.evaluation.stored import Side, feature_file
 from vicc_ray.metrics.fusion import fit_weights, fused_similarities
 from vicc_ray.metrics.retrieval import similarities
 from vicc_ray.models.encoder import build_encoder
@@ -66,7 +66,7 @@ class Here:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def read(self, video: VideoRow, starts: Sequence[int], streams: Sequence[Stream]) -> Clips:
+    def read(self, video: VideoRow, starts: Sequence[int], streams: Sequence[Decoded]) -> Clips:
         return read_clips(video, starts, streams, self.experiment.clip, self.experiment.flow)
 
 
@@ -156,7 +156,7 @@ def recall_twin(
 
 def feature_twin(folder: RunFolder, name: str, row: VideoRow, starts: list[int], experiment: Experiment) -> np.ndarray:
     file = load_encoder(folder.encoder(name))
-    clips = read_clips(row, starts, (file.stream,), experiment.clip, experiment.flow)[file.stream]
+    clips = read_clips(row, starts, (file.stream,), experiment.clip, experiment.flow)[file.stream]  # type: ignore[arg-type, index]
     with torch.inference_mode():
         rows = file.build().features(evaluation_input(torch.from_numpy(clips), 32)).numpy()
     return np.asarray(rows.mean(axis=0))
@@ -173,13 +173,13 @@ def test_the_figures_are_those_of_plain_features(judged: Judge) -> None:
         twins[name] = [
             np.stack([feature_twin(judged.folder, name, row, starts, experiment) for row in side]) for side in sides
         ]
-        similarity = similarities(*twins[name])
+        similarity = similarities(*twins[name])  # type: ignore[arg-type]
         row = next(row for row in found.rows if row["name"] == name)
         for k in (1, 5):
-            assert row[f"R@{k}"] == pytest.approx(recall_twin(similarity, *labels, k), abs=1e-6)
-    fused = fused_similarities(*([twins[name][side] for name in ("RGB-2", "Flow-2")] for side in (0, 1)))
+            assert row[f"R@{k}"] == pytest.approx(recall_twin(similarity, *labels, k), abs=1e-6)  # type: ignore[arg-type, call-arg]
+    fused = fused_similarities(*([twins[name][side] for name in ("RGB-2", "Flow-2")] for side in (0, 1)))  # type: ignore[arg-type]
     assert found.rows[-1]["name"] == "R+F"
-    assert found.rows[-1]["R@5"] == pytest.approx(recall_twin(fused, *labels, 5), abs=1e-6)
+    assert found.rows[-1]["R@5"] == pytest.approx(recall_twin(fused, *labels, 5), abs=1e-6)  # type: ignore[arg-type, call-arg]
     assert [row["name"] for row in found.rows] == ["random", "RGB-1", "RGB-2", "Flow-2", "R+F"]
     assert (found.protocol, found.data, found.train, found.test, found.chance) == ("retrieval", "tiny", 16, 8, 0.125)
     assert (found.train_on, found.test_on, found.seed, found.refused) == ("train", "query", 3, ())
@@ -531,9 +531,7 @@ def test_sides_that_lack_the_same_encoders_share_a_pass(judge: Judge) -> None:
     experiment = tiny_experiment()
     sides = [Side(tuple(judge.manifest.select(split)), "centre") for split in ("train", "query")]
     opened = [open_encoder(judge.folder, name) for name in NAMES]
-    files = [
-        features.feature_file(judge.folder, "x", encoder, side, experiment) for encoder in opened for side in sides
-    ]
+    files = [feature_file(judge.folder, "x", encoder, side, experiment) for encoder in opened for side in sides]
     assert [len(part.files) for part in passes(files)] == [8]
     assert [len(part.files) for part in passes(files[1:])] == [4, 3]
 

@@ -73,7 +73,7 @@ def _recorded_step(path: str) -> dict[str, Any]:
     z = [torch.nn.functional.normalize(learned, dim=-1) for learned in before_norm]
     z += [torch.from_numpy(view)[slots] for view in record["view_embeddings"][2:]]
     outcome = objective(z, prototypes, slots=slots, use_queue=True, step=0)
-    outcome.loss.backward()
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
     return {
         "loss": float(outcome.loss.detach()),
         "assignments": outcome.assignments.numpy(),
@@ -199,7 +199,7 @@ def _steps(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
         # Step 3: the caller says that the start epoch has not come.
         outcome = objective(z, prototypes, slots=slots, use_queue=step != 3, step=step)
         messages, elements = distributed.traffic.messages, distributed.traffic.elements
-        outcome.loss.backward()
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
         gradients = [weight.grad for weight in prototypes.weights]
         metrics_before = distributed.traffic.messages
         metrics = outcome.metrics()
@@ -282,7 +282,7 @@ def test_one_worker_equals_the_twin(name: str, dtype: torch.dtype, runs: Any) ->
             learned.requires_grad_()
         use_queue = length > 0 and step * BATCH >= length and step != 3
         loss, q = twin_loss(z, past if use_queue else None, heads, settings)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         expected = {
             "assignments": q,
             "z": [z[0].grad, z[1].grad],
@@ -382,7 +382,7 @@ def test_no_rows_on_any_worker_gives_a_connected_zero() -> None:
     prototypes = Prototypes(DIM, [5])
     z = [torch.empty(0, DIM, requires_grad=True) for _ in range(2)]
     outcome = objective(z, prototypes, slots=torch.empty(0), use_queue=False, step=0)
-    outcome.loss.backward()
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
     assert outcome.loss.item() == 0
     assert prototypes.weights[0].grad is not None and not prototypes.weights[0].grad.any()
     assert outcome.metrics() == {
@@ -420,7 +420,7 @@ def test_the_second_view_may_carry_no_gradient() -> None:
     z[0].requires_grad_()
     objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
     outcome = objective(z, Prototypes(DIM, [12]), slots=torch.arange(6), use_queue=False, step=0)
-    outcome.loss.backward()
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
     assert z[0].grad is not None and z[1].grad is None and not outcome.assignments.requires_grad
 
 

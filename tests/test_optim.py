@@ -55,7 +55,7 @@ def test_a_parameter_without_gradient_stays() -> None:
 def test_state_continues_after_saving(name: str) -> None:
     def make() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         param = torch.nn.Parameter(torch.arange(1.0, 5.0))
-        return param, make_optimiser([param], OptimConfig(name=name, lr=0.1))  # type: ignore[arg-type]
+        return param, make_optimiser([param], OptimConfig(name=name, lr=0.1))
 
     def run(param: torch.nn.Parameter, optimiser: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:

@@ -51,7 +51,7 @@ def vicc(environment: dict[str, str], folder: Path, *words: str, status: int = 0
     command = [sys.executable, "-m", "vicc_ray.cli", *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return done.stdout if "--json" in words else done.stdout + done.stderr
 
 
 def test_entry_points_are_known_by_name_and_others_are_not(installed: dict[str, str], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_windows_of_several_videos_share_a_block_and_a_long_video_may_have_sever
     assert [bool(reason) for reason in joined["refused"]] == [video == 3 for video, _ in windows]
     whole = read_clips(rows[1], [0, 3, 4], ("rgb", "flow"), experiment.clip, experiment.flow)
     for stream in ("rgb", "flow"):
-        np.testing.assert_array_equal(joined[stream][3:6], whole[stream])  # type: ignore[index]
+        np.testing.assert_array_equal(joined[stream][3:6], whole[stream])
 
 
 def test_only_the_streams_asked_for_are_decoded(videos: Manifest) -> None:
@@ -67,7 +67,7 @@ def test_only_the_streams_asked_for_are_decoded(videos: Manifest) -> None:
     windows = list_windows(rows, experiment.clip, "all")
     both = DecodeWindows(rows, windows, 6, experiment)({"unit": np.array([0])})
     for stream in ("rgb", "flow"):
-        one = DecodeWindows(rows, windows, 6, experiment, [stream])({"unit": np.array([0])})  # type: ignore[list-item]
+        one = DecodeWindows(rows, windows, 6, experiment, [stream])({"unit": np.array([0])})
         assert set(one) == {"video", "start", "refused", stream}
         assert [*zip(one["video"].tolist(), one["start"].tolist(), strict=True)] == windows
         np.testing.assert_array_equal(one[stream], both[stream])

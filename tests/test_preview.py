@@ -70,7 +70,7 @@ def test_it_shows_the_very_views_that_training_makes(manifest: Manifest, style: 
         for number, clip in enumerate(look.clips):
             assert clip.full == batch.full[row, number]
             chains.add(bool(clip.operations))
-            assert np.array_equal(clip.decoded["rgb"].picture, batch.clips["rgb"][row, number, frames])
+            assert np.array_equal(clip.decoded["rgb"].picture, batch.clips["rgb"][row, number, frames])  # type: ignore[arg-type]
             seen = _pixels(views["rgb"][number][row])[:, frames].permute(1, 2, 3, 0)
             assert np.abs(clip.view["rgb"].picture - seen.numpy()).max() <= 0.51
             codes = _pixels(views["flow"][number][row])[:, frames].permute(1, 0, 2, 3)

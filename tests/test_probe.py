@@ -26,7 +26,7 @@ def _features(
 
 
 def _changed(table: VideoFeatures, **columns: object) -> VideoFeatures:
-    return VideoFeatures(**({name: getattr(table, name) for name in table.__dataclass_fields__} | columns))  # type: ignore[arg-type]
+    return VideoFeatures(**({name: getattr(table, name) for name in table.__dataclass_fields__} | columns))
 
 
 def _twin_gradient(

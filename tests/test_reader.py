@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, write_interlaced, write_video
 
-from vicc_ray.config import ClipConfig, DataConfig, FlowConfig, Stream
+from vicc_ray.config import ClipConfig, DataConfig, Decoded, FlowConfig
 from vicc_ray.data.decode import read_frames
 from vicc_ray.data.flow.algorithms import dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow.codes import compute_codes
@@ -28,7 +28,7 @@ from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import Clips, positions, read_clips
 from vicc_ray.errors import UserError
 
-BOTH: tuple[Stream, Stream] = ("rgb", "flow")
+BOTH: tuple[Decoded, Decoded] = ("rgb", "flow")
 SIZE = (32, 48)
 
 
@@ -153,7 +153,7 @@ def test_pyav_can_be_asked_for(tmp_path: Path) -> None:
     video = replace(row_of(path), decoder="decord")
     for decoder, right in (("auto", False), ("pyav", True)):
         clip = ClipConfig(frames=4, decode_size=(48, 64), size=32)
-        reader = ClipReader(clip, FlowConfig(), DataConfig(decoder=decoder))  # type: ignore[arg-type]
+        reader = ClipReader(clip, FlowConfig(), DataConfig(decoder=decoder))
         assert (numbers(reader.read(video, [5], ("rgb",))) == [[5, 6, 7, 8]]) == right
         reader.close()
 
@@ -162,9 +162,9 @@ def test_interlaced_pictures_are_read_as_the_experiment_says(tmp_path: Path) -> 
     path = write_interlaced(tmp_path / "a.mp4", shifted_texture(16, 96, 128, 6.0, 0.0), "libx264", {"qp": "0"})
     video, seen = row_of(path), []
     for choice in ("weave", "deinterlace"):
-        reader = ClipReader(clip_config(), FlowConfig(), DataConfig(interlaced=choice))  # type: ignore[arg-type]
+        reader = ClipReader(clip_config(), FlowConfig(), DataConfig(interlaced=choice))
         seen.append(reader.read(video, [2], ("rgb",))["rgb"][0])
-        assert np.array_equal(seen[-1], read_frames(str(path), np.arange(2, 6), SIZE, "pyav", choice))  # type: ignore[arg-type]
+        assert np.array_equal(seen[-1], read_frames(str(path), np.arange(2, 6), SIZE, "pyav", choice))
         reader.close()
     assert not np.array_equal(*seen)
 
@@ -204,7 +204,7 @@ def test_a_reader_reads_from_an_object_store(tmp_path: Path, monkeypatch: pytest
         assert abs(row.modified - time.time()) < 600
         reader = ClipReader(clip_config(), FlowConfig(), DataConfig())
         for decoder in ("decord", "pyav"):
-            clips = reader.read(replace(row, decoder=decoder), [3, 15], ("rgb",))  # type: ignore[arg-type]
+            clips = reader.read(replace(row, decoder=decoder), [3, 15], ("rgb",))
             assert numbers(clips) == [[3, 4, 5, 6], [15, 16, 17, 18]]
         with pytest.raises(VideoError, match="no such file"):
             reader.read(replace(row, video="s3://films/deep/gone.mp4"), [0], ("rgb",))
@@ -278,7 +278,7 @@ class NoFlow(Brightness):
 
 class HalfPrecision(Brightness):
     def fields(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return super().fields(frames).astype(np.float16)  # type: ignore[return-value]
+        return super().fields(frames).astype(np.float16)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])

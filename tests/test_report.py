@@ -168,7 +168,7 @@ def test_the_page_tells_the_results(run: Path, tmp_path: Path) -> None:
 
 def test_the_gallery_moves_and_marks_right_and_wrong(run: Path, tmp_path: Path) -> None:
     page = written(tmp_path, run)
-    kinds = [[word for word in ("query", "right", "wrong") if word in attrs["class"]] for attrs in page.having("video")]
+    kinds = [[word for word in ("query", "right", "wrong") if word in attrs["class"]] for attrs in page.having("video")]  # type: ignore[operator]
     assert kinds == [["query"], ["right"], ["wrong"], ["wrong"], ["right"]]
     assert [attrs["title"] for attrs in page.having("mark")] == [
         "same class",
@@ -293,7 +293,7 @@ def test_eight_queries_of_hard_videos_stay_under_five_megabytes(tmp_path: Path) 
     noise = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 3), dtype=np.uint8)
     path = video(tmp_path / "noise.mp4", noise)
     item = {"video": path, "label": "a", "similarity": 0.5}
-    entries = [{"query": {**item, "video": path + "/" * i}, "neighbours": [item] * 5} for i in range(9)]
+    entries = [{"query": {**item, "video": path + "/" * i}, "neighbours": [item] * 5} for i in range(9)]  # type: ignore[dict-item]
     (folder / "neighbours.json").write_text(json.dumps({"RGB-1": entries, "RGB-2": entries}))
     out = tmp_path / "report.html"
     write_report([folder], out)

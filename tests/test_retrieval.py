@@ -22,7 +22,7 @@ from vicc_ray.metrics.fusion import (
 from vicc_ray.metrics.retrieval import chance, neighbours, recall_at_k, score, similarities
 
 
-def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset: float = 3.0):
+def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset: float = 3.0):  # type: ignore[no-untyped-def]
     """Features with a different mean on each side, string labels of 4 classes, groups of the rows."""
     rng = np.random.default_rng(seed)
     g, q = rng.normal(size=(gallery, d)) + offset, 2 * rng.normal(size=(query, d)) - offset
@@ -46,7 +46,7 @@ def cosine_twin(gallery: np.ndarray, query: np.ndarray, centre: str = "gallery")
     return [[float(a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b))) for b in g] for a in q]
 
 
-def recall_twin(
+def recall_twin(  # type: ignore[no-untyped-def]
     similarity: Sequence[Sequence[float]], g_labels, q_labels, k: int, g_groups=None, q_groups=None
 ) -> float:
     right = 0
@@ -192,11 +192,11 @@ def test_users_mistakes_are_told_in_one_line() -> None:
         neighbours(g, q, 1, [0] * 40)
 
 
-def precision_of(similarity: list[list[float]], g_labels, q_labels, g_groups=None, q_groups=None) -> list[float]:
+def precision_of(similarity: list[list[float]], g_labels, q_labels, g_groups=None, q_groups=None) -> list[float]:  # type: ignore[no-untyped-def]
     result = []
     for i, row in enumerate(similarity):
         allowed = [j for j in range(len(row)) if g_groups is None or g_groups[j] != q_groups[i]]
-        ranking = sorted(allowed, key=lambda j, row=row: -row[j])
+        ranking = sorted(allowed, key=lambda j, row=row: -row[j])  # type: ignore[misc]
         places = [place for place, j in enumerate(ranking, 1) if g_labels[j] == q_labels[i]]
         result.append(sum(n / place for n, place in enumerate(places, 1)) / len(places))
     return result
@@ -258,12 +258,12 @@ def test_fused_scores_rank_by_weighted_sums() -> None:
     for weights in (None, (1, 1), (0.5, 1.5), (0, 1)):
         a, b = weights or (1, 1)
         twin = (a * first + b * second).tolist()
-        got = fused_score([g1, g2], g_labels, [q1, q2], q_labels, (1, 4), *groups, weights=weights)
+        got = fused_score([g1, g2], g_labels, [q1, q2], q_labels, (1, 4), *groups, weights=weights)  # type: ignore[misc]
         assert got.recall == pytest.approx({k: recall_twin(twin, g_labels, q_labels, k, *groups) for k in (1, 4)})
         assert got.mean_average_precision == pytest.approx(np.mean(precision_of(twin, g_labels, q_labels, *groups)))
-        again = fused_recall_at_k([g1, g2], g_labels, [q1, q2], q_labels, (1, 4), *groups, weights=weights)
+        again = fused_recall_at_k([g1, g2], g_labels, [q1, q2], q_labels, (1, 4), *groups, weights=weights)  # type: ignore[misc]
         assert again == got.recall
-    for weights in ((1,), (0, 0), (1, -1)):
+    for weights in ((1,), (0, 0), (1, -1)):  # type: ignore[assignment]
         with pytest.raises(ValueError, match="weights"):
             fused_score([g1, g2], g_labels, [q1, q2], q_labels, (1,), weights=weights)
 
@@ -295,8 +295,8 @@ def test_weights_are_fitted_by_a_spread_of_queries_and_refused_without_any(monke
     g, labels, *_ = tables()
     monkeypatch.setattr(fusion, "FIT_QUERIES", 5)
     asked: list[int] = []
-    rank = fusion.rank
-    monkeypatch.setattr(fusion, "rank", lambda g, q, *rest: asked.append(len(q)) or rank(g, q, *rest))
+    rank = fusion.rank  # type: ignore[attr-defined]
+    monkeypatch.setattr(fusion, "rank", lambda g, q, *rest: asked.append(len(q)) or rank(g, q, *rest))  # type: ignore[func-returns-value]
     fit_weights([g, g], ["rare", *labels[1:]])
     assert asked == [5] * GRID
     with pytest.raises(UserError, match="no gallery video has another of its class"):

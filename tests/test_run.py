@@ -24,7 +24,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder_file import load_encoder
-from vicc_ray.objective import NonFiniteError, Outcome
+from vicc_ray.objective import NonFiniteError, StepOutcome
 from vicc_ray.runs.checkpoint import State, snapshot
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import read_records, unreadable_videos
@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 class _PlainStatistics(StageTrainer):
     """Batch norm with running statistics: then rows do not see each other, and any number of workers is exactly one."""
 
-    def step(self, batch: Batch, step: int) -> Outcome:
+    def step(self, batch: Batch, step: int) -> StepOutcome:
         for module in self.encoder.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()

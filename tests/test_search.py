@@ -41,12 +41,12 @@ def codes(seed: int, gallery: int, query: int, many: int) -> tuple[np.ndarray, n
     return rng.integers(0, many, gallery), rng.integers(0, many, query)
 
 
-def ranking_twin(g: np.ndarray, q: np.ndarray, g_groups=None, q_groups=None) -> list[list[int]]:
+def ranking_twin(g: np.ndarray, q: np.ndarray, g_groups=None, q_groups=None) -> list[list[int]]:  # type: ignore[no-untyped-def]
     """All candidates of each query, the best first, equal ones in gallery order."""
     return [
         sorted(
             (j for j in range(len(g)) if g_groups is None or g_groups[j] != q_groups[i]),
-            key=lambda j, row=row: (-float(np.dot(row, g[j])), j),
+            key=lambda j, row=row: (-float(np.dot(row, g[j])), j),  # type: ignore[misc]
         )
         for i, row in enumerate(q)
     ]
@@ -132,7 +132,7 @@ def pieces(table: np.ndarray, heights: tuple[int, ...]) -> Rows:
     def read(_: int) -> Iterator[np.ndarray]:
         yield from np.split(table, np.cumsum(heights))
 
-    return Rows(*table.shape, read)
+    return Rows(*table.shape, read)  # type: ignore[call-arg]
 
 
 def test_rows_come_in_even_blocks_as_often_as_asked() -> None:

@@ -107,7 +107,7 @@ def test_wandb_goes_on_in_its_run_offline(tmp_path: Path) -> None:
     for file in files:
         run = ""
         for data in offline_records(file.read_bytes()):
-            message = wandb_internal_pb2.Record.FromString(data)
+            message = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
             if message.HasField("run"):
                 run = message.run.run_id
             if message.HasField("history"):
@@ -151,7 +151,7 @@ def test_a_sink_that_fails_or_hangs_holds_up_nobody(tmp_path: Path, monkeypatch:
     names = [f"{HERE}:{name}" for name in ("Fails", "Hangs", "Keeps")]
     told: list[str] = []
     Keeps.kept.clear()
-    made = Sinks(run_of(tmp_path, **{names[0]: {"after": 2}, names[1]: {}, names[2]: {}}), told.append)
+    made = Sinks(run_of(tmp_path, **{names[0]: {"after": 2}, names[1]: {}, names[2]: {}}), told.append)  # type: ignore[arg-type]
     began = time.monotonic()
     for step in range(10):
         made.add(record(step, 1.0))

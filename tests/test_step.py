@@ -57,7 +57,7 @@ def _gradients(
     def look(*_: Any) -> None:
         seen.update({k: p.grad.clone() for k, p in trainer.module.named_parameters() if p.grad is not None})
 
-    trainer.optimiser.step = look  # type: ignore[method-assign]
+    trainer.optimiser.step = look  # type: ignore[assignment, method-assign]
     trainer.step(batch, 1)
     return seen
 
@@ -110,7 +110,7 @@ def test_workers_without_a_sample_change_nothing(videos: Manifest, optim: dict[s
         assert "train.workers: 1 of 3 have nothing to do, as a step has 2 samples" in remarks
         for name, tensor in expected.items():
             if not name.endswith("num_batches_tracked"):
-                torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+                torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("backbone", ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"])

@@ -338,7 +338,7 @@ def test_jobs_are_found_by_the_runs_name() -> None:
 
 def followed(client: FakeClient, **job: Any) -> tuple[str, list[str], Job]:
     client.known["j"] = Job("j", **{"status": "RUNNING"} | job)
-    written, told, pauses = [], [], []
+    written, told, pauses = [], [], []  # type: ignore[var-annotated]
 
     def sleep(seconds: float) -> None:
         pauses.append(seconds)

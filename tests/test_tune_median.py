@@ -14,7 +14,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def study_of(pruner: optuna.pruners.BasePruner, direction: str = "maximize") -> optuna.Study:
-    return optuna.create_study(direction=direction, pruner=pruner, sampler=optuna.samplers.RandomSampler(0))
+    return optuna.create_study(direction=direction, pruner=pruner, sampler=optuna.samplers.RandomSampler(0))  # type: ignore[arg-type]
 
 
 def run(study: optuna.Study, looks: dict[int, float]) -> int | None:

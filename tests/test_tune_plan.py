@@ -133,7 +133,7 @@ def test_a_trials_looks_are_read_as_they_come(tmp_path: Path) -> None:
     stages = make_stages(tiny_experiment(), 16)
     run = records(tmp_path / "run")
     follower = Follower(run, stages, [("RGB-2", "R@1")])
-    assert follower.read() == [Look(pytest.approx(0.6), 16)]
+    assert follower.read() == [Look(pytest.approx(0.6), 16)]  # type: ignore[arg-type]
     assert follower.read() == []
     assert not follower.complete()
     append_record(run.metrics, {"kind": "monitor", "stage": "RGB-1", "step": 2, "R@1": 0.9})
@@ -149,7 +149,7 @@ def test_a_metric_of_two_stages_is_their_mean_once_both_are_known(tmp_path: Path
     assert follower.read() == []
     append_record(run.metrics, {"kind": "monitor", "stage": "RGB-2", "step": 8, "R@1": 0.7})
     append_record(run.metrics, {"kind": "monitor", "stage": "Flow-2", "step": 10, "R@1": 0.5})
-    assert follower.read() == [Look(pytest.approx(0.6), 32 + 16)]
+    assert follower.read() == [Look(pytest.approx(0.6), 32 + 16)]  # type: ignore[arg-type]
     assert follower.complete()
 
 

@@ -56,7 +56,7 @@ def opened(asked: Experiment) -> Sweep:
 def recall(spec: TrialSpec, samples: int) -> float:
     """A made-up recall: best at a temperature of 0.1, and rising."""
     temperature = spec.experiment["objective"]["temperature"]
-    return samples / 64 * max(0.0, 0.9 - abs(temperature - 0.1))
+    return samples / 64 * max(0.0, 0.9 - abs(temperature - 0.1))  # type: ignore[no-any-return]
 
 
 def facts(samples: int = 64, **more: Any) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def points(study: optuna.Study, asked: Experiment) -> list[dict[str, Any]]:
 
 
 def test_a_sweep_runs_exactly_its_trials(tmp_path: Path) -> None:
-    asked, ran = experiment(tmp_path), []
+    asked, ran = experiment(tmp_path), []  # type: ignore[var-annotated]
     sweep = opened(asked)
     drive(sweep, ran)
     assert sorted(ran) == [0, 1, 2, 3, 4, 5]
@@ -117,7 +117,7 @@ def test_a_sweep_runs_exactly_its_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
-    asked, ran = experiment(tmp_path, scheduler=draw.choice(["asha", "median", "none"])), []
+    asked, ran = experiment(tmp_path, scheduler=draw.choice(["asha", "median", "none"])), []  # type: ignore[var-annotated]
     kills = 0
     while True:
         sweep = opened(asked)
@@ -141,7 +141,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(tmp_path: Path,
 
 def test_a_restart_does_not_propose_the_first_points_again(tmp_path: Path) -> None:
     asked = experiment(tmp_path, sampler="random", scheduler="none")
-    whole, ran = opened(asked), []
+    whole, ran = opened(asked), []  # type: ignore[var-annotated]
     drive(whole, ran)
     other = experiment(tmp_path / "other", sampler="random", scheduler="none")
     for number in range(6):
@@ -209,7 +209,7 @@ def test_a_full_disk_ends_the_sweep_and_loses_nothing(tmp_path: Path, monkeypatc
 
 def test_asha_stops_the_bad_ones_and_spends_less(tmp_path: Path) -> None:
     asked = experiment(tmp_path, budget="12 trials", sampler="random")
-    sweep, ran = opened(asked), []
+    sweep, ran = opened(asked), []  # type: ignore[var-annotated]
     drive(sweep, ran)
     trials = sweep.study.get_trials()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
@@ -222,7 +222,7 @@ def test_asha_stops_the_bad_ones_and_spends_less(tmp_path: Path) -> None:
 
 
 def recall_at_end(params: dict[str, Any]) -> float:
-    return max(0.0, 0.9 - abs(params["objective.temperature"] - 0.1))
+    return max(0.0, 0.9 - abs(params["objective.temperature"] - 0.1))  # type: ignore[no-any-return]
 
 
 def test_a_trial_that_was_given_up_stays_given_up_after_a_restart(tmp_path: Path) -> None:

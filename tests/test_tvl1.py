@@ -44,7 +44,7 @@ def _moved(turn: float, zoom: float, right: float, down: float, seed: int = 0) -
 
 
 def _error(found: np.ndarray, field: np.ndarray) -> np.ndarray:
-    return np.hypot(found[..., 0] - field[..., 0], found[..., 1] - field[..., 1])
+    return np.hypot(found[..., 0] - field[..., 0], found[..., 1] - field[..., 1])  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

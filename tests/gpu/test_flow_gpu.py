@@ -26,7 +26,7 @@ def test_fields_are_those_of_the_cpu() -> None:
     frames = moving_texture()
     found = tvl1_flow(frames, GPU)
     assert error(found, tvl1_flow(frames, "cpu")) < 0.02
-    assert error(found, np.broadcast_to(np.float32([1.5, 1.0]), found.shape)) < 0.1
+    assert error(found, np.broadcast_to(np.float32([1.5, 1.0]), found.shape)) < 0.1  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not hasattr(cv2, "optflow"), reason="OpenCV has no TV-L1 here")

@@ -36,7 +36,7 @@ def test_recorded_steps(case: str) -> None:
     z = [torch.nn.functional.normalize(learned, dim=-1) for learned in before_norm]
     z += [torch.from_numpy(view).to(GPU) for view in views[2:]]
     outcome = objective(z, prototypes, slots=torch.arange(batch), use_queue=True, step=0)
-    outcome.loss.backward()
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
     np.testing.assert_allclose(outcome.assignments.cpu(), record["assignments"], rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(float(outcome.loss.detach()), record["loss_per_rank"][0], rtol=1e-5)
     for view in range(2):
