@@ -147,7 +147,7 @@ def test_a_linear_step_is_plain_sgd_on_frozen_features() -> None:
         batch = _batch(step)
         with torch.no_grad():
             features = encoder.features(trainer._inputs(batch))
-        mask = dropout_mask((4, 3, 1, step), 8, encoder.feature_dim, 0.5)
+        mask = dropout_mask((6, 3, 1, step), 8, encoder.feature_dim, 0.5)
         labels = batch.videos % CLASSES
         logits = head(features, mask)
         loss = -logits.log_softmax(1)[range(8), labels].mean()
@@ -167,7 +167,7 @@ def test_a_finetuning_step_reaches_head_and_backbone() -> None:
     trainer = _trainer("finetune")
     twin = copy.deepcopy(trainer.classifier)
     batch = _batch()
-    mask = dropout_mask((4, 3, 1, 0), 8, twin.encoder.feature_dim, 0.9)
+    mask = dropout_mask((6, 3, 1, 0), 8, twin.encoder.feature_dim, 0.9)
     logits = twin.head(twin.encoder.features(trainer._inputs(batch)), mask)
     loss = F.cross_entropy(logits, batch.videos % CLASSES)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -508,7 +508,7 @@ class Experiment(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run below `runs`")
     runs: str = Field("runs", description="folder or URI (s3://bucket/runs) that holds runs")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     scale: Literal["full", "smoke"] = Field("full", description="smoke: trial sizes, set by --scale smoke; no result")
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()

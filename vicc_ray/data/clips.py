@@ -16,11 +16,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from vicc_ray.data.randomness import RandomUse, key
+
 # Seconds by which a frame's time stamp may be off: containers round to milliseconds (Matroska) or 1/600 s (QuickTime).
 STAMP_TOLERANCE = 1.5e-3
-
-# Tags that keep the uses of one seed apart.
-_ORDER, _CLIPS, _SUBSET, _WINDOW = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SamplePlan:
 @lru_cache(maxsize=8)
 def epoch_order(seed: int, stage: int, epoch: int, videos: int) -> NDArray[np.int64]:
     """The order of an epoch: a permutation of range(videos), int64 [n]."""
-    return np.random.default_rng([_ORDER, seed, stage, epoch]).permutation(videos)
+    return np.random.default_rng(key(RandomUse.ORDER, seed, stage, epoch)).permutation(videos)
 
 
 def batch_videos(seed: int, stage: int, step: int, videos: int, global_batch: int) -> tuple[int, NDArray[np.int64]]:
@@ -70,8 +69,8 @@ def training_sample(
     With probability `same_window_p` both clips show the same time window (either of the two drawn) and exactly one of
     them gets the full augmentation chain; else the windows are independent and each gets it with `full_chain_p`.
     """
-    key = (seed, stage, epoch, video)
-    rng = np.random.default_rng([_CLIPS, *key])
+    place = (seed, stage, epoch, video)
+    rng = np.random.default_rng(key(RandomUse.CLIPS, *place))
     last = frames - window_span(clip_frames, stride)
     first, second = (last, last) if last <= 0 else (int(start) for start in rng.integers(0, last + 1, 2))
     same = bool(rng.random() < same_window_p)
@@ -80,7 +79,7 @@ def training_sample(
     if same:
         first = second = (first, second)[int(rng.integers(2))]
     full = (chooser == 0, chooser == 1) if same else (bool(chains[0]), bool(chains[1]))
-    return SamplePlan((first, second), full, ((*key, 0), (*key, 1)))
+    return SamplePlan((first, second), full, ((*place, 0), (*place, 1)))
 
 
 def window_span(clip_frames: int, stride: int) -> int:
@@ -132,10 +131,10 @@ def random_start(seed: int, video: int, frames: int, clip_frames: int, stride: i
     window, left-padded.
     """
     last = frames - window_span(clip_frames, stride)
-    return last if last <= 0 else int(np.random.default_rng([_WINDOW, seed, video]).integers(0, last + 1))
+    return last if last <= 0 else int(np.random.default_rng(key(RandomUse.WINDOW, seed, video)).integers(0, last + 1))
 
 
 def subset(seed: int, rows: int, size: int) -> NDArray[np.int64]:
     """A fixed random choice of `size` of `rows` (all where there are fewer), sorted, int64."""
-    chosen = np.random.default_rng([_SUBSET, seed]).permutation(rows)[:size]
+    chosen = np.random.default_rng(key(RandomUse.SUBSET, seed)).permutation(rows)[:size]
     return np.sort(chosen)

@@ -11,13 +11,12 @@ import torch
 from vicc_ray import storage
 from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, difference, draw_jitter, stream_input
+from vicc_ray.data.randomness import jitter_key
 from vicc_ray.evaluation.crops import COUNTS, crop_views
 from vicc_ray.evaluation.stored import JITTER_P
 from vicc_ray.models.classifier_file import load_classifier
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.models.planar import arrange, layout_of
-
-_JITTER = 5  # keeps the jitter of a test apart from other uses of a seed
 
 
 class EncodeWindows:
@@ -64,7 +63,7 @@ class EncodeWindows:
             settings = AugmentSettings(experiment.clip.size, jitter=experiment.augment.jitter)
             places = zip(rows["video"].tolist(), rows["start"].tolist(), strict=True)
             # A start below 0 is that of a short video's only window.
-            keys = [(_JITTER, experiment.seed, self.keys[video], max(start, 0)) for video, start in places]
+            keys = [jitter_key(experiment.seed, self.keys[video], max(start, 0)) for video, start in places]
             jitter = draw_jitter(settings, keys, JITTER_P)
         kind = STREAMS[stream].decoded
         clips = {kind: torch.from_numpy(np.array(rows[kind])).to(self.device)}

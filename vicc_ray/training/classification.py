@@ -16,6 +16,7 @@ import torch
 from vicc_ray import distributed, storage
 from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.randomness import WeightUse, weight_seed
 from vicc_ray.errors import UserError
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
 from vicc_ray.models.classifier_file import ClassifierFile, save_classifier
@@ -72,7 +73,7 @@ class Classification:
     ) -> ClassifierTrainer:
         """A fresh head on the stage's encoder."""
         encoder = _load(self.encoders[stage.name].shared_name).build()
-        seed = plan.experiment.seed * 1000 + stage.index
+        seed = weight_seed(WeightUse.CLASSIFIER, plan.experiment.seed, stage.index)
         classifier = build_classifier(encoder, self.protocol, len(self.classes), seed)
         labels = torch.tensor([self.classes.index(str(video.label)) for video in plan.videos])
         return ClassifierTrainer(plan.experiment, stage, self.protocol, classifier, labels, device)

@@ -20,6 +20,7 @@ from torch.optim import SGD
 from vicc_ray import distributed
 from vicc_ray.config import ClassifierConfig, Experiment
 from vicc_ray.data.augment import augmented, draw
+from vicc_ray.data.randomness import RandomUse, key
 from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_mask
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
@@ -27,9 +28,6 @@ from vicc_ray.objective import NonFiniteError
 from vicc_ray.training.batches import Batch
 from vicc_ray.training.schedule import Stage
 from vicc_ray.training.step import augment_settings
-
-# Keeps dropout apart from the other uses of a seed (data.clips has 1 to 3).
-_DROPOUT = 4
 
 
 @dataclass(frozen=True)
@@ -230,8 +228,8 @@ class ClassifierTrainer:
         """The dropout of the rows at these slots [b]: float32 [b, d]; None without dropout."""
         if not self.settings.dropout:
             return None
-        key = (_DROPOUT, self.experiment.seed, self.stage.index, step)
-        whole = dropout_mask(key, self.stage.global_batch, self.encoder.feature_dim, self.settings.dropout)
+        place = key(RandomUse.DROPOUT, self.experiment.seed, self.stage.index, step)
+        whole = dropout_mask(place, self.stage.global_batch, self.encoder.feature_dim, self.settings.dropout)
         return whole.to(self.device)[slots]
 
     def _outcome(self, figures: Tensor, step: int) -> Classified:

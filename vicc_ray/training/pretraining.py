@@ -9,6 +9,7 @@ import torch
 from vicc_ray import distributed
 from vicc_ray.config import STREAMS, Experiment, Stream
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.randomness import WeightUse, weight_seed
 from vicc_ray.errors import UserError
 from vicc_ray.extensions import OBJECTIVES
 from vicc_ray.models.encoder import Encoder, EncoderSpec, build_encoder, check_clip_size
@@ -73,19 +74,15 @@ def build_objective(experiment: Experiment, stage: Stage) -> Objective:
     kind = OBJECTIVES.load(name, "objective.name")
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
         raise UserError(f"objective.name: {name} is no subclass of vicc_ray.objective.Objective; see docs/extending.md")
-    objective: Objective = kind(experiment, stage, _seed(experiment.seed, stage.index, 1))
+    objective: Objective = kind(experiment, stage, weight_seed(WeightUse.OBJECTIVE, experiment.seed, stage.index))
     return objective
 
 
 def _fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
     """A stream's encoder as it is before any training, the same in every process."""
     model = plan.experiment.model
-    seed = _seed(plan.experiment.seed, STREAMS[stream].number, 0)
+    seed = weight_seed(WeightUse.ENCODER, plan.experiment.seed, STREAMS[stream].number)
     return build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
-
-
-def _seed(seed: int, stage: int, purpose: int) -> int:
-    return (seed * 1000 + stage) * 10 + purpose
 
 
 def _save(

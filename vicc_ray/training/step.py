@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vicc_ray import distributed
 from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, ClipParameters, augmented, draw
+from vicc_ray.data.randomness import RandomUse, key
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
@@ -285,7 +286,8 @@ class StageTrainer:
             # Of one type on every worker, also on those without rows, whose views nothing has made.
             rows = torch.cat(distributed.gather_rows(x2.to(self._dtype() or torch.float32)))
             counts = [len(part) for part in distributed.gather_rows(torch.zeros(len(x2), 1, device=self.device))]
-            order = np.random.default_rng([self.experiment.seed, self.stage.index, step]).permutation(len(rows))
+            place = key(RandomUse.SHUFFLE, self.experiment.seed, self.stage.index, step)
+            order = np.random.default_rng(place).permutation(len(rows))
             before = sum(counts[: distributed.rank()])
             mine = slice(before, before + len(x2))
             shuffled = self._encode(rows[torch.as_tensor(order[mine], device=self.device)])
