@@ -7,17 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import typer
 from videos import numbered_frames, write_video
 
 from vicc_ray import storage
+from vicc_ray.cli import app
 from vicc_ray.config import make_experiment
 from vicc_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
-VERBS = ("quickstart", "index", "train", "evaluate", "report", "import", "export", "bench")
+COMMANDS = cast(Any, typer.main.get_command(app)).commands
+VERBS = tuple(COMMANDS)  # whatever the command line has: a new verb is checked without anybody thinking of it
 
 
 def vicc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -28,12 +32,23 @@ def vicc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 def test_help_names_every_verb_and_each_verb_has_an_example() -> None:
+    assert len(VERBS) >= 15
     shown = vicc("--help").stdout
     for verb in VERBS:
         assert f"  {verb} " in shown
+        assert COMMANDS[verb].epilog.startswith(f"Example: vicc {verb}"), verb
+        assert COMMANDS[verb].help, verb
+        for option in COMMANDS[verb].params:
+            assert option.hidden or option.help or option.name == "help", f"{verb}: {option.name} has no help"
     for verb in ("train", "import"):
         text = vicc(verb, "--help").stdout
         assert f"Example: vicc {verb} " in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_refuses_an_unknown_option_in_one_line(verb: str) -> None:
+    done = vicc(verb, "--no-such-option")
+    assert done.returncode == 2 and "no-such-option" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_readme_and_the_command_line_know_the_same_verbs() -> None:
