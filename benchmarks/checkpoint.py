@@ -1,4 +1,4 @@
-"""What a healthy run pays for surviving: records, looks at the outside and checkpoints, beside bare optimiser steps."""
+"""What a healthy run pays for surviving: records, polls for requests and checkpoints, beside bare optimiser steps."""
 
 from __future__ import annotations
 

@@ -170,16 +170,16 @@ def endure(plan: TrainingPlan, actors: int) -> Endurance:
         blocks = iterate_blocks(iterator)
         for done in range(total):
             watch.epoch = done // epoch
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             if done == epoch:
-                started = asked
+                started = requested
             if done == free:
-                step_seconds, started = (asked - started) / (free - epoch), asked
+                step_seconds, started = (requested - started) / (free - epoch), requested
             block = next(blocks)
             came = time.perf_counter()
             to_batch(plan, first + done, block)
             if done >= free:
-                waited += came - asked
+                waited += came - requested
                 time.sleep(max(came + step_seconds - time.perf_counter(), 0))
         waiting = waited / (time.perf_counter() - started)
         for _ in blocks:
@@ -302,9 +302,9 @@ def split_of_time(plan: TrainingPlan, steps: Sequence[int]) -> str:
     rgb = rgb_only(plan, plan.experiment.clip.decode_size)
     seconds = {"rgb": 0.0, "both": 0.0}
     for step in steps:
-        for name, asked in (("rgb", rgb), ("both", plan)):
+        for name, requested in (("rgb", rgb), ("both", plan)):
             began = time.perf_counter()
-            decode_share(asked, step, 0, 1)
+            decode_share(requested, step, 0, 1)
             seconds[name] += (time.perf_counter() - began) / len(steps) / BATCH
     flow = seconds["both"] - seconds["rgb"]
     return f"{1000 * seconds['rgb']:.0f} ms decoding, {1000 * flow:.0f} ms flow"

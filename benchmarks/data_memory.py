@@ -10,7 +10,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply
 
 MEGABYTE = 10**6
-INTERVAL = 0.5  # seconds from one look to the next
+INTERVAL = 0.5  # seconds from one sample to the next
 
 
 def decode_memory() -> dict[int, int]:
@@ -25,7 +25,7 @@ def decode_memory() -> dict[int, int]:
             if any("MapWorker" in part for part in process.cmdline()):
                 found[process.pid] = sum(map(_private, [process, *process.children(recursive=True)]))
         except psutil.Error:
-            continue  # it ended while it was looked at
+            continue  # it ended while it was measured
     return found
 
 
@@ -72,7 +72,7 @@ class Watch:
             self._failure = failure  # raised where the watch is closed, not lost with its thread
 
     def note(self, decoders: dict[int, int], stored: int, spilled: int) -> None:
-        """Take one look's figures into the peaks."""
+        """Take one sample's figures into the peaks."""
         peaks = self.peaks.setdefault(self.epoch, {})
         for pid, size in decoders.items():
             peaks[pid] = max(size, peaks.get(pid, 0))
@@ -89,7 +89,7 @@ class Watch:
                 series.setdefault(pid, []).append(size)
         growths = [max(sizes[1:]) - sizes[0] for sizes in series.values() if len(sizes) > 1]
         if not growths:
-            raise RuntimeError("no decode process was seen in more than one epoch, so its growth cannot be told")
+            raise RuntimeError("no decode process was seen in more than one epoch, so its growth is unknown")
         return max(growths)
 
     def processes(self) -> int:

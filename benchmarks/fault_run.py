@@ -115,7 +115,7 @@ class FaultRun:
         return [event for event in read_records(self.run_folder.events) if event["kind"] == kind]
 
     def step(self) -> int:
-        """Optimiser steps done, as far as the records tell."""
+        """Optimiser steps done, as far as the records say."""
         records = self.records()
         return int(records[-1]["step"]) if records else 0
 
@@ -141,7 +141,7 @@ class FaultRun:
         self.wait(lambda: self.step() >= goal, what, seconds)
 
     def recovery(self, since: float, workers: int | None = None, seconds: float = 240) -> float:
-        """Seconds from the moment `since` (time.time()) to the next optimiser step, of that many workers where told."""
+        """Seconds from the moment `since` (time.time()) to the next optimiser step, of that many workers where given."""
 
         def stepped() -> float | None:
             starts = [event["time"] for event in self.events("start") if event["time"] > since]

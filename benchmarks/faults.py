@@ -115,7 +115,7 @@ def _kill_node_in_checkpoint(run: FaultRun) -> float:
 
 
 def _kill_node_in_evaluation(run: FaultRun) -> float:
-    """A node while the recall of a step is being looked for, which is after the step's record and before its own."""
+    """A node while the recall of a step is being measured, which is after the step's record and before its own."""
     every, first = 25, 6  # EXPERIMENT's evaluate.monitor_every, and the step at which RGB-2 begins
 
     def begun() -> bool:
@@ -130,11 +130,11 @@ def _kill_stopped(run: FaultRun, begun: Callable[[], bool], chosen: Callable[[in
     the node goes; else they go on until it comes again."""
     deadline = time.monotonic() + 120
     workers: list[int] = []
-    looked = -1.0
+    checked = -1.0
     while time.monotonic() < deadline:
         time.sleep(0.0005)
-        if time.monotonic() - looked > 5:  # looking takes longer than the moment lasts, so it is done before
-            workers, looked = run.processes("RayTrainWorker"), time.monotonic()
+        if time.monotonic() - checked > 5:  # this takes longer than the moment lasts, so it is done before
+            workers, checked = run.processes("RayTrainWorker"), time.monotonic()
         with suppress(OSError):
             if not begun():
                 continue
@@ -263,9 +263,9 @@ def _damage_checkpoint(run: FaultRun) -> float:
     at = run.mark()
     run.start()
     seconds = run.recovery(at, seconds=240)
-    told = run.events("damaged checkpoint")
-    assert told, "the damaged checkpoint was not told"
-    assert f"step {newest.step} is damaged" in told[-1]["text"]
+    damaged = run.events("damaged checkpoint")
+    assert damaged, "the damaged checkpoint was not reported"
+    assert f"step {newest.step} is damaged" in damaged[-1]["text"]
     return seconds
 
 
@@ -310,13 +310,13 @@ FAULTS = (
     Fault("nodes join again", "the workers start again, more", _join),
     Fault("a worker's weights turn to NaN in its memory", "back to the last checkpoint", _poison),
     Fault("a video becomes unreadable", "left out, counted, named in refused.jsonl", _spoil_video),
-    Fault("the storage is away", "a line tells; training goes on; the next checkpoint is tried", _storage_away),
+    Fault("the storage is away", "a line reports it; training goes on; the next checkpoint is tried", _storage_away),
     Fault("the driver is killed, the command given again", "goes on from the last checkpoint", _kill_driver),
-    Fault("... and the newest checkpoint is cut short", "a line tells; the one before it is taken", _damage_checkpoint),
+    Fault("... and the newest checkpoint is cut short", "a line reports it; the one before it is taken", _damage_checkpoint),
     Fault("SIGTERM of the driver, the command given again", "ends with status 130 and how to go on", _terminate),
     Fault("the head node is killed, the command given on another cluster", "goes on from the last checkpoint", _kill_head),
 )  # fmt: skip
-FULL_DISK = Fault("the disk is full", "a line tells; training goes on; the next checkpoint is tried", _disk_full)
+FULL_DISK = Fault("the disk is full", "a line reports it; training goes on; the next checkpoint is tried", _disk_full)
 
 
 def possible_faults() -> tuple[Fault, ...]:

@@ -33,7 +33,7 @@ SIZE = (128, 171)
 CLIP = 32
 # Spread over the manifest: subjects and classes differ, and TV-L1 takes a sixth of a second a field.
 VIDEOS = 8
-# Of each video's start: what is stored to be read at random places, and what is looked at value by value.
+# Of each video's start: what is stored to be read at random places, and what is compared value by value.
 STORED_FRAMES = 160
 COMPARED_FRAMES = 33
 ALGORITHMS = ("dis", "tvl1")

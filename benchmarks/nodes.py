@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, each its own `ray start`, to be killed and joined for real.
 
-For the recovery bench and the fault tests. Bound to the loopback address, so no token is asked for. Nothing else that
+For the recovery bench and the fault tests. Bound to the loopback address, so no token is needed. Nothing else that
 runs on this machine is touched: a node ends by the numbers of its own processes.
 """
 

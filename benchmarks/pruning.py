@@ -44,7 +44,7 @@ SCHEDULERS = ("none", "asha", "median")
 class _Running(NamedTuple):
     trial: Trial
     curve: Sequence[int]
-    looks: int  # that were told
+    measured: int  # that were reported
 
 
 def replay(pruner: BasePruner, curves: Sequence[Sequence[int]], draw: random.Random) -> tuple[float, float]:
@@ -59,10 +59,10 @@ def replay(pruner: BasePruner, curves: Sequence[Sequence[int]], draw: random.Ran
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             running.append(_Running(study.ask(), waiting.pop(), 0))
-        one = min(running, key=lambda each: each.looks + draw.random())
+        one = min(running, key=lambda each: each.measured + draw.random())
         running.remove(one)
-        step, right = STEPS[one.looks], one.curve[one.looks]
-        steps += step - (STEPS[one.looks - 1] if one.looks else 0)
+        step, right = STEPS[one.measured], one.curve[one.measured]
+        steps += step - (STEPS[one.measured - 1] if one.measured else 0)
         one.trial.report(right / QUERIES, step * BATCH)
         if step == STEPS[-1]:
             study.tell(one.trial, right / QUERIES)
@@ -70,7 +70,7 @@ def replay(pruner: BasePruner, curves: Sequence[Sequence[int]], draw: random.Ran
         elif one.trial.should_prune():
             study.tell(one.trial, state=TrialState.PRUNED)
         else:
-            running.append(one._replace(looks=one.looks + 1))
+            running.append(one._replace(measured=one.measured + 1))
     return steps / (STEPS[-1] * len(curves)), best / QUERIES
 
 

@@ -57,7 +57,7 @@ def _speed(faiss: Any, rounds: int) -> Outcome:
 
 
 def large_search(gallery: int, queries: int) -> tuple[float, float | None]:
-    """Seconds and growth of memory (GiB; None where the system does not tell) of a search in a process of its own.
+    """Seconds and growth of memory (GiB; None where the system does not say) of a search in a process of its own.
 
     Centred and scaled as retrieval does it; a gallery of so many rows lies in a Parquet file and is never held whole.
     """

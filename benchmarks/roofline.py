@@ -1,4 +1,4 @@
-"""What a device can do at most, and what a piece of work asks of it: rates, counted operations, memory."""
+"""What a device can do at most, and what a piece of work needs: rates, counted operations, memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRIES = 5
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that only goes on once the device has done all that was asked of it."""
+    """Seconds on a clock that only goes on once the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -69,7 +69,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # Not the process' own size: what an earlier step has given back to the process is not asked of the system again.
+    # Not the process' own size: what an earlier step has given back to the process is not requested from the system again.
     with profiled(profile_memory=True) as seen:
         work()
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as folder:

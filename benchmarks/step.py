@@ -246,10 +246,10 @@ def _encoder(experiment: Experiment, seed: int) -> Encoder:
     return build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
 
 
-def _device(asked: str | None) -> torch.device:
-    if asked == "cuda" and not torch.cuda.is_available():
+def _device(name: str | None) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
-    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _name(device: torch.device) -> str:

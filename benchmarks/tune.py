@@ -48,7 +48,7 @@ def surface(point: dict[str, Any]) -> float:
 
 
 def best_found(sampler: str, seed: int, trials: int = TRIALS) -> float:
-    """The surface, without noise, at the trial that looked best."""
+    """The surface, without noise, at the trial with the best value."""
     budget = f"{trials} trials"
     search = SearchConfig.model_validate({"space": SPACE, "sampler": sampler, "budget": budget, "seed": seed})
     study = new_study(InMemoryStorage(), search)

@@ -70,8 +70,10 @@ class Tvl1Pair:
         """The error of all pixels, of the moving ones and of the moving ones inside of the picture."""
         error, moving, inside = self._errors()
         parts = {"all pixels": np.ones_like(moving), "moving": moving, f"moving, {RIM} from the rim": moving & inside}
-        told = [f"{name} {error[part].mean():.3f} px ({part.mean():.1%})" for name, part in parts.items() if part.any()]
-        return {f"TV-L1 in PyTorch from OpenCV's, end point, {len(error)} fields": "; ".join(told)}
+        parts_ = [
+            f"{name} {error[part].mean():.3f} px ({part.mean():.1%})" for name, part in parts.items() if part.any()
+        ]
+        return {f"TV-L1 in PyTorch from OpenCV's, end point, {len(error)} fields": "; ".join(parts_)}
 
     def _errors(self) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
         """End-point errors [n, H, W], which pixels move, which are inside of the rim."""

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_found_and_what_is_right_is_not(
     assert all(finding.state == "ok" for finding in check([replace(SOUND, name="b"), SOUND]))
     findings = check([replace(SOUND, name="b"), replace(SOUND, **wrong)])
     assert worst(findings) == state
-    assert any(told in finding.told and finding.remedy for finding in findings)
+    assert any(told in finding.message and finding.remedy for finding in findings)
 
 
 def test_small_differences_are_none() -> None:
@@ -129,7 +129,9 @@ def test_small_differences_are_none() -> None:
 def test_a_node_that_cannot_be_asked_is_told_and_left_out() -> None:
     lost = NodeFacts("c", error="ModuleNotFoundError: No module named 'vicc_ray'")
     findings = check_nodes([SOUND, lost], PACKAGES, None)
-    assert [f.told for f in findings if f.state == "failure"] == ["c: ModuleNotFoundError: No module named 'vicc_ray'"]
+    assert [f.message for f in findings if f.state == "failure"] == [
+        "c: ModuleNotFoundError: No module named 'vicc_ray'"
+    ]
     assert not healthy(findings) and healthy(check_nodes([SOUND], PACKAGES, None))
 
 
@@ -141,7 +143,7 @@ def test_a_node_that_cannot_write_is_not_missed_by_others() -> None:
 def test_network() -> None:
     assert check_network([]) == []
     fine = [Transfer("a", "b", 1e9), Transfer("b", "a", 5e8)]
-    assert check_network(fine)[0].state == "ok" and "b -> a: 500 MB/s" in check_network(fine)[0].told
+    assert check_network(fine)[0].state == "ok" and "b -> a: 500 MB/s" in check_network(fine)[0].message
     assert check_network([*fine, Transfer("a", "c", 2e7)])[0].state == "warning"
     assert check_network([*fine, Transfer("a", "c", 0.0, "lost")])[0].state == "failure"
 
@@ -192,7 +194,7 @@ def room(now: tuple[int, int], grown: tuple[int, int] | None, **train: Any) -> F
 )
 def test_room(now: Any, grown: Any, train: dict[str, Any], state: str, told: str) -> None:
     found = room(now, grown, **train)
-    assert found.state == state and told in found.told
+    assert found.state == state and told in found.message
     assert bool(found.remedy) == (state == "failure")
 
 

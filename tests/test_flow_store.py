@@ -229,7 +229,9 @@ def test_an_entry_whose_checksums_are_gone_is_damaged(tmp_path: Path) -> None:
 
 def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
     _store(tmp_path)
-    with pytest.raises(UserError, match=r"holds other fields than asked for: width is 71 there, 72 here; name another"):
+    with pytest.raises(
+        UserError, match=r"holds other fields than these settings give: width is 71 there, 72 here; name another"
+    ):
         _store(tmp_path, (48, 72))
     with pytest.raises(UserError, match=r"bound is 20.0 there, 4.0 here"):
         FlowStore.create(str(tmp_path), fingerprint("dis"), 4, SIZE)

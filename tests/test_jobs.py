@@ -79,7 +79,7 @@ def test_the_flow_job_fills_what_is_left(tmp_path: Path, videos: Manifest, monke
         assert (steps > 1).mean() < 0.02
         alone = read_clips(row, [0, 3], ("flow",), clip, stored)
         np.testing.assert_array_equal(alone["flow"], ours["flow"])
-    with pytest.raises(UserError, match="holds other fields than asked for"):
+    with pytest.raises(UserError, match="holds other fields than these settings give"):
         store_flow(Manifest(rows), folder, FlowConfig(bound=9), (32, 32), FlowOptions())
 
 

@@ -318,7 +318,7 @@ def test_index_names_videos_that_are_there_twice(tmp_path: Path) -> None:
     lines = [line.replace(f"{tmp_path}/", "") for line in told.get().splitlines() if "same content" in line]
     assert lines == [
         "note: 2 videos have the same content in several splits: train/run/a.mp4 (split train) and val/run/z.mp4 (split "
-        "query); what queries look for is then among what is learnt from, and recall too high",
+        "query); training videos are then among the queries, and recall too high",
         "note: 2 videos have the same content under several labels: train/jump/c.mp4 (label jump) and train/run/c.mp4 "
         "(label run)",
         "note: 2 videos have the same content as others: train/run/b.mp4 and train/run/b2.mp4",

@@ -223,7 +223,7 @@ def test_hmdb51_counts_what_does_not_fit(tmp_path: Path) -> None:
         "the split files name 1 videos (of 6) that are not there: walk/gone.avi",
         "2 videos are in no split file (split 'unused'): videos/run/Silky_#1_run_f_nm_np1_fr_med_0.avi, "
         "videos/walk/odd name.avi",
-        "1 videos whose name does not tell their film have no group: videos/walk/odd name.avi",
+        "1 videos whose name does not give their film have no group: videos/walk/odd name.avi",
         "1 of 3 groups cross splits (2 videos): Silky_#1 (query 1, train 1); clips of one source in training and query "
         "make retrieval look better than it is",
         "1 class folders without videos: videos/empty",

@@ -128,7 +128,7 @@ def test_four_processes_then_three_then_one() -> None:
 
 def test_length_is_rounded_down_and_said() -> None:
     queue = Queue(1920, global_batch=100, views=1, dim=4)
-    assert (queue.asked, queue.length) == (1920, 1900)
+    assert (queue.configured, queue.length) == (1920, 1900)
     note = queue.rounding_note()
     assert note is not None and "1920" in note and "1900" in note and "100" in note
     assert Queue(1900, global_batch=100, views=1, dim=4).rounding_note() is None

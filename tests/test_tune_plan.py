@@ -18,7 +18,7 @@ from vicc_ray.runs.records import append_record
 from vicc_ray.training.schedule import make_stages
 from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers, with_room_for_one
 from vicc_ray.tune.sharing import begin_at, first_stage
-from vicc_ray.tune.trials import Follower, Look, cost, sum_up
+from vicc_ray.tune.trials import Follower, Measurement, cost, sum_up
 
 MEMORY = 8 * 2**30
 
@@ -133,12 +133,12 @@ def test_a_trials_looks_are_read_as_they_come(tmp_path: Path) -> None:
     stages = make_stages(tiny_experiment(), 16)
     run = records(tmp_path / "run")
     follower = Follower(run, stages, [("RGB-2", "R@1")])
-    assert follower.read() == [Look(pytest.approx(0.6), 16)]  # type: ignore[arg-type]
+    assert follower.read() == [Measurement(pytest.approx(0.6), 16)]  # type: ignore[arg-type]
     assert follower.read() == []
     assert not follower.complete()
     append_record(run.metrics, {"kind": "monitor", "stage": "RGB-1", "step": 2, "R@1": 0.9})
     append_record(run.metrics, {"kind": "monitor", "stage": "RGB-2", "step": 8, "R@1": 0.7})
-    assert follower.read() == [Look(0.7, 32)]
+    assert follower.read() == [Measurement(0.7, 32)]
     assert follower.complete()
 
 
@@ -149,7 +149,7 @@ def test_a_metric_of_two_stages_is_their_mean_once_both_are_known(tmp_path: Path
     assert follower.read() == []
     append_record(run.metrics, {"kind": "monitor", "stage": "RGB-2", "step": 8, "R@1": 0.7})
     append_record(run.metrics, {"kind": "monitor", "stage": "Flow-2", "step": 10, "R@1": 0.5})
-    assert follower.read() == [Look(pytest.approx(0.6), 32 + 16)]  # type: ignore[arg-type]
+    assert follower.read() == [Measurement(pytest.approx(0.6), 32 + 16)]  # type: ignore[arg-type]
     assert follower.complete()
 
 
@@ -263,7 +263,7 @@ def test_no_more_trials_than_drivers_fit() -> None:
     plan = TrialsPlan(4, TrainConfig(), False, 8)
     assert with_drivers(plan, 4 * 600, 600) is plan
     few = with_drivers(plan, 2 * 600 + 599, 600)
-    assert (few.concurrency, few.remark) == (2, "memory for 2 drivers only")
-    assert with_drivers(replace(plan, remark="as asked"), 600, 600).remark == "as asked; memory for 1 drivers only"
+    assert (few.concurrency, few.note) == (2, "memory for 2 drivers only")
+    assert with_drivers(replace(plan, note="as asked"), 600, 600).note == "as asked; memory for 1 drivers only"
     with pytest.raises(UserError, match="a trial's driver takes 600 MiB, the cluster has 599 MiB"):
         with_drivers(plan, 599 * 2**20, 600 * 2**20)

@@ -20,7 +20,7 @@ from vicc_ray.tune.rows import samples_spent, trial_rows
 from vicc_ray.tune.space import search_of
 from vicc_ray.tune.status import sweep_status
 from vicc_ray.tune.sweep import Sweep
-from vicc_ray.tune.trials import Look
+from vicc_ray.tune.trials import Measurement
 
 SPACE = {
     "objective.temperature": {"log": [0.03, 0.3]},
@@ -37,8 +37,8 @@ def ended(folder: Path, **search: Any) -> tuple[Experiment, Sweep]:
     for number, value in enumerate(VALUES):
         spec = sweep.next()
         assert spec
-        sweep.look(number, Look(value / 2, 32))
-        sweep.look(number, Look(value, 64))
+        sweep.add_measurement(number, Measurement(value / 2, 32))
+        sweep.add_measurement(number, Measurement(value, 64))
         if number == 2:
             sweep.live[number].pruned = True
             sweep.end(number, facts(32, outcome="stopped"))
@@ -102,7 +102,7 @@ def test_trials_that_were_stopped_early_are_in_the_plots(tmp_path: Path) -> None
     for number, value in enumerate(VALUES[:5]):
         spec = sweep.next()
         assert spec
-        sweep.look(number, Look(value, 32))
+        sweep.add_measurement(number, Measurement(value, 32))
         sweep.live[number].pruned = number > 0
         sweep.end(number, facts(32, outcome="stopped") if number else facts())
     write(asked, sweep)
@@ -110,7 +110,7 @@ def test_trials_that_were_stopped_early_are_in_the_plots(tmp_path: Path) -> None
     assert "<h2>Importances</h2>" in html
     assert "Not shown" not in html
     assert html.count("of a trial that was stopped early its last look counts") == 3
-    assert "stopped early, last look" in html
+    assert "stopped early, last measurement" in html
     assert [trial.state for trial in sweep.study.get_trials()].count(TrialState.PRUNED) == 4  # the study stays as it is
 
 
@@ -122,7 +122,7 @@ def test_a_page_of_a_sweep_that_just_began_says_what_is_missing(tmp_path: Path) 
     write(asked, sweep)
     html = sweep.folder.report.read_text()
     assert "1 unfinished" in html
-    assert "Recall curves: no trial was looked at yet" in html
+    assert "Recall curves: no trial has a measurement yet" in html
     assert not sweep.folder.best_config.exists()
 
 
@@ -161,7 +161,7 @@ def test_a_value_of_nan_is_never_the_best(tmp_path: Path) -> None:
     for outcome in ("finished", "not finite"):
         spec = sweep.next()
         assert spec
-        sweep.look(spec.number, Look(float("nan") if outcome == "not finite" else 0.4, 64))
+        sweep.add_measurement(spec.number, Measurement(float("nan") if outcome == "not finite" else 0.4, 64))
         sweep.end(spec.number, facts(outcome=outcome))
     assert [trial.state for trial in sweep.study.get_trials()] == [TrialState.COMPLETE] * 2
     assert sweep.study.get_trials()[1].values == [0.4]  # as bad as the worst so far

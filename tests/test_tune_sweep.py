@@ -24,7 +24,7 @@ from vicc_ray.tune.plan import TrialsPlan
 from vicc_ray.tune.space import search_of
 from vicc_ray.tune.status import sweep_status
 from vicc_ray.tune.sweep import Sweep, best_trial, grace_samples
-from vicc_ray.tune.trials import Look, TrialSpec
+from vicc_ray.tune.trials import Measurement, TrialSpec
 
 SPACE = {"objective.temperature": {"log": [0.03, 0.3]}, "objective.prototypes": {"log_int": [4, 64]}}
 VIDEOS = 16
@@ -92,7 +92,7 @@ def drive(sweep: Sweep, ran: list[int], dies: Callable[[], bool] = lambda: False
                 del live[number]
             else:
                 samples = looks.pop(0)
-                sweep.look(number, Look(recall(spec, samples), samples))
+                sweep.add_measurement(number, Measurement(recall(spec, samples), samples))
 
 
 def points(study: optuna.Study, asked: Experiment) -> list[dict[str, Any]]:
@@ -231,8 +231,8 @@ def test_a_trial_that_was_given_up_stays_given_up_after_a_restart(tmp_path: Path
     sweep = opened(asked)
     good, bad = sweep.next(), sweep.next()
     assert good and bad
-    sweep.look(good.number, Look(0.8, 16))
-    sweep.look(bad.number, Look(0.1, 16))
+    sweep.add_measurement(good.number, Measurement(0.8, 16))
+    sweep.add_measurement(bad.number, Measurement(0.1, 16))
     assert sweep.folder.trial(bad.number).stop_request.exists()
     assert not sweep.folder.trial(good.number).stop_request.exists()
     later = opened(asked)
@@ -249,9 +249,9 @@ def test_the_last_look_is_a_value_and_never_a_reason_to_stop(tmp_path: Path) -> 
     good, bad = sweep.next(), sweep.next()
     assert good and bad
     for samples in LOOKS[1:]:
-        sweep.look(good.number, Look(0.9, samples))
+        sweep.add_measurement(good.number, Measurement(0.9, samples))
     sweep.end(good.number, facts())
-    sweep.look(bad.number, Look(0.1, 64))
+    sweep.add_measurement(bad.number, Measurement(0.1, 64))
     assert not sweep.folder.trial(bad.number).stop_request.exists()
     sweep.end(bad.number, facts())
     assert [trial.state for trial in sweep.study.get_trials()] == [TrialState.COMPLETE] * 2
@@ -270,7 +270,7 @@ def test_how_a_trial_ends_is_what_the_search_learns_from(tmp_path: Path) -> None
     for result in ends:
         spec = sweep.next()
         assert spec
-        sweep.look(spec.number, Look(0.5, 64))
+        sweep.add_measurement(spec.number, Measurement(0.5, 64))
         sweep.end(spec.number, result)
     trials = sweep.study.get_trials()
     assert [trial.user_attrs["outcome"] for trial in trials] == [
@@ -337,7 +337,7 @@ def test_a_budget_of_devices_counts_what_trials_spent(tmp_path: Path) -> None:
     for seconds, spent in ((1800.0, False), (1801.0, True)):
         spec = sweep.next()
         assert spec
-        sweep.look(spec.number, Look(0.5, 64))
+        sweep.add_measurement(spec.number, Measurement(0.5, 64))
         sweep.end(spec.number, facts(device_seconds=seconds))
         assert sweep.spent() == spent
     assert sweep.next() is None
@@ -349,7 +349,7 @@ def test_recall_against_cost_gives_a_front(tmp_path: Path) -> None:
     for value, seconds in ((0.9, 7200.0), (0.8, 3600.0), (0.7, 5400.0)):
         spec = sweep.next()
         assert spec
-        sweep.look(spec.number, Look(value, 64))
+        sweep.add_measurement(spec.number, Measurement(value, 64))
         sweep.end(spec.number, facts(device_seconds=seconds))
     assert {tuple(trial.values) for trial in sweep.study.best_trials} == {(0.9, 2.0), (0.8, 1.0)}
     best = best_trial(sweep.study)
@@ -416,7 +416,7 @@ def test_what_is_told_of_a_sweep_that_is_ending_counts_every_trial_and_promises_
     sweep = opened(experiment(tmp_path, budget="5 trials"))
     for number in range(3):
         assert sweep.next()
-        sweep.look(number, Look(0.2, 64))
+        sweep.add_measurement(number, Measurement(0.2, 64))
     sweep.end(0, facts())
     assert sweep._standing().startswith("1 trials done of 5")
     assert sweep._standing().endswith("min left")

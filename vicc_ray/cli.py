@@ -72,12 +72,10 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _leave("vicc: stopped; the same command goes on where this one ended", 130)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(
-            error, "exit_code"
-        ):  # a mistake in the command's own words, told by typer
-            told = io.StringIO()
-            error.show(told)
-            errors.print(told.getvalue(), end="")
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command line, reported by typer
+            message = io.StringIO()
+            error.show(message)
+            errors.print(message.getvalue(), end="")
             sys.exit(error.exit_code)
         _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
@@ -183,12 +181,12 @@ def flow(
     changes += [f"flow.algorithm={algorithm}"] * (algorithm is not None)
     changes += [f"flow.weights={weights}"] * (weights is not None)
     changes += [f"clip.decode_size=[{size.replace('x', ', ')}]"] if size else []
-    asked = experiment_at(experiment, changes, scale)
-    where = store or asked.flow.store
+    settings = experiment_at(experiment, changes, scale)
+    where = store or settings.flow.store
     if where is None:
         raise UserError("--store: is not set; name a folder or URI for the flow, for example --store flow/tvl1")
-    options = FlowOptions(workers, gpu, address, verbose, asked.data.max_refused, asked.data.interlaced)
-    store_flow(Manifest.read(manifest), where, asked.flow, asked.clip.decode_size, options)
+    options = FlowOptions(workers, gpu, address, verbose, settings.data.max_refused, settings.data.interlaced)
+    store_flow(Manifest.read(manifest), where, settings.flow, settings.clip.decode_size, options)
     console.print(f"train with it: --set flow.source=store --set flow.store={where}", markup=False)
 
 
@@ -206,9 +204,9 @@ def preview(
     from vicc_ray.runs.folder import RunFolder
     from vicc_ray.runs.scale import experiment_at
 
-    asked = experiment_at(experiment, overrides or [], scale)
-    manifest = RunFolder.at(asked.run_folder).read_manifest(asked)
-    console.print(f"preview: {write_preview(asked, manifest, out, samples)}", markup=False)
+    settings = experiment_at(experiment, overrides or [], scale)
+    manifest = RunFolder.at(settings.run_folder).read_manifest(settings)
+    console.print(f"preview: {write_preview(settings, manifest, out, samples)}", markup=False)
 
 
 @app.command(
@@ -230,19 +228,21 @@ def train(
     """Train every stage of an experiment. The same command resumes an interrupted run and skips finished stages."""
     from vicc_ray.runs.scale import experiment_at
 
-    asked = experiment_at(experiment, overrides or [], scale, videos)
+    settings = experiment_at(experiment, overrides or [], scale, videos)
     if plan:
         from vicc_ray.commands.train import print_plan
 
-        print_plan(asked, videos, as_json)
+        print_plan(settings, videos, as_json)
         return
     from vicc_ray.runs.folder import RunFolder
 
-    manifest = RunFolder.at(asked.run_folder).read_manifest(asked)  # a mistake shows before Ray and torch are loaded
+    manifest = RunFolder.at(settings.run_folder).read_manifest(
+        settings
+    )  # a mistake shows before Ray and torch are loaded
     from vicc_ray.cluster.launch import run_training
 
     with console_on_stderr(as_json):
-        folder = run_training(asked, address, verbose, manifest=manifest)
+        folder = run_training(settings, address, verbose, manifest=manifest)
     if as_json:
         _print_json({"run": str(folder.path), "encoders": folder.encoders()})
     else:
@@ -282,7 +282,7 @@ def evaluate(
         str | None, typer.Option(help="Split that is searched in or learnt from, or 'all'; default: the experiment's.")
     ] = None,
     test_on: Annotated[
-        str | None, typer.Option(help="Split that is asked about, or 'all'; default: the experiment's.")
+        str | None, typer.Option(help="Split of the queries or test videos, or 'all'; default: the experiment's.")
     ] = None,
     overrides: Overrides = None,
     address: Address = None,
@@ -324,7 +324,7 @@ def report(
 def import_(
     file: Annotated[Path, typer.Argument(help="Published ViCC or CoCLR checkpoint.")],
     stream: Annotated[
-        str, typer.Option(help="rgb or flow: what the learning encoder was trained on; the file does not tell.")
+        str, typer.Option(help="rgb or flow: what the learning encoder was trained on; the file does not say.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to make; a file of the other stream may be added to it.")],
     debug: Debug = False,
@@ -383,7 +383,7 @@ def tune(
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="How the sweep stands; reads its folder only.")] = False,
     stop: Annotated[
-        bool, typer.Option("--stop", help="Ask the sweep's driver to end after its trials' next checkpoints.")
+        bool, typer.Option("--stop", help="Make the sweep's driver end after its trials' next checkpoints.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the next trials.")] = False,
     address: Address = None,
@@ -396,19 +396,19 @@ def tune(
 
     if sum((resume, status, stop, dry_run)) > 1:
         raise UserError("--resume, --status, --stop and --dry-run: give one of them")
-    asked = load_sweep(sweep, overrides or [], resume)
+    settings = load_sweep(sweep, overrides or [], resume)
     if status:
         from vicc_ray.tune.status import print_sweep_status, sweep_status
 
-        found = sweep_status(asked)
+        found = sweep_status(settings)
         _print_json(found) if as_json else print_sweep_status(found)
     elif stop:
-        console.print(f"{request_stop(asked)}: asked to stop", markup=False)
+        console.print(f"{request_stop(settings)}: will stop after its trials' next checkpoints", markup=False)
     elif dry_run:
-        print_dry_run(asked, address, as_json)
+        print_dry_run(settings, address, as_json)
     else:
         with console_on_stderr(as_json):
-            folder = run_sweep(asked, address, verbose)
+            folder = run_sweep(settings, address, verbose)
         if as_json:
             from vicc_ray.tune.status import sweep_status
 
@@ -454,9 +454,9 @@ def submit(
     from vicc_ray.submit.request import Environment, parse_variables, parse_workers
 
     changes = [*(overrides or []), *([f"train.workers={parse_workers(workers)}"] if workers else [])]
-    asked = experiment_at(experiment, changes, scale)
+    settings = experiment_at(experiment, changes, scale)
     environment = Environment(lock, image, parse_variables(env or []))
-    job = submit_experiment(asked, address, verb, extra or [], environment, follow, verify)
+    job = submit_experiment(settings, address, verb, extra or [], environment, follow, verify)
     if follow:
         raise typer.Exit(job.exit_status())
 
@@ -481,7 +481,7 @@ def jobs(
     found = [find_job(client, job)] if job else client.jobs()
     if stop:
         client.stop(found[0].id)
-        console.print(f"{found[0].id}: asked to end after a checkpoint", markup=False)
+        console.print(f"{found[0].id}: will end after a checkpoint", markup=False)
     if follow:
         raise typer.Exit(follow_job(client, found[0].id, address).exit_status())
     if not stop:
@@ -506,21 +506,21 @@ def doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Look, from each node, whether an experiment can run there, and say what to do where not. Status 1 where something fails."""
+    """Check, from each node, whether an experiment can run there, and what to do where not. Status 1 where something fails."""
     from vicc_ray.runs.scale import experiment_at
 
-    asked = experiment_at(experiment, overrides or [], scale) if experiment else None
+    settings = experiment_at(experiment, overrides or [], scale) if experiment else None
     if address and address.startswith("http"):
         from vicc_ray.commands.submit import submit_experiment
 
-        if asked is None:
-            raise UserError("vicc doctor: a dashboard is asked by sending an experiment there; name its file")
+        if settings is None:
+            raise UserError("vicc doctor: a dashboard is checked by sending an experiment there; name its file")
         extra = ["--json"] if as_json else []
-        raise typer.Exit(submit_experiment(asked, address, "doctor", extra, None, True, verify).exit_status())
+        raise typer.Exit(submit_experiment(settings, address, "doctor", extra, None, True, verify).exit_status())
     from vicc_ray.commands.doctor import examine, findings_json, healthy, print_findings
 
     with console_on_stderr(as_json):
-        findings = examine(asked, address, verbose)
+        findings = examine(settings, address, verbose)
     _print_json(findings_json(findings)) if as_json else print_findings(findings)
     raise typer.Exit(0 if healthy(findings) else 1)
 

@@ -91,7 +91,7 @@ def scratch_log(verb: str) -> Path:
 
 @contextmanager
 def console_on_stderr(aside: bool = True) -> Iterator[None]:
-    """What is told on the way goes to standard error, so that standard output holds the result alone; not unless `aside`."""
+    """Send the console's lines to standard error, so that standard output holds the result alone; only where `aside`."""
     before = console.file
     console.file = errors.file if aside else before
     try:

@@ -98,7 +98,7 @@ def broadcast_(*tensors: Tensor, source: int = 0) -> None:
 
 
 def broadcast_bytes(message: bytes, source: int = 0) -> bytes:
-    """The bytes that worker ``source`` has, on every worker; two messages. What the others pass is not looked at."""
+    """The bytes that worker ``source`` has, on every worker; two messages. What the others pass is not used."""
     if world_size() == 1:
         return message
     length = torch.tensor([len(message)])

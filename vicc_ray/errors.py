@@ -6,7 +6,7 @@ import signal
 
 
 class UserError(Exception):
-    """What was asked cannot be done; the message says which file or field, what came, what is allowed, what to do.
+    """The request cannot be carried out; the message says which file or field, what came, what is allowed, what to do.
 
     The command line prints it as one line without a traceback and exits with status 2.
     """

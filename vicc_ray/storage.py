@@ -53,7 +53,7 @@ _OPTIONS = {"region", "scheme", "endpoint_override", "allow_bucket_creation", "a
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file below a folder: its whole name as it was asked for (path or URI), bytes, and when it was changed (seconds)."""
+    """A file below a folder: its whole name in the form of the request (path or URI), bytes, and when it was changed (seconds)."""
 
     name: str
     bytes: int
@@ -251,7 +251,7 @@ def list_files(folder: str, recursive: bool = True) -> Iterator[FileEntry]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{folder}: cannot be listed: {_one_line(error)}") from error
     for info in sorted(infos, key=lambda info: info.path):
-        # Some file systems begin paths with a slash, whether asked with one or not.
+        # Some file systems begin paths with a slash, whether the request has one or not.
         inner = info.path.lstrip("/").removeprefix(root.lstrip("/")).lstrip("/")
         if info.type == FileType.File and not any(part.startswith(".") for part in inner.split("/")):
             yield FileEntry(join(folder, quote(inner) if is_uri(folder) else inner), info.size, _seconds(info))
@@ -389,7 +389,7 @@ def _removing(name: str) -> Iterator[None]:
 def whole_file(target: Path) -> Iterator[Path]:
     """A local name to write to; the file is at `target` when the block ends, and nothing is left where it fails.
 
-    Who may read it follows from the umask, as for every file that a program makes.
+    Read permissions follow from the umask, as for every file that a program makes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")

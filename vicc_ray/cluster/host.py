@@ -1,4 +1,4 @@
-"""What the loop needs where it runs as one of Ray Train's workers: its blocks, its checkpoints, what is asked of it."""
+"""What the loop needs where it runs as one of Ray Train's workers: its blocks, its checkpoints, requests from outside."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RayHost:
         self.writer: CheckpointWriter | None = None
         if distributed.rank() == 0:
             keep = plan.experiment.train.keep_checkpoints
-            self.writer = CheckpointWriter(folder.checkpoints, keep, self._tell, self._push)
+            self.writer = CheckpointWriter(folder.checkpoints, keep, self._report_failure, self._push)
         self.saved = time.monotonic()
         self.warned = False
 
@@ -53,18 +53,18 @@ class RayHost:
             self.writer.submit(snapshot(state), about | {"versions": self.versions})
 
     def notice(self) -> Notice:
-        """A checkpoint because time is up or a node is about to go; an end because the driver asks for it."""
-        asked = torch.zeros(2)
+        """A checkpoint because time is up or a node is about to go; an end because the driver requests it."""
+        requests = torch.zeros(2)
         cadence = self.plan.experiment.train.checkpoint_every
         if distributed.rank() == 0:
-            asked[0] = cadence.unit == "minutes" and time.monotonic() - self.saved >= 60 * cadence.value
-            asked[1] = self.folder.stop_requested()
-        distributed.broadcast_(asked)
+            requests[0] = cadence.unit == "minutes" and time.monotonic() - self.saved >= 60 * cadence.value
+            requests[1] = self.folder.stop_requested()
+        distributed.broadcast_(requests)
         leaving = ray.train.get_preemption_info() is not None
         warns, self.warned = leaving and not self.warned, leaving
         if warns and self.writer:
             self.events.add(event("preemption notice"))
-        return Notice(save=bool(asked[0]) or warns, stop=bool(asked[1]))
+        return Notice(save=bool(requests[0]) or warns, stop=bool(requests[1]))
 
     def close(self) -> None:
         """Wait for the last checkpoint."""
@@ -72,7 +72,7 @@ class RayHost:
             self.writer.close()
             self._push()
 
-    def _tell(self, text: str, step: int) -> None:
+    def _report_failure(self, text: str, step: int) -> None:
         self.events.add(event("checkpoint failed", step=step, text=text))
 
     def _push(self) -> None:

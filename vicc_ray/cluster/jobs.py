@@ -1,7 +1,7 @@
 """A function over many items on the cluster, by Ray Data: one item at a time in a guarded process of each actor.
 
 For jobs that end when the last item does (probing videos, filling a flow store). An item that crashes or hangs its
-process is a `Failure` and costs nothing else; a node that dies costs the items in hand, which are done again elsewhere.
+process is a `Failure` and costs nothing else; a node that dies costs the items in progress, which are done again elsewhere.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class _Worker:
     """An actor: pickled items in, pickled outcomes out."""
 
     def __init__(self, function: Callable[[Any], Any], memory_bytes: int | None) -> None:
-        self.ask = Guarded(function, 0, memory_bytes=memory_bytes)
+        self.guarded = Guarded(function, 0, memory_bytes=memory_bytes)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         outcomes = []
         for item, seconds in zip(rows["item"], rows["seconds"], strict=True):
-            self.ask.timeout_seconds = float(seconds)
-            outcomes.append(pickle.dumps(self.ask(pickle.loads(item))))
+            self.guarded.timeout_seconds = float(seconds)
+            outcomes.append(pickle.dumps(self.guarded(pickle.loads(item))))
         return {"place": rows["place"], "outcome": np.array(outcomes, object)}
 
 
@@ -51,7 +51,7 @@ def run_on_cluster(
     """Yield (place in `items`, result or `Failure`) as they come, each place once; an open Ray session is needed.
 
     `function` and the items must be picklable, and the function's module importable on every node. `timeout_seconds`
-    tells how long an item may take, `memory_bytes` is what `Guarded` gives it. `actors` is the most that run at once; fewer
+    is how long an item may take, `memory_bytes` is what `Guarded` gives it. `actors` is the most that run at once; fewer
     start where the cluster is smaller.
     """
     if not items:

@@ -151,8 +151,10 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
     except ray.train.TrainingFailedError as error:
         causes = getattr(error, "worker_failures", {})
-        told = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items())) or str(error)
-        raise RuntimeError(f"training failed ({told}); see {folder.logs}") from error
+        reasons = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items())) or str(
+            error
+        )
+        raise RuntimeError(f"training failed ({reasons}); see {folder.logs}") from error
     outcome = result.return_value
     if outcome is None or outcome.get("stopped"):
         raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}")
@@ -182,7 +184,7 @@ def _last_line(error: BaseException) -> str:
 def _set_timeouts(experiment: Experiment) -> None:
     """Ray Train's own time-outs, which it reads from the environment of the driver."""
     settings = experiment.train
-    # A restart first asks for the room of the node that died, until the cluster's view of itself is fresh again.
+    # A restart first requests the room of the node that died, until the cluster's view of itself is fresh again.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{settings.start_timeout:g}")
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.collective_timeout:g}")
 

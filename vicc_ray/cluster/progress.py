@@ -28,11 +28,11 @@ from vicc_ray.training.schedule import Stage
 # Figures that a loss is read with, where a record has them -> what they are called.
 COMPARED = {"ln_k": "ln K", "accuracy": "accuracy"}
 PLAIN_SECONDS = 15.0  # between two lines in a log
-FETCH_SECONDS = 5.0  # between two looks into an object store
+FETCH_SECONDS = 5.0  # between two reads of an object store
 
 
 def progress_bar() -> Progress:
-    """The project's one look of a progress bar."""
+    """The project's one style of a progress bar."""
     return Progress(
         TextColumn("{task.description:<18}", markup=False),
         BarColumn(),
@@ -51,7 +51,7 @@ class Counter:
 
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
-        self.started = self.told = time.monotonic()
+        self.started = self.printed = time.monotonic()
         # When the first items came: until then the job was starting, which says nothing about the others.
         self.first: tuple[float, int] | None = None
         self.bar = progress_bar() if console.is_terminal else None
@@ -84,8 +84,8 @@ class Counter:
         self.done += count
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done)
-        elif now - self.told > PLAIN_SECONDS:
-            self.told = now
+        elif now - self.printed > PLAIN_SECONDS:
+            self.printed = now
             console.print(f"{self.title}: {self.done} of {self.total}, {self._left(now):.0f} s left")
 
 
@@ -125,7 +125,7 @@ class RunProgress:
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.bar = progress_bar() if console.is_terminal else None
         self.tasks: dict[str, TaskID] = {}
-        self.told = 0.0
+        self.printed = 0.0
         self.starts = 0
 
     def __enter__(self) -> RunProgress:
@@ -145,7 +145,7 @@ class RunProgress:
         while not self.finished.wait(0.5):
             if self.folder.remote and time.monotonic() - fetched > FETCH_SECONDS:
                 fetched = time.monotonic()
-                with suppress(OSError):  # a store that is away for a moment is no reason to stop looking
+                with suppress(OSError):  # a store that is away for a moment is no reason to stop
                     self.folder.fetch(self.folder.events)
                     self.folder.fetch(self.folder.metrics)
             self._read()
@@ -191,7 +191,7 @@ class RunProgress:
             if stage.name not in self.tasks:
                 self.tasks[stage.name] = self.bar.add_task(stage.name, total=stage.steps, note="")
             self.bar.update(self.tasks[stage.name], completed=done, note=note)
-        elif done == stage.steps or time.monotonic() - self.told > PLAIN_SECONDS:
-            self.told = time.monotonic()
+        elif done == stage.steps or time.monotonic() - self.printed > PLAIN_SECONDS:
+            self.printed = time.monotonic()
             left = (stage.steps - done) * stage.global_batch / max(rate, 1e-9)
             console.print(f"{stage.name}: step {done} of {stage.steps}, {note}, {left:.0f} s left in this stage")

@@ -1,4 +1,4 @@
-"""What this project needs of Ray and Ray has no public interface for. Each part may look different in another version.
+"""What this project needs of Ray and Ray has no public interface for. Each part may be different in another version.
 
 None of it is needed for a right result: where it fails, something takes longer or costs more.
 """
@@ -64,7 +64,7 @@ def most_resources() -> dict[str, int] | None:
 def has_autoscaler() -> bool:
     """Whether nodes may be brought to this cluster: an autoscaler reports on it, and its nodes are of groups.
 
-    Every cluster has something that reports, to be looked at only; groups are given by what starts nodes: 'ray up', KubeRay.
+    Every cluster has something that reports, for its readers only; groups are given by what starts nodes: 'ray up', KubeRay.
     """
     grouped = any(ray._raylet.RAY_NODE_GROUP_KEY in node["Labels"] for node in ray.nodes() if node["Alive"])
     return grouped and (_reports_as_before() or _reports())

@@ -1,4 +1,4 @@
-"""What a run asks of a cluster, worked out before anything starts. Pure."""
+"""What a run needs of a cluster, worked out before anything starts. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vicc_ray.errors import UserError
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: CPUs and GPUs that Ray may hand out, memory in bytes."""
+    """What there is: CPUs and GPUs that Ray may allocate, memory in bytes."""
 
     cpus: int
     gpus: int
@@ -30,7 +30,7 @@ class Decoders:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """What is asked: from `min_workers` to `workers` workers with one CPU (and GPU) each, decode actors beside them.
+    """The request: from `min_workers` to `workers` workers with one CPU (and GPU) each, decode actors beside them.
 
     `decode_actors` None: one a worker. `decode_cpus` is what Ray reserves for each of them: nothing where workers may take
     every CPU as they come, and decode actors share them, so that neither can starve the other.
@@ -48,7 +48,7 @@ class ResourcePlan:
 
     @property
     def cpus(self) -> int:
-        """CPUs that Ray must be able to hand out; Ray Data gets only what Ray Train has not reserved."""
+        """CPUs that Ray must be able to allocate; Ray Data gets only what Ray Train has not reserved."""
         return self.workers + (self.decode_actors or self.workers)
 
     def decoders(self, workers: int) -> Decoders:
@@ -140,7 +140,7 @@ def _use_gpu(train: TrainConfig, gpus: int) -> bool:
     return train.use_gpu
 
 
-# Decode actors that are asked of an autoscaler where `train.decode_actors` does not say.
+# Decode actors that are requested from an autoscaler where `train.decode_actors` does not say.
 DECODERS_A_WORKER = 8
 # How many CPUs or GPUs an autoscaler may bring that does not say, as those of 'ray up' and KubeRay do not.
 UNKNOWN = 10**6
@@ -149,7 +149,7 @@ NONE: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster: what Ray may hand out of it, and its labels."""
+    """A node of the cluster: what Ray may allocate of it, and its labels."""
 
     machine: Machine
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -166,7 +166,7 @@ def plan_on(train: TrainConfig, nodes: Sequence[Node], grown: Machine | None) ->
     """
     if grown is not None and grown.gpus >= UNKNOWN and train.use_gpu == "auto" and not total(nodes).gpus:
         raise UserError(
-            "train.use_gpu: auto cannot tell: the cluster has no GPU now, and how many its autoscaler brings is not known; "
+            "train.use_gpu: auto cannot decide: the cluster has no GPU now, and how many its autoscaler brings is not known; "
             "set train.use_gpu to true or false"
         )
     place, notes = _place(train.place, nodes, grown is not None)
@@ -189,12 +189,12 @@ def total(nodes: Sequence[Node], labels: Mapping[str, str] = NONE) -> Machine:
     return Machine(sum(one.cpus for one in found), sum(one.gpus for one in found), sum(one.memory for one in found))
 
 
-def _place(asked: PlaceConfig, nodes: Sequence[Node], can_grow: bool) -> tuple[PlaceConfig, list[str]]:
+def _place(place: PlaceConfig, nodes: Sequence[Node], can_grow: bool) -> tuple[PlaceConfig, list[str]]:
     """The labels that are of use: with one kind of node, as on most clusters, an experiment runs all the same."""
-    wanted = {"train": asked.train, "decode": asked.decode}
+    wanted = {"train": place.train, "decode": place.decode}
     absent = {name: labels for name, labels in wanted.items() if not any(node.has(labels) for node in nodes)}
     if can_grow or not absent:
-        return asked, []
+        return place, []
     notes = [
         f"train.place.{name}: no node has {', '.join(f'{key}={value}' for key, value in labels.items())}; any node is taken"
         for name, labels in absent.items()

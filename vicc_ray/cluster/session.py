@@ -61,7 +61,7 @@ def job_session(
     wanted = workers or (here.gpus if use_gpu else here.cpus)
     if use_gpu and address is None and not here.gpus:
         raise UserError(
-            "a GPU was asked for, but this machine has none; leave --gpu out, or give a cluster's --address"
+            "a GPU was requested, but this machine has none; leave --gpu out, or give a cluster's --address"
         )
     with _connected(address, max(wanted, 1), JOB_OBJECT_STORE, verbose):
         there = int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0))
@@ -90,13 +90,13 @@ def _connected(address: str | None, cpus: int, object_store: int, verbose: bool)
 
 
 def join(address: str, verbose: bool, level: int) -> None:
-    """Connect to a cluster that is running; UserError where none answers, it asks for a token or is of another version."""
+    """Connect to a cluster that is running; UserError where none answers, it needs a token or is of another version."""
     _check_listens(address)
     try:
         ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except AuthenticationError:
         raise UserError(
-            f"--address {address}: the cluster asks for its token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
+            f"--address {address}: the cluster requires its token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
             "(or RAY_AUTH_TOKEN) with the token that its nodes were started with"
         ) from None
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -131,7 +131,7 @@ def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None
                 object_store_memory=object_store,
                 log_to_driver=verbose,
                 logging_level=level,
-                include_dashboard=True,  # Ray Train asks the dashboard's agent which placement groups are stale
+                include_dashboard=True,  # Ray Train queries the dashboard's agent which placement groups are stale
                 dashboard_port=0,
             )
             return

@@ -146,7 +146,7 @@ def _decode(
     nodes: Sequence[str] = (),
 ) -> Dataset:
     configure_context()
-    # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that ask for CPUs of their own, and
+    # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that need CPUs of their own, and
     # where training holds every CPU they wait for ever.
     source = ray.data.from_blocks([pa.table({"unit": [unit]}) for unit in units])
     actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
@@ -158,7 +158,7 @@ def _decode(
         num_cpus=cpus,
         label_selector=labels or None,
         ray_remote_args_fn=None if cpus or labels else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
-        # Actors that ask for no CPU are not started one by one as Ray Data finds room: there is always room.
+        # Actors that reserve no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
     )
     limits = ExecutionResources.for_limits(object_store_memory=buffer)

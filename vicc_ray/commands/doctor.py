@@ -1,4 +1,4 @@
-"""`vicc doctor`: ask, check, print a table with what to do."""
+"""`vicc doctor`: query, check, print a table with what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examine(experiment: Experiment | None, address: str | None, verbose: bool = 
         question, largest_batch = _question(experiment)
     try:
         with quiet(scratch_log("doctor"), verbose):
-            return _ask(experiment, question, largest_batch, address)
+            return _examine(experiment, question, largest_batch, address)
     finally:
         if question.folder:
             with suppress(OSError):
@@ -46,12 +46,12 @@ def healthy(findings: Sequence[Finding]) -> bool:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """The table, failures with what to do."""
-    marks = {"ok": "ok", "warning": "look", "failure": "FAILS"}
+    marks = {"ok": "ok", "warning": "warning", "failure": "FAILS"}
     table = Table(box=None, pad_edge=False)
     for column in ("", "check", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row(marks[finding.state], finding.check, finding.told, finding.remedy)
+        table.add_row(marks[finding.state], finding.check, finding.message, finding.remedy)
     console.print(table)
     failures = sum(finding.state == "failure" for finding in findings)
     console.print(f"{failures} to repair" if failures else "nothing to repair")
@@ -63,7 +63,7 @@ def findings_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def _question(experiment: Experiment) -> tuple[Question, int]:
-    """What nodes are asked about an experiment, and the largest batch of its stages."""
+    """What is requested of the nodes for an experiment, and the largest batch of its stages."""
     videos: tuple[VideoRow, ...] = ()
     batches = [experiment.schedule.single.global_batch, experiment.schedule.cross.global_batch]
     if experiment.data.manifest is not None:
@@ -74,7 +74,9 @@ def _question(experiment: Experiment) -> tuple[Question, int]:
     return Question(folder, experiment, videos), max(batches)
 
 
-def _ask(experiment: Experiment | None, question: Question, largest_batch: int, address: str | None) -> list[Finding]:
+def _examine(
+    experiment: Experiment | None, question: Question, largest_batch: int, address: str | None
+) -> list[Finding]:
     from vicc_ray.doctor.cluster import capacity, connected, measure_network, query_nodes
 
     with connected(address):

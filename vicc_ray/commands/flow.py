@@ -82,7 +82,7 @@ def store_flow(
                 counter.advance(left[place].frames)
                 if isinstance(outcome, Failure):
                     failures.append((left[place].video, outcome.reason))
-    _tell(folder, len(manifest), failures, options.max_refused)
+    _report(folder, len(manifest), failures, options.max_refused)
     return store
 
 
@@ -90,7 +90,7 @@ def _seconds(row: VideoRow) -> float:
     return START_SECONDS + FIELD_SECONDS * row.frames
 
 
-def _tell(folder: str, videos: int, failures: list[tuple[str, str]], max_refused: float) -> None:
+def _report(folder: str, videos: int, failures: list[tuple[str, str]], max_refused: float) -> None:
     for video, reason in failures:
         console.print(f"refused: {video}: {reason}", markup=False)
     console.print(f"{folder}: {videos - len(failures)} videos stored, {len(failures)} refused", markup=False)

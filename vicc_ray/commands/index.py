@@ -30,7 +30,7 @@ CHECK_SECONDS = 3600.0  # every frame of a long video is decoded
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How `vicc index` looks at its source; see the verb's help."""
+    """How `vicc index` reads its source; see the verb's help."""
 
     layout: str = "auto"
     fold: int = 1
@@ -49,7 +49,7 @@ NO_OPTIONS = IndexOptions()
 def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTIONS) -> Manifest:
     """Probe the videos of a source and write their manifest; UserError where none can be read.
 
-    A manifest that is there already tells what is known: only new and changed files are opened. An interrupted run
+    A manifest that is there already holds what is known: only new and changed files are opened. An interrupted run
     leaves its journal beside the manifest and the next one goes on from it.
     """
     found = scan(source, options.layout, options.split, options.fold)
@@ -72,7 +72,7 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
                 journal.add(rows[place])
                 counter.advance()
         manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
-        _tell(source, out, manifest, found, options.clip)
+        _report(source, out, manifest, found, options.clip)
         _report_kept_hashes(manifest, earlier)
         _report_copies(manifest)
         try:
@@ -87,7 +87,7 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
 
 
 def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None]:
-    """The data set that the layout tells, and its official split where the videos are placed by it."""
+    """The data set that the layout is one of, and its official split where the videos are placed by it."""
     layout = layout_of(found.layout)
     fold = options.fold if layout.dataset and layout.folds and not options.split else None
     return (found.layout if layout.dataset else None), fold
@@ -143,7 +143,7 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
         yield from run_on_cluster(function, paths, actors, lambda _: seconds)
 
 
-def _tell(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int) -> None:
+def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int) -> None:
     """What is in the manifest, what is not, and why."""
     for row in manifest.refused:
         console.print(f"refused: {row.video}: {row.refused}", markup=False)
@@ -211,7 +211,7 @@ def _report_copies(manifest: Manifest) -> None:
         alike = sides or rows
         if len(alike) > 1 and len({(row.split, row.label) for row in alike}) == 1:
             others.append(alike)
-    high = "; what queries look for is then among what is learnt from, and recall too high"
+    high = "; training videos are then among the queries, and recall too high"
     for found, what, where, why in (
         (crossing, "split", "in several splits", high),
         (mislabelled, "label", "under several labels", ""),
@@ -227,5 +227,5 @@ def _report_copies(manifest: Manifest) -> None:
 def _pair(rows: list[VideoRow], what: str) -> str:
     """Two of these rows that differ in something."""
     other = next(row for row in rows if getattr(row, what) != getattr(rows[0], what))
-    told = ["" if what == "video" else f" ({what} {getattr(row, what)})" for row in (rows[0], other)]
-    return f"{rows[0].video}{told[0]} and {other.video}{told[1]}"
+    details = ["" if what == "video" else f" ({what} {getattr(row, what)})" for row in (rows[0], other)]
+    return f"{rows[0].video}{details[0]} and {other.video}{details[1]}"

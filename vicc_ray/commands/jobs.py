@@ -25,8 +25,8 @@ def follow_job(client: JobClient, job_id: str, address: str) -> Job:
         raise Interrupted(
             f"{job_id} goes on; return to it with: {return_line(job_id, address)}; end it with --stop instead of --follow"
         ) from None
-    told = f" ({last_line(job)})" if job.status == "FAILED" and job.exit_code is None else ""
-    errors.print(f"{job_id}: {job.status.lower()}, status {job.exit_status()}{told}", markup=False)
+    detail = f" ({last_line(job)})" if job.status == "FAILED" and job.exit_code is None else ""
+    errors.print(f"{job_id}: {job.status.lower()}, status {job.exit_status()}{detail}", markup=False)
     return job
 
 
@@ -49,10 +49,10 @@ def print_jobs(jobs: Sequence[Job]) -> None:
     for column in ("job", "run", "status", "began", "took", "exit", "what happened"):
         table.add_column(column, overflow="fold")
     for job in jobs:
-        told = last_line(job) if job.status in ("FAILED", "PENDING") else ""
+        detail = last_line(job) if job.status in ("FAILED", "PENDING") else ""
         code = "" if job.exit_code is None else str(job.exit_code)
         run = (job.metadata or {}).get("run", "")
-        table.add_row(job.id, run, job.status.lower(), clock(job.start), _took(job), code, told[:100])
+        table.add_row(job.id, run, job.status.lower(), clock(job.start), _took(job), code, detail[:100])
     console.print(table)
 
 

@@ -52,7 +52,7 @@ def run_quickstart(
 
 def _prepare(folder: RunFolder, train_per_class: int, query_per_class: int, experiment: Experiment) -> Path:
     """The videos and their manifest."""
-    console.print("making the motion data set: 8 classes that only motion tells apart")
+    console.print("making the motion data set: 8 classes that differ in motion only")
     table = make_dataset(
         folder.path / "data",
         train_per_class=train_per_class,

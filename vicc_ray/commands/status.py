@@ -109,7 +109,7 @@ def status_json(status: Status) -> dict[str, Any]:
 
 
 def _lines(status: Status) -> list[tuple[str, str]]:
-    told = [f"{name} {value:.3f}" for name, value in status.recall.items()]
+    figures = [f"{name} {value:.3f}" for name, value in status.recall.items()]
     lines = [
         ("run", status.run),
         ("state", status.state + (f", last record {_ago(status.since_record)} ago" if status.since_record else "")),
@@ -120,7 +120,7 @@ def _lines(status: Status) -> list[tuple[str, str]]:
     if status.samples_per_second:
         lines.append(("speed", f"{status.samples_per_second:.1f} samples/s, {_ago(status.left or 0.0)} left"))
     if status.loss is not None:
-        lines.append(("loss", f"{status.loss:.4f}" + (f"; R@1 {', '.join(told)}" if told else "")))
+        lines.append(("loss", f"{status.loss:.4f}" + (f"; R@1 {', '.join(figures)}" if figures else "")))
     limits = "" if status.workers_min == status.workers_max else f" (from {status.workers_min} to {status.workers_max})"
     lines.append(("workers", f"{status.workers or '-'}{limits}"))
     info = status.checkpoint

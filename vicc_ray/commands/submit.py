@@ -65,7 +65,7 @@ def submit_or_attach(client: JobClient, request: Request) -> tuple[Job, bool]:
     """The request's job, and whether it was submitted now; a run has one job at a time.
 
     The n-th attempt at a run has an id that follows from the run, so that of two clients at once one submits and the other
-    finds the id taken. UserError where the run's job of now was asked for something else.
+    finds the id taken. UserError where the run's job of now was started with other settings.
     """
     attempts = {number: job for job in client.jobs() if (number := attempt_of(request.base, job.id))}
     newest = max(attempts, default=0)
@@ -108,7 +108,7 @@ def _report_shared_paths(experiment: Experiment) -> None:
             shared.append(f"videos ({os.path.commonpath(folders) if len(folders) > 1 else folders[0]})")
     if shared:
         errors.print(
-            f"every node must see the same folders: {', '.join(shared)}; 'vicc doctor' with this address looks whether they do",
+            f"every node must see the same folders: {', '.join(shared)}; 'vicc doctor' with this address checks whether they do",
             markup=False,
         )
 

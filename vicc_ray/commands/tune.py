@@ -34,7 +34,7 @@ SHOWN = 8  # trials of a dry run
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedSweep:
     """A sweep that passed every check that needs no cluster."""
 
     experiment: Experiment
@@ -51,7 +51,7 @@ class Asked:
 
 
 def load_sweep(where: str, overrides: Sequence[str], resume: bool = False) -> Experiment:
-    """The experiment of a sweep file, or of a sweep folder; UserError where there is nothing to resume and that was asked."""
+    """The experiment of a sweep file, or of a sweep folder; UserError where there is nothing to resume and `resume` is set."""
     if storage.is_uri(where) or Path(where).is_dir():
         folder = SweepFolder.at(where)
         folder.experiment()
@@ -62,7 +62,7 @@ def load_sweep(where: str, overrides: Sequence[str], resume: bool = False) -> Ex
     return experiment
 
 
-def check(experiment: Experiment) -> Asked:
+def check(experiment: Experiment) -> PreparedSweep:
     """Everything that can be said before a cluster is there; UserError where the sweep cannot be run."""
     search = search_of(experiment)
     folder = SweepFolder.at(experiment.run_folder)
@@ -74,7 +74,7 @@ def check(experiment: Experiment) -> Asked:
     stages = check_space(experiment, search, len(manifest.select(experiment.data.train_split)))
     _check_labels(experiment, search, manifest)
     _check_flow(experiment, search, manifest)
-    return Asked(experiment, search, folder, manifest, stages, shared_stages(experiment, search, stages))
+    return PreparedSweep(experiment, search, folder, manifest, stages, shared_stages(experiment, search, stages))
 
 
 def _absolute(experiment: Experiment) -> Experiment:
@@ -95,7 +95,7 @@ def _check_labels(experiment: Experiment, search: SearchConfig, manifest: Manife
 
 
 def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest) -> None:
-    """Every kind of flow that a trial may ask for is in the store that it would read."""
+    """Every kind of flow that a trial may need is in the store that it would read."""
     videos = manifest.select(experiment.data.train_split)
     seen = []
     for point in corners(search):
@@ -106,7 +106,7 @@ def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest
             check_stored(changed.flow, changed.clip.decode_size, videos, changed.data)
 
 
-def _flow_of(sweep: Asked) -> dict[str, Any] | None:
+def _flow_of(sweep: PreparedSweep) -> dict[str, Any] | None:
     """What decides the flow that trials learn from; None where no stage does."""
     if not any("flow" in stage.decoded for stage in sweep.stages):
         return None
@@ -118,56 +118,62 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
 
     UserError for what the reader has to change, Interrupted after Ctrl-C or --stop.
     """
-    asked = check(experiment)
+    prepared = check(experiment)
     plan = None
     if address is None:
-        plan = plan_trials(asked.experiment, asked.search, this_machine(), local=True)
-    with asked.folder.driven():
-        resumes = asked.folder.open(
-            asked.experiment,
-            asked.manifest.fingerprint(),
-            _flow_of(asked),
+        plan = plan_trials(prepared.experiment, prepared.search, this_machine(), local=True)
+    with prepared.folder.driven():
+        resumes = prepared.folder.open(
+            prepared.experiment,
+            prepared.manifest.fingerprint(),
+            _flow_of(prepared),
         )
-        asked.folder.run.forget_stop()
-        study = open_study(asked.folder, asked.search)
-        sweep = Sweep(asked.folder, asked.experiment, asked.search, study, asked.videos)
+        prepared.folder.run.forget_stop()
+        study = open_study(prepared.folder, prepared.search)
+        sweep = Sweep(prepared.folder, prepared.experiment, prepared.search, study, prepared.videos)
         if resumes:
-            console.print(f"{asked.folder}: going on after {_counts(study)}", markup=False)
+            console.print(f"{prepared.folder}: going on after {_counts(study)}", markup=False)
         if sweep.left_over or not sweep.spent():
-            asked.folder.note("start", trials=len(study.get_trials(deepcopy=False)))
-            _run(asked, sweep, plan, address, verbose)
+            prepared.folder.note("start", trials=len(study.get_trials(deepcopy=False)))
+            _run(prepared, sweep, plan, address, verbose)
         else:
-            console.print(f"{asked.folder}: the budget of {asked.search.budget} is spent; nothing to try", markup=False)
-        write_results(asked.folder, asked.experiment, asked.search, study, bool(asked.shared), asked.videos)
+            console.print(
+                f"{prepared.folder}: the budget of {prepared.search.budget} is spent; nothing to try", markup=False
+            )
+        write_results(
+            prepared.folder, prepared.experiment, prepared.search, study, bool(prepared.shared), prepared.videos
+        )
     if sweep.error:
         raise sweep.error
     if sweep.closing:
-        raise Interrupted(f"stopped after {_counts(study)}; the same command goes on in {asked.folder}")
+        raise Interrupted(f"stopped after {_counts(study)}; the same command goes on in {prepared.folder}")
     if not finished(study):
         raise UserError(
-            f"search.budget: {asked.search.budget} were spent before any trial came to its end; "
+            f"search.budget: {prepared.search.budget} were spent before any trial came to its end; "
             "raise search.budget, or lower the stages' lengths"
         )
-    print_results(asked.folder, asked.search, study)
-    return asked.folder
+    print_results(prepared.folder, prepared.search, study)
+    return prepared.folder
 
 
-def _run(asked: Asked, sweep: Sweep, plan: TrialsPlan | None, address: str | None, verbose: bool) -> None:
+def _run(prepared: PreparedSweep, sweep: Sweep, plan: TrialsPlan | None, address: str | None, verbose: bool) -> None:
     from vicc_ray.cluster.launch import run_training
     from vicc_ray.cluster.session import ray_session
     from vicc_ray.tune.execution import DRIVER_BYTES, cluster, driver_memory, run_trials
 
-    settings = plan.whole if plan else asked.experiment.train
-    with quiet(asked.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose):
+    settings = plan.whole if plan else prepared.experiment.train
+    with quiet(prepared.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose):
         if plan is None:
-            plan = plan_trials(asked.experiment, asked.search, cluster(settings), local=False)
+            plan = plan_trials(prepared.experiment, prepared.search, cluster(settings), local=False)
         plan = with_drivers(plan, driver_memory(), DRIVER_BYTES)
         sweep.plan = plan
         console.print(plan.describe(), markup=False)
-        console.print(describe_shared(asked.experiment, asked.search, asked.stages, asked.shared), markup=False)
-        if asked.shared:
-            alone = plan.train.model_copy(update={"threads": asked.experiment.train.threads})
-            shared = shared_experiment(asked.experiment, str(asked.folder)).model_copy(update={"train": alone})
+        console.print(
+            describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared), markup=False
+        )
+        if prepared.shared:
+            alone = plan.train.model_copy(update={"threads": prepared.experiment.train.threads})
+            shared = shared_experiment(prepared.experiment, str(prepared.folder)).model_copy(update={"train": alone})
             sweep.shared = str(run_training(shared, "auto", verbose))
         run_trials(sweep, plan.concurrency)
 
@@ -179,26 +185,28 @@ def _counts(study: optuna.Study) -> str:
 
 def print_dry_run(experiment: Experiment, address: str | None, as_json: bool) -> None:
     """What the sweep would do: its plan on this machine, what is shared, the next trials."""
-    asked = check(experiment)
-    history = open_study(asked.folder, asked.search, read_only=True)
-    sweep = Sweep(asked.folder, asked.experiment, asked.search, history, asked.videos)
+    prepared = check(experiment)
+    history = open_study(prepared.folder, prepared.search, read_only=True)
+    sweep = Sweep(prepared.folder, prepared.experiment, prepared.search, history, prepared.videos)
     left = sweep.trials_left()
     count = min(SHOWN, SHOWN if left is None else left)
-    trials = preview(history, asked.search, count)
-    plan = plan_trials(asked.experiment, asked.search, this_machine(), local=True) if address is None else None
+    trials = preview(history, prepared.search, count)
+    plan = plan_trials(prepared.experiment, prepared.search, this_machine(), local=True) if address is None else None
     if as_json:
         rows = [{"trial": number, "settings": point} for number, point in trials]
-        told: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "plan": plan.describe() if plan else None,
             "trials": rows,
-            "budget": str(asked.search.budget),
+            "budget": str(prepared.search.budget),
         }
-        console.print(json.dumps(told, indent=2), markup=False, soft_wrap=True)
+        console.print(json.dumps(facts, indent=2), markup=False, soft_wrap=True)
         return
     if plan:
         console.print(plan.describe(), markup=False)
-    console.print(describe_shared(asked.experiment, asked.search, asked.stages, asked.shared), markup=False)
-    console.print(f"budget: {asked.search.budget}; the next trials, before anything is learnt from them:", markup=False)
+    console.print(describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared), markup=False)
+    console.print(
+        f"budget: {prepared.search.budget}; the next trials, before anything is learnt from them:", markup=False
+    )
     for number, point in trials:
         console.print(f"trial {number}: {describe_point(point)}", markup=False)
 

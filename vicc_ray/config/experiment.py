@@ -88,7 +88,7 @@ class DataConfig(Section):
     manifest: str | None = Field(None, description="Parquet file written by `vicc index`")
     train_split: str = Field("train", description="split that the stages learn from")
     gallery_split: str = Field("train", description="split that retrieval searches in")
-    query_split: str = Field("query", description="split that retrieval asks about")
+    query_split: str = Field("query", description="split of the queries of retrieval")
     max_refused: float = Field(0.01, ge=0, le=1, description="share of unreadable videos above which a run stops")
     decoder: Literal["auto", "pyav"] = Field(
         "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
@@ -227,7 +227,7 @@ class ObjectiveConfig(Section):
             OBJECTIVES.check(self.name, "name")
         for count in (*self.heads("rgb"), *self.heads("flow")):
             if count < 2:
-                raise ValueError(f"prototypes: {count} cannot tell anything apart; at least 2 are needed")
+                raise ValueError(f"prototypes: {count} cannot separate anything; at least 2 are needed")
         views = self.views_for_assignment
         if views is not None and (not views or len(set(views)) != len(views) or not set(views) <= {0, 1, 2, 3}):
             raise ValueError(f"views_for_assignment: {list(views)} must name some of the views 0, 1, 2, 3 once each")
@@ -324,7 +324,7 @@ class TrainConfig(Section):
         WorkerRange(min=1, max=1), description="Ray Train workers; {min: 2, max: 8}: as many as there is room for"
     )
     resize_after: float = Field(
-        60, gt=0, description="seconds between two looks at whether the cluster has room for more workers"
+        60, gt=0, description="seconds between two checks whether the cluster has room for more workers"
     )
     use_gpu: bool | Literal["auto"] = Field(
         "auto", description="one GPU a worker; auto: where the cluster has them now"
@@ -388,7 +388,7 @@ class TrainConfig(Section):
         120, gt=0, description="seconds of silence in training after which a worker counts as lost"
     )
     start_timeout: float = Field(
-        10, gt=0, description="seconds to wait for the room of a worker before the cluster is looked at again"
+        10, gt=0, description="seconds to wait for the room of a worker before the cluster is checked again"
     )
 
     @model_validator(mode="after")
@@ -421,7 +421,7 @@ class EvaluateConfig(Section):
     )
     ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
-    monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor looks at")
+    monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor uses")
     neighbours: int = Field(8, ge=0, description="queries whose neighbours are written for the report")
     options: dict[str, Any] = Field({}, description="settings of an evaluation protocol of another package")
 
@@ -461,7 +461,7 @@ class FinetuneConfig(ClassifierConfig):
 def _refuse_pbt(value: Any) -> Any:
     if str(value).lower() == "pbt":
         raise ValueError(
-            "population based training copies the weights of a good trial into a bad one, and Ray Train hands Ray Tune no "
+            "population based training copies the weights of a good trial into a bad one, and Ray Train gives Ray Tune no "
             "weights to copy; allowed: asha, median, none"
         )
     return value
@@ -492,7 +492,7 @@ class SearchConfig(Section):
     reduction: int = Field(3, ge=2, description="asha: rungs lie this factor of samples apart")
     grace: Length = Field(
         Duration(0, "steps"),
-        description="length of the measured stage before a trial may be stopped; 0: the first look",
+        description="length of the measured stage before a trial may be stopped; 0: the first measurement",
     )
     share: Literal["auto", "single", "none"] = Field(
         "auto",

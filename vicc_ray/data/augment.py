@@ -274,7 +274,7 @@ def _portions(frames: Tensor) -> list[slice]:
     """The rows that are worked on at a time: all on a GPU, one on a CPU.
 
     On a CPU what lies between the steps costs more than the steps: a clip's worth of it is reused memory, partly still
-    in the cache, a batch's worth is asked from the system again and again.
+    in the cache, a batch's worth is requested from the system again and again.
     """
     if frames.device.type != "cpu":
         return [slice(0, len(frames))]

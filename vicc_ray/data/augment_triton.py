@@ -60,7 +60,7 @@ def augment_fused(
 def taps(boxes: npt.NDArray[np.int64], axis: int, side: int, most: int) -> tuple[Any, Any]:
     """Antialiased bilinear resize along one axis: first pixel int32 [B, side] in the frame, weights float32 [B, side, most].
 
-    PyTorch's rule (and PIL's): output pixel i looks at the triangle of half width max(scale, 1) around scale (i + 1/2).
+    PyTorch's rule (and PIL's): output pixel i weighs the triangle of half width max(scale, 1) around scale (i + 1/2).
     boxes: [B, 4] of top, left, height, width. axis: 0 along y, 1 along x.
     """
     first, length = boxes[:, axis, None], boxes[:, 2 + axis, None]
@@ -77,7 +77,7 @@ def taps(boxes: npt.NDArray[np.int64], axis: int, side: int, most: int) -> tuple
 
 
 def most_taps(length: int, side: int) -> int:
-    """Pixels that an output pixel can look at where `length` of them become `side`."""
+    """Pixels that an output pixel can depend on where `length` of them become `side`."""
     return 2 * math.ceil(max(length / side, 1.0)) + 1
 
 

@@ -36,7 +36,7 @@ Decoder = Literal["decord", "pyav", "pyav-sequential"]
 DECODERS: tuple[Decoder, ...] = ("decord", "pyav", "pyav-sequential")
 
 # Titles in a foreign encoding are no reason to lose the pictures: PyAV 19 keeps such bytes and has no argument for it,
-# earlier ones raise unless told otherwise.
+# earlier ones raise by default.
 _ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 MOST_OF_FFMPEG = (1 << 31) - 1  # of its own bound of pixels
@@ -46,7 +46,7 @@ Indices = NDArray[np.int64]
 
 
 class VideoError(Exception):
-    """A video that cannot deliver what was asked; the message is the reason, one line without the file's name."""
+    """A video that cannot deliver the frames; the message is the reason, one line without the file's name."""
 
 
 class _StampsDisagree(Exception):
@@ -198,7 +198,7 @@ def read_timeline(container: InputContainer, stream: VideoStream) -> Timeline:
 
 
 def timeline_of(path: str) -> Timeline:
-    """The timeline of a local file; the last few are remembered, as one video's windows are often asked for in turn."""
+    """The timeline of a local file; the last few are remembered, as one video's windows are often read in turn."""
     try:
         state = os.stat(path)
     except OSError as error:
@@ -260,7 +260,7 @@ def read_frames(
     with fetched(video) as path:
         images = _read_decord(path, wanted, size) if decoder == "decord" else None
         if images is None:
-            images = _read_pyav(path, wanted, _Look(size, interlaced), sequential=decoder == "pyav-sequential")
+            images = _read_pyav(path, wanted, _Scaling(size, interlaced), sequential=decoder == "pyav-sequential")
     return images if np.array_equal(places, np.arange(len(wanted))) else images[places]
 
 
@@ -300,7 +300,7 @@ def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Im
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Scaling:
     """How pictures become images."""
 
     size: tuple[int, int] | None
@@ -310,7 +310,7 @@ class _Look:
         return to_image(frame, self.size, self.interlaced)
 
 
-def _read_pyav(path: str, wanted: Indices, look: _Look, sequential: bool) -> Images:
+def _read_pyav(path: str, wanted: Indices, scaling: _Scaling, sequential: bool) -> Images:
     timeline = timeline_of(path)
     if timeline.exact and not sequential:
         if wanted[-1] >= len(timeline):
@@ -319,11 +319,11 @@ def _read_pyav(path: str, wanted: Indices, look: _Look, sequential: bool) -> Ima
         # Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
         for start in timeline.keys[[key, max(key - 2, 0)]]:
             try:
-                return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, look, len(timeline))
+                return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, scaling, len(timeline))
             except _StampsDisagree:
                 pass
     # Frames are what decoding shows, as indexing counted them: packets may promise more or fewer.
-    return _collect(enumerate(decode_from(path, timeline, 0)), wanted, look, len(timeline))
+    return _collect(enumerate(decode_from(path, timeline, 0)), wanted, scaling, len(timeline))
 
 
 def _beyond(frame: int, frames: int) -> VideoError:
@@ -331,7 +331,7 @@ def _beyond(frame: int, frames: int) -> VideoError:
 
 
 def _located(path: str, timeline: Timeline, start: int, wanted: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames and their numbers from about `start`, told by time stamps; `_StampsDisagree` where these do not hold."""
+    """Frames and their numbers from about `start`, by time stamps; `_StampsDisagree` where these do not hold."""
     index = -1
     for frame in decode_from(path, timeline, start):
         if index < 0:
@@ -349,13 +349,13 @@ def _located(path: str, timeline: Timeline, start: int, wanted: int) -> Iterator
     raise _StampsDisagree  # the wanted ones did not come; counting from the start says why
 
 
-def _collect(frames: Iterator[tuple[int, VideoFrame]], wanted: Indices, look: _Look, promised: int) -> Images:
+def _collect(frames: Iterator[tuple[int, VideoFrame]], wanted: Indices, scaling: _Scaling, promised: int) -> Images:
     """The `wanted` (ascending) of numbered frames; `promised`: how many packets there are."""
     images: list[Images] = []
     index = -1
     for index, frame in frames:
         if index == wanted[len(images)]:
-            images.append(look.image(frame))
+            images.append(scaling.image(frame))
             if images[0].shape != images[-1].shape:
                 raise VideoError(f"the picture's size changes at frame {index}; give a size to scale all frames to")
         if len(images) == len(wanted):

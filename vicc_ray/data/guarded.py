@@ -52,7 +52,7 @@ class Failure:
 
 
 class Closed(Exception):
-    """A `Guarded` was asked after its `close`."""
+    """A `Guarded` was called after its `close`."""
 
 
 class Guarded(Generic[Item, Result]):
@@ -87,10 +87,10 @@ class Guarded(Generic[Item, Result]):
 
     def __call__(self, item: Item) -> Result | Failure:
         """The outcome of one item; `Closed` after `close`, RuntimeError where no process can be started."""
-        outcome, killed = self._ask(item)
+        outcome, killed = self._request(item)
         # Only others send SIGKILL: the kernel for want of memory, or because the thread that started the process has
-        # ended. The item may be innocent and is asked for once more.
-        return self._ask(item)[0] if killed else outcome
+        # ended. The item may be innocent and is tried once more.
+        return self._request(item)[0] if killed else outcome
 
     def close(self) -> None:
         """End the process, also in the middle of an item."""
@@ -104,10 +104,10 @@ class Guarded(Generic[Item, Result]):
         if hasattr(self, "_lock"):
             self.close()
 
-    def _ask(self, item: Item) -> tuple[Result | Failure, bool]:
+    def _request(self, item: Item) -> tuple[Result | Failure, bool]:
         child = self._started()
         try:
-            outcome: Result | Failure | None = child.ask(item, self.timeout_seconds)
+            outcome: Result | Failure | None = child.request(item, self.timeout_seconds)
         except (EOFError, OSError):
             ending = child.ending()
             return Failure(f"it crashed the decoder ({ending})"), ending == "SIGKILL"
@@ -173,7 +173,7 @@ class _Child:
             self.stop()
         self.pipe.recv_bytes()
 
-    def ask(self, item: Any, seconds: float) -> Any:
+    def request(self, item: Any, seconds: float) -> Any:
         """The outcome of an item, None where none came in time; EOFError or OSError where the process died."""
         self.pipe.send_bytes(pickle.dumps(item))
         if not self.pipe.poll(seconds):
@@ -354,8 +354,10 @@ class _Crew(Generic[Item, Result]):
         self._todo: SimpleQueue[int] = SimpleQueue()
         for place in range(len(items)):
             self._todo.put(place)
-        hands = [Guarded(function, timeout_seconds) for _ in range(min(max(workers, 1), len(items)))]
-        self._minded = [(hand, threading.Thread(target=self._mind, args=(hand,), daemon=True)) for hand in hands]
+        workers_ = [Guarded(function, timeout_seconds) for _ in range(min(max(workers, 1), len(items)))]
+        self._minded = [
+            (worker_, threading.Thread(target=self._mind, args=(worker_,), daemon=True)) for worker_ in workers_
+        ]
         for _, thread in self._minded:
             thread.start()
 

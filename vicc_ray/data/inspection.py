@@ -65,8 +65,8 @@ def inspect(path: str, every: bool) -> Findings:
     """Open, count and try one local file; raises `VideoError` with the reason where it cannot be used.
 
     Decodes the first picture and the stretch after the last key frame (where a cut or damaged file shows itself); all
-    pictures where packets do not tell their number, or with `every`. Of a very long video only the ends are decoded,
-    unless `every` asks for all. decord is chosen where it can be (`_plain`) and its pictures are PyAV's there.
+    pictures where packets do not give their number, or with `every`. Of a very long video only the ends are decoded,
+    unless `every` is set. decord is chosen where it can be (`_plain`) and its pictures are PyAV's there.
     """
     with open_video(path) as (container, stream):
         timeline = read_timeline(container, stream)
@@ -86,21 +86,21 @@ def inspect(path: str, every: bool) -> Findings:
     if twin is not None and codec in nal.CODECS and not twin.lands_on(_fresh_starts(path, timeline)):
         twin = None
     whole = every or not timeline.exact or (codec not in ONE_PICTURE_A_PACKET and len(timeline) <= LONG)
-    look = _look(path, timeline, whole, twin if every else None)
+    decoded = _decode_samples(path, timeline, whole, twin if every else None)
     # decord skips by time stamps: where they do not hold it returns a neighbour of the requested frame.
-    right = twin is not None and look.plain and look.stamps_hold and twin.agrees(look)
-    fps, constant_rate = _rate(timeline, rate, look.stamps_hold)
+    right = twin is not None and decoded.plain and decoded.stamps_hold and twin.agrees(decoded)
+    fps, constant_rate = _rate(timeline, rate, decoded.stamps_hold)
     return Findings(
-        frames=look.frames,
-        declared_frames=declared or _declared(timeline, promised, look.frames, rate or fps),
+        frames=decoded.frames,
+        declared_frames=declared or _declared(timeline, promised, decoded.frames, rate or fps),
         fps=fps,
         constant_rate=constant_rate,
-        width=look.width,
-        height=look.height,
-        rotation=look.orientation.degrees,
-        duration_seconds=look.frames / fps if fps else 0.0,
+        width=decoded.width,
+        height=decoded.height,
+        rotation=decoded.orientation.degrees,
+        duration_seconds=decoded.frames / fps if fps else 0.0,
         codec=codec,
-        decoder="decord" if right else "pyav" if look.stamps_hold else "pyav-sequential",
+        decoder="decord" if right else "pyav" if decoded.stamps_hold else "pyav-sequential",
     )
 
 
@@ -143,7 +143,7 @@ def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _declared(timeline: Timeline, promised: float, frames: int, rate: float) -> int:
-    """The number of frames that a header means that tells an end (seconds), a rate and no number; 0: nothing can be told of it.
+    """The number of frames that a header means that has an end (seconds), a rate and no number; 0: unknown.
 
     The last picture may be shown as long as any other: a header that is off by no more than that is honest.
     """
@@ -156,7 +156,7 @@ def _declared(timeline: Timeline, promised: float, frames: int, rate: float) -> 
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Decoded:
     """What decoding showed: pictures, whether their time stamps are the packets', digests of some of them.
 
     `plain`: none is interlaced, turned or mirrored. `first`: the first picture at `SCALED`.
@@ -172,7 +172,7 @@ class _Look:
     samples: dict[int, bytes]
 
 
-def _look(path: str, timeline: Timeline, whole: bool, twin: _Decord | None) -> _Look:
+def _decode_samples(path: str, timeline: Timeline, whole: bool, twin: _Decord | None) -> _Decoded:
     """Decode the first picture and some stretches; or all (`whole`, or where a stretch is not as promised).
 
     `twin` is shown every picture that is decoded.
@@ -186,14 +186,14 @@ def _look(path: str, timeline: Timeline, whole: bool, twin: _Decord | None) -> _
     frames, hold = len(timeline), False
     if not whole:
         tried = [_decode(path, timeline, *ends, samples)[1] for ends in _stretches(timeline)]
-        # Where seeking to a long video's end misses it, its head tells about the time stamps.
+        # Where seeking to a long video's end misses it, its head shows the time stamps.
         hold = tried[0] if frames > LONG else all(tried)
     if not hold:
         samples.digests.clear()
         frames, hold = _decode(path, timeline, 0, frames, samples)
     height, width = orientation.stored((first.height, first.width))
     scaled = to_image(first, SCALED)
-    return _Look(frames, width, height, orientation, hold, samples.plain, scaled, samples.digests)
+    return _Decoded(frames, width, height, orientation, hold, samples.plain, scaled, samples.digests)
 
 
 class _Samples:
@@ -290,23 +290,23 @@ class _Decord:
             self._inorder = self._open()
         self._right = self._right and self._same(self._inorder, index, ours)
 
-    def agrees(self, look: _Look) -> bool:
+    def agrees(self, decoded: _Decoded) -> bool:
         """Whether all pictures seen were the same, and so is each run of samples to a reader that begins with it.
 
         A single picture (the last one) follows the run before it. The first one is compared at `SCALED`.
         """
         scaled = self._open(SCALED)
-        if not self._right or len(scaled) != look.frames:
+        if not self._right or len(scaled) != decoded.frames:
             return False
         picture = self._picture(scaled, 0)
-        self._right = picture is not None and np.array_equal(picture, look.first)
-        places, reader = np.array(sorted(look.samples)), None
+        self._right = picture is not None and np.array_equal(picture, decoded.first)
+        places, reader = np.array(sorted(decoded.samples)), None
         for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
             if not self._right or run.tolist() == [0] != places.tolist():
                 continue
             if reader is None or len(run) > 1:
                 reader, self._unused = self._unused or self._open(), None
-            self._right = all(self._same(reader, index, look.samples[index]) for index in run.tolist())
+            self._right = all(self._same(reader, index, decoded.samples[index]) for index in run.tolist())
         return self._right
 
     def _open(self, size: tuple[int, int] | None = None) -> Any:

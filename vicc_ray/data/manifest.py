@@ -1,6 +1,6 @@
 """The manifest: one row a video, in one Parquet file. What is there, how to read it, and what was refused and why.
 
-`probe` asks the file itself, not its header. `Manifest` holds the rows, the refused ones apart.
+`probe` reads the file itself, not its header alone. `Manifest` holds the rows, the refused ones apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "probe"]
 
-# Names every split together, wherever one is asked for.
+# Names every split together, wherever a split is named.
 ALL = "all"
 _NAME = b"vicc_ray"  # of the entry of the Parquet file's metadata
 # How much of a file its content hash reads: see `content_hash`.
@@ -42,7 +42,7 @@ class VideoRow:
 
     `frames` counts pictures really there, `declared_frames` is what the header says (0: nothing). `fps` is their mean
     rate and `duration_seconds` the time they cover; without `constant_rate` pictures come at uneven times. `checked`:
-    every picture was decoded once. `modified` (seconds) and `bytes` tell whether the file is the one that was probed.
+    every picture was decoded once. `modified` (seconds) and `bytes` show whether the file is the one that was probed.
     `refused` is the reason why the video cannot be used, or None; a refused row may know nothing but its name.
     `content_hash` (see there) is what flow stores, samples and fingerprints know the video by, `hash_rule` the rule that it
     was made by. A row keeps both while its file is the same, so that what was made with it stays valid.
@@ -104,7 +104,7 @@ def probe(video: str) -> VideoRow:
     """Open, count and try one video (path or URI); raises `VideoError` with the reason where it cannot be used.
 
     Decodes the first picture and the stretch after the last key frame (where a cut or damaged file shows itself), or
-    all pictures where packets do not tell their number; compares decord with PyAV there to choose the reader. Of a very
+    all pictures where packets do not give their number; compares decord with PyAV there to choose the reader. Of a very
     long video only the ends are decoded.
     """
     return _row(video, every=False)
@@ -135,10 +135,10 @@ def _row(video: str, every: bool) -> VideoRow:
 class Manifest:
     """The rows of one data set: `videos` can be used, `refused` cannot. Of a path that comes twice the first stays.
 
-    `dataset` names it where its layout told (ucf101, hmdb51, kinetics), `fold` is the official split in use; None: nobody
-    knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an earlier
-    version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos: its rows name PyAV, but it keeps its
-    fingerprint, so that runs that began with it go on.
+    `dataset` names it where its layout is one of a data set (ucf101, hmdb51, kinetics), `fold` is the official split in use;
+    None: nobody knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an
+    earlier version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos: its rows name PyAV, but it
+    keeps its fingerprint, so that runs that began with it go on.
     """
 
     def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
@@ -266,10 +266,10 @@ class Manifest:
 
 
 def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
-    """Data set, fold and rules of a file's metadata; None of files that tell nothing, such as those written before."""
+    """Data set, fold and rules of a file's metadata; None of files without them, such as those written before."""
     try:
-        told = json.loads((schema.metadata or {}).get(_NAME, b"{}"))
-        dataset, fold, rules = told.get("dataset"), told.get("fold"), told.get("rules")
+        facts = json.loads((schema.metadata or {}).get(_NAME, b"{}"))
+        dataset, fold, rules = facts.get("dataset"), facts.get("fold"), facts.get("rules")
     except (ValueError, AttributeError):
         return None, None, None
     return (

@@ -29,12 +29,12 @@ from vicc_ray.errors import UserError
 
 OnProgress = Callable[[int, int, VideoRow], None]
 # Asking a store about one file is a round trip: many wait at once.
-ASKING = 32
+AT_ONCE = 32
 NOTHING: Mapping[str, VideoRow] = MappingProxyType({})
 
 
 class Sized(Protocol):
-    """What tells whether a file is the one that was probed."""
+    """What shows whether a file is the one that was probed."""
 
     @property
     def bytes(self) -> int: ...
@@ -80,7 +80,7 @@ def to_probe(
     """(rows to reuse by place, places to probe) in `candidates`; `known` has earlier rows by path.
 
     A row is reused where the file's bytes and time are still the row's, and takes the candidate's label, split and
-    group. Earlier refused rows are probed again. Files that the listing did not size are asked for with `describe`.
+    group. Earlier refused rows are probed again. Files that the listing did not size are described with `describe`.
     A run that wants more of a row than it has (every frame decoded) leaves that row out of `known`.
     """
     places = [place for place, candidate in enumerate(candidates) if _usable(known.get(candidate.path))]
@@ -139,14 +139,14 @@ def row_of(candidate: Candidate, outcome: VideoRow | Failure) -> VideoRow:
 
 
 def _usable(row: VideoRow | None) -> bool:
-    """Without a time nothing tells whether the file is the same."""
+    """Without a time nothing shows whether the file is the same."""
     return row is not None and row.refused is None and row.modified > 0
 
 
 def _sizes(candidates: Sequence[Candidate], describe: Callable[[str], Sized | None]) -> list[tuple[int, float] | None]:
-    """(bytes, modified) of each file now; None for one that is gone or cannot be asked for."""
+    """(bytes, modified) of each file now; None for one that is gone or cannot be described."""
 
-    def ask(candidate: Candidate) -> tuple[int, float] | None:
+    def describe_one(candidate: Candidate) -> tuple[int, float] | None:
         try:
             entry = describe(candidate.path)
         except (OSError, ValueError, UserError):
@@ -155,14 +155,14 @@ def _sizes(candidates: Sequence[Candidate], describe: Callable[[str], Sized | No
 
     sizes = [(c.bytes, c.modified) if c.bytes is not None and c.modified is not None else None for c in candidates]
     unknown = [place for place, size in enumerate(sizes) if size is None]
-    with ThreadPoolExecutor(ASKING) as pool:
-        for place, size in zip(unknown, pool.map(ask, [candidates[place] for place in unknown]), strict=True):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for place, size in zip(unknown, pool.map(describe_one, [candidates[place] for place in unknown]), strict=True):
             sizes[place] = size
     return sizes
 
 
 def _same(row: VideoRow, size: tuple[int, float]) -> bool:
-    """Object stores list fractions of a second that they do not tell of a single object."""
+    """Object stores list fractions of a second that they do not give for a single object."""
     count, modified = size
     same_time = int(row.modified) == int(modified) if storage.is_uri(row.video) else row.modified == modified
     return same_time and row.bytes == count

@@ -1,4 +1,4 @@
-"""The embedded motion data set: small H.264 videos of 8 classes that only motion tells apart.
+"""The embedded motion data set: small H.264 videos of 8 classes that differ in motion only.
 
 A video is a scene (textured sprites on a textured ground) and a motion. The scene is drawn without knowing the class,
 and the class only chooses which one of the scene's parameters moves from frame 0 on. Frame 0 is therefore the same for
@@ -390,7 +390,7 @@ def _check_mark(mark: Path, settings: Settings) -> None:
     for name, wanted in asdict(settings).items():
         if recorded.get(name) != wanted:
             raise UserError(
-                f"{mark}: the set was made with {name} = {recorded.get(name)}, but {wanted} is asked for; "
+                f"{mark}: the set was made with {name} = {recorded.get(name)}, but {wanted} is requested; "
                 "choose another folder or delete this one"
             )
     if fingerprint != settings.fingerprint():

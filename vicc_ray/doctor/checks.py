@@ -34,7 +34,7 @@ class Finding:
 
     check: str
     state: State
-    told: str
+    message: str
     remedy: str = ""
 
 
@@ -50,8 +50,10 @@ class Transfer:
 
 def check_nodes(nodes: Sequence[NodeFacts], driver: dict[str, str], folder: str | None) -> list[Finding]:
     """Findings about nodes; `driver`: the packages of the process that would drive the run, `folder` of its runs."""
-    asked = [node for node in nodes if node.error is None]
-    findings = [Finding("nodes", "ok", f"{len(asked)} of {len(nodes)} answered: {', '.join(n.name for n in asked)}")]
+    answering = [node for node in nodes if node.error is None]
+    findings = [
+        Finding("nodes", "ok", f"{len(answering)} of {len(nodes)} answered: {', '.join(n.name for n in answering)}")
+    ]
     findings += [
         Finding(
             "nodes",
@@ -63,14 +65,14 @@ def check_nodes(nodes: Sequence[NodeFacts], driver: dict[str, str], folder: str 
         if node.error is not None
     ]
     checks: list[Callable[[], list[Finding]]] = [
-        lambda: check_versions(asked, driver),
-        lambda: check_processors(asked),
-        lambda: check_gpus(asked),
-        lambda: check_memory(asked),
-        lambda: check_clocks(asked),
-        lambda: check_storage(asked, folder) if folder else [],
-        lambda: check_flow_store(asked),
-        lambda: check_videos(asked),
+        lambda: check_versions(answering, driver),
+        lambda: check_processors(answering),
+        lambda: check_gpus(answering),
+        lambda: check_memory(answering),
+        lambda: check_clocks(answering),
+        lambda: check_storage(answering, folder) if folder else [],
+        lambda: check_flow_store(answering),
+        lambda: check_videos(answering),
     ]
     return findings + [finding for check in checks for finding in check()]
 
@@ -82,12 +84,12 @@ def check_versions(nodes: Sequence[NodeFacts], driver: dict[str, str]) -> list[F
         wanted = _comparable(package, driver.get(package))
         other = [node for node in nodes if _comparable(package, node.packages.get(package)) != wanted]
         if other:
-            told = ", ".join(f"{node.name} has {node.packages.get(package, 'none')}" for node in other)
+            message = ", ".join(f"{node.name} has {node.packages.get(package, 'none')}" for node in other)
             findings.append(
                 Finding(
                     "versions",
                     "failure",
-                    f"{package}: the driver has {driver.get(package, 'none')}, {told}",
+                    f"{package}: the driver has {driver.get(package, 'none')}, {message}",
                     "start every node from one image (cluster/Containerfile) or install requirements.lock everywhere",
                 )
             )
@@ -96,20 +98,22 @@ def check_versions(nodes: Sequence[NodeFacts], driver: dict[str, str]) -> list[F
 
 
 def check_processors(nodes: Sequence[NodeFacts]) -> list[Finding]:
-    """Ray hands out no more CPUs than a node may use."""
+    """Ray allocates no more CPUs than a node may use."""
     over = [node for node in nodes if node.cpus > node.cores + 0.5]
     if not over:
         counts = Counter(f"{node.cpus:g}" for node in nodes if node.cpus)
-        told = ", ".join(f"{count} nodes of {cpus}" for cpus, count in sorted(counts.items())) or "none on any node"
-        return [Finding("CPUs", "ok", told)]
-    told = ", ".join(f"{node.name}: Ray hands out {node.cpus:g}, the machine allows {node.cores:g}" for node in over)
+        message = ", ".join(f"{count} nodes of {cpus}" for cpus, count in sorted(counts.items())) or "none on any node"
+        return [Finding("CPUs", "ok", message)]
+    message = ", ".join(f"{node.name}: Ray allocates {node.cpus:g}, the machine allows {node.cores:g}" for node in over)
     return [
-        Finding("CPUs", "warning", told, "start its Ray with --num-cpus at what the machine (or its container) allows")
+        Finding(
+            "CPUs", "warning", message, "start its Ray with --num-cpus at what the machine (or its container) allows"
+        )
     ]
 
 
 def check_gpus(nodes: Sequence[NodeFacts]) -> list[Finding]:
-    """Each GPU that Ray hands out is one that torch can compute on."""
+    """Each GPU that Ray allocates is one that torch can compute on."""
     findings = []
     for node in nodes:
         if node.gpus > len(node.gpu_memory):
@@ -117,7 +121,7 @@ def check_gpus(nodes: Sequence[NodeFacts]) -> list[Finding]:
                 Finding(
                     "GPUs",
                     "failure",
-                    f"{node.name}: Ray hands out {node.gpus:g}, torch can use {len(node.gpu_memory)}"
+                    f"{node.name}: Ray allocates {node.gpus:g}, torch can use {len(node.gpu_memory)}"
                     + (f" ({node.gpu_error})" if node.gpu_error else ""),
                     "check the driver with nvidia-smi there, the container's NVIDIA runtime, and that torch is a CUDA build",
                 )
@@ -155,19 +159,19 @@ def check_memory(nodes: Sequence[NodeFacts]) -> list[Finding]:
         return findings
     least = min(nodes, key=lambda node: node.memory_free)
     store = sum(node.object_store for node in nodes)
-    told = f"at least {gibibytes(least.memory_free)} free on a node ({least.name}); object stores {gibibytes(store)} together"
-    return [Finding("memory", "ok", told)]
+    message = f"at least {gibibytes(least.memory_free)} free on a node ({least.name}); object stores {gibibytes(store)} together"
+    return [Finding("memory", "ok", message)]
 
 
 def check_clocks(nodes: Sequence[NodeFacts]) -> list[Finding]:
-    """The clocks agree, as far as the question's way there and back lets one tell."""
+    """The clocks agree, as far as the time of a message there and back allows."""
     off = [(max(abs(node.clock) - node.clock_error, 0.0), node) for node in nodes]
     worst = max((amount for amount, _ in off), default=0.0)
     if worst < CLOCK_WARNING:
         return [Finding("clocks", "ok", f"agree within {max(worst, 0.1):.1f} s")] if nodes else []
     state: State = "failure" if worst >= CLOCK_FAILURE else "warning"
-    told = ", ".join(f"{node.name} is {node.clock:+.1f} s off" for amount, node in off if amount >= CLOCK_WARNING)
-    return [Finding("clocks", state, told, "turn on time synchronisation (chrony or the cloud's own) on every node")]
+    message = ", ".join(f"{node.name} is {node.clock:+.1f} s off" for amount, node in off if amount >= CLOCK_WARNING)
+    return [Finding("clocks", state, message, "turn on time synchronisation (chrony or the cloud's own) on every node")]
 
 
 def check_storage(nodes: Sequence[NodeFacts], folder: str) -> list[Finding]:
@@ -225,8 +229,8 @@ def check_videos(nodes: Sequence[NodeFacts]) -> list[Finding]:
         return findings
     slowest = max(times, key=lambda name: times[name])
     if times[slowest] > SLOW_CLIP_SECONDS:
-        told = f"{slowest}: {times[slowest]:.1f} s for a clip"
-        return [Finding("videos", "warning", told, "bring the videos nearer, or shorten their groups of pictures")]
+        message = f"{slowest}: {times[slowest]:.1f} s for a clip"
+        return [Finding("videos", "warning", message, "bring the videos nearer, or shorten their groups of pictures")]
     return [Finding("videos", "ok", f"read and decoded on every node, {1e3 * times[slowest]:.0f} ms a clip at most")]
 
 
@@ -246,14 +250,17 @@ def check_network(transfers: Sequence[Transfer]) -> list[Finding]:
     if findings or not rates:
         return findings
     slowest = min(rates, key=lambda one: one.rate)
-    told = f"{slowest.source} -> {slowest.target}: {slowest.rate / 1e6:.0f} MB/s, the slowest of {len(rates)} ways"
+    message = f"{slowest.source} -> {slowest.target}: {slowest.rate / 1e6:.0f} MB/s, the slowest of {len(rates)} ways"
     if slowest.rate < SLOW_NETWORK:
         return [
             Finding(
-                "network", "warning", told, "clips travel from decode to training: take nodes of one zone, or more Gb/s"
+                "network",
+                "warning",
+                message,
+                "clips travel from decode to training: take nodes of one zone, or more Gb/s",
             )
         ]
-    return [Finding("network", "ok", told)]
+    return [Finding("network", "ok", message)]
 
 
 def gibibytes(size: float) -> str:

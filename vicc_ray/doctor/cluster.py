@@ -1,4 +1,4 @@
-"""Ray's part of the doctor: connect, ask each node, send something from node to node, say what the cluster may become."""
+"""Ray's part of the doctor: connect, query each node, measure the network between them, find what the cluster may grow to."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def query_nodes(question: Question) -> list[NodeFacts]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     nodes.sort(key=lambda node: (node["NodeID"] != here, node["NodeManagerAddress"]))
     names = _names(nodes)
-    asked = {
+    pending = {
         name: _on(node, gather).remote(name, replace(question, gpus=bool(node["Resources"].get("GPU"))))
         for name, node in names.items()
     }
-    facts = {name: _answer(name, reference) for name, reference in asked.items()}
+    facts = {name: _answer(name, reference) for name, reference in pending.items()}
     answering = [name for name, fact in facts.items() if fact.error is None]
     for name in answering:
         node, fact = names[name], facts[name]
@@ -122,11 +122,11 @@ def _answer(name: str, reference: Any) -> NodeFacts:
 
 def _clock(node: dict[str, Any]) -> tuple[float, float]:
     """How far the node's clock is ahead, and how far that may be wrong: half of the quickest question's way."""
-    ask = _on(node, _time)
+    measure = _on(node, _time)
     tries = []
     for _ in range(CLOCK_TRIES):
         sent = time.time()
-        there = ray.get(ask.remote(), timeout=NODE_SECONDS)
+        there = ray.get(measure.remote(), timeout=NODE_SECONDS)
         back = time.time()
         tries.append(((back - sent) / 2, there - (sent + back) / 2))
     error, ahead = min(tries)

@@ -1,4 +1,4 @@
-"""What a run will ask of a cluster, and whether that is there now, only after scaling up, or never. Pure."""
+"""What a run needs of a cluster, and whether that is there now, only after scaling up, or never. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run asks at its largest: bytes of decoded clips in the object store, resident memory of its processes."""
+    """What a run needs at its largest: bytes of decoded clips in the object store, resident memory of its processes."""
 
     plan: ResourcePlan
     actors: int
@@ -55,7 +55,7 @@ class Demand:
 
 
 def demand_of(experiment: Experiment, largest_batch: int, capacity: Capacity) -> Demand:
-    """What the experiment will ask of this cluster; UserError where it can never fit."""
+    """What the experiment needs of this cluster; UserError where it can never fit."""
     plan, notes = plan_on(experiment.train, capacity.nodes, capacity.grown)
     actors = plan.decoders(plan.workers).actors
     return Demand(
@@ -68,7 +68,7 @@ def demand_of(experiment: Experiment, largest_batch: int, capacity: Capacity) ->
 
 
 def check_demand(experiment: Experiment, largest_batch: int, capacity: Capacity) -> list[Finding]:
-    """What the run asks, and whether there is room."""
+    """What the run needs, and whether there is room."""
     try:
         demand = demand_of(experiment, largest_batch, capacity)
     except UserError as error:

@@ -32,7 +32,7 @@ GPU_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Question:
-    """What a node is asked: `folder` takes a file from each node, `videos` are read as the experiment reads them."""
+    """What is requested of a node: `folder` takes a file from each node, `videos` are read as the experiment reads them."""
 
     folder: str | None = None
     experiment: Experiment | None = None
@@ -51,9 +51,9 @@ class VideoTry:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What was found on a node; sizes in bytes. `error` stands alone where the node could not be asked.
+    """What was found on a node; sizes in bytes. `error` stands alone where the node gave no answer.
 
-    `cpus`, `gpus`, `object_store`: what Ray hands out there. `cores`: what this process may use, by affinity and cgroup.
+    `cpus`, `gpus`, `object_store`: what Ray allocates there. `cores`: what this process may use, by affinity and cgroup.
     `clock`: seconds ahead of the driver's, give or take `clock_error`. `unseen`: nodes whose file in the folder it does not see.
     """
 
@@ -146,14 +146,14 @@ def gpus_here() -> tuple[tuple[int, ...], str | None]:
     # Ray hides the GPUs from a task that did not reserve one.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
-        told = subprocess.run(
+        listed = subprocess.run(
             [sys.executable, "-c", GPU_QUESTION], env=environment, capture_output=True, text=True, timeout=GPU_SECONDS
         )
     except subprocess.TimeoutExpired:
         return (), f"torch did not come back from the GPU within {GPU_SECONDS:.0f} s"
-    if told.returncode:
-        return (), (told.stderr.strip().splitlines() or ["torch ended without a word"])[-1][:300]
-    return tuple(int(line.split()[0]) for line in told.stdout.splitlines() if line), None
+    if listed.returncode:
+        return (), (listed.stderr.strip().splitlines() or ["torch ended without a word"])[-1][:300]
+    return tuple(int(line.split()[0]) for line in listed.stdout.splitlines() if line), None
 
 
 def cores_here() -> float:

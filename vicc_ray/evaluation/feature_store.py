@@ -226,8 +226,10 @@ class FeatureWriter:
     def finish(self) -> None:
         """Called when all rows are there."""
         if self._writer is None:
-            told = f" (the first of {len(self.refused)} refused: {': '.join(self.refused[0])})" if self.refused else ""
-            raise UserError(f"{self.name}: there are no features to write; is the split empty?{told}")
+            detail = (
+                f" (the first of {len(self.refused)} refused: {': '.join(self.refused[0])})" if self.refused else ""
+            )
+            raise UserError(f"{self.name}: there are no features to write; is the split empty?{detail}")
         refused = json.dumps(self.refused).encode()
         about = self._schema.metadata[METADATA]
         self._writer.add_key_value_metadata({REFUSED: refused, CHECK: _footer_hash(about, refused, self.rows)})

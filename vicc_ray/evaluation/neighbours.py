@@ -105,7 +105,8 @@ def retrieval_problem(
 
 
 def _means_of_own(gallery: LabelledVideos, query: LabelledVideos) -> list[str]:
-    """Notes on sides whose own mean tells little of what all videos have in common; UserError where it is what tells them apart.
+    """Notes on sides whose own mean is a poor estimate of what all videos have in common; UserError where it is what separates
+    them.
 
     The mean of Q videos is off by about 1/sqrt(Q) of what they differ by, and that of one class is the class itself.
     """

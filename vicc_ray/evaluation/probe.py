@@ -77,7 +77,7 @@ def fit_probe(train: VideoFeatures) -> Probe:
     """The probe of a training split's features; lambda has the lowest log loss over held-out groups.
 
     Folds keep groups (clips of one source video) together; videos of unknown group stand for themselves. The log loss
-    and not the accuracy chooses, as it tells neighbours on the grid apart with few videos, too, and as R+F averages the
+    and not the accuracy chooses, as it separates neighbours on the grid with few videos, too, and as R+F averages the
     probabilities themselves. The same features give the same probe. Raises UserError for no videos or one class only,
     videos without a label and features that are not finite.
     """
@@ -136,9 +136,9 @@ def _usable_folds(targets: Indices, labels: list[str], groups: Sequence[str | No
     usable = []
     for held in grouped_folds(labels, groups, FOLDS):
         learnt = np.setdiff1d(np.arange(len(targets)), held)
-        asked = held[np.isin(targets[held], targets[learnt])]
-        if len(asked) and len(np.unique(targets[learnt])) > 1:
-            usable.append((learnt, asked))
+        tested = held[np.isin(targets[held], targets[learnt])]
+        if len(tested) and len(np.unique(targets[learnt])) > 1:
+            usable.append((learnt, tested))
     return usable
 
 
@@ -146,10 +146,10 @@ def _path(
     rows: Floats, targets: Indices, folds: list[tuple[Indices, Indices]], classes: int
 ) -> tuple[dict[float, float], Indices, Floats]:
     """Held-out loss of each lambda tried, up to the first rise; the held-out rows and their probabilities at the best."""
-    asked = np.concatenate([held for _, held in folds]) if folds else np.empty(0, np.int64)
-    best, losses = np.empty((len(asked), classes), np.float32), dict[float, float]()
+    tested = np.concatenate([held for _, held in folds]) if folds else np.empty(0, np.int64)
+    best, losses = np.empty((len(tested), classes), np.float32), dict[float, float]()
     if not folds:
-        return losses, asked, best
+        return losses, tested, best
     sides = [rows[learnt] for learnt, _ in folds]
     known = [targets[learnt] for learnt, _ in folds]
     models = [
@@ -162,13 +162,15 @@ def _path(
             _fit_fold(model.set_params(C=_inverse(penalty, side, own)), side, own)
             table[start : start + len(held), model.classes_] = model.predict_proba(rows[held])
             start += len(held)
-        loss = float(-np.log(np.maximum(table[np.arange(len(asked)), targets[asked]], 1e-30), dtype=np.float64).mean())
+        loss = float(
+            -np.log(np.maximum(table[np.arange(len(tested)), targets[tested]], 1e-30), dtype=np.float64).mean()
+        )
         if losses and loss >= min(losses.values()):
             losses[penalty] = loss
             break
         losses[penalty], best = loss, table
-    order = np.argsort(asked)
-    return losses, asked[order], best[order]
+    order = np.argsort(tested)
+    return losses, tested[order], best[order]
 
 
 def _model(penalty: float, rows: Floats, targets: Indices, tolerance: float, steps: int) -> Any:
@@ -190,7 +192,7 @@ def _fit_fold(model: Any, rows: Floats, targets: Indices) -> None:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        # A fit of a fold that stops early still tells whether its lambda is better than the one before.
+        # A fit of a fold that stops early still shows whether its lambda is better than the one before.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows, targets)
 

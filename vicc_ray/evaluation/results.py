@@ -57,8 +57,8 @@ class Evaluation:
         protocol: retrieval, reference (retrieval as published), linear, finetune or probe.
         run: name of the run; `seed` is its experiment's.
         data: name of the data set: the manifest's (ucf101, hmdb51, ...), else the stem of its file.
-        fold: the official split of UCF101 or HMDB51, where the manifest tells.
-        train_on: split that was learnt from or searched in; `test_on` the split that was asked about.
+        fold: the official split of UCF101 or HMDB51, where the manifest has it.
+        train_on: split that was learnt from or searched in; `test_on` the split of the queries or test videos.
         train, test: numbers of videos on the two sides.
         rows: one an encoder, in the order of the table: {"name": "RGB-2", "R@1": 0.62, ..., "mAP": ...} of retrieval,
             {"name": "RGB-2", "top-1": ..., "top-5": ..., "mean class": ...} of classifiers; shares of 1. A row of fitted
@@ -222,8 +222,8 @@ def read(file: Path) -> Evaluation:
         if not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in found.rows):
             raise ValueError("a row has no name")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: is no result of an evaluation ({told}); remove it and evaluate again") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: is no result of an evaluation ({reason}); remove it and evaluate again") from None
     return found
 
 

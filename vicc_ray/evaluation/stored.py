@@ -30,7 +30,7 @@ Setting = str | int | float | bool | None
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Videos whose features are wanted, and how each is looked at. Equal to itself only: there may be a million videos.
+    """Videos whose features are needed, and which windows are taken. Equal to itself only: there may be a million videos.
 
     windows: all, centre, or random (one, at a place drawn from the experiment's seed and the video). jitter: whether
     windows get a random colour jitter, as in the published test.

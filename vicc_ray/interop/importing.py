@@ -32,7 +32,7 @@ class ImportResult:
 def import_published(path: Path | str, stream: Stream) -> ImportResult:
     """Reads a ViCC (single- or cross-stream) or CoCLR checkpoint; writes nothing.
 
-    `stream` is that of the learning encoder: the file does not tell. A cross-stream file gives two encoders, the
+    `stream` is that of the learning encoder: the file does not say. A cross-stream file gives two encoders, the
     learning one and the frozen one of the other stream. The architecture is found by the names. UserError, in one line,
     for a file that cannot be read as plain weights and for anything missing, unexpected, of another shape or type, not
     finite, or different between the two copies that S3D files hold of each tensor.

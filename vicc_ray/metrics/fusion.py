@@ -13,7 +13,7 @@ from vicc_ray.metrics.search import Centre, Features, Rows, Table, beside, units
 
 PUBLISHED = (1.0, 1.0)
 GRID = 21  # weights of the second stream that are tried: 0, 0.1, ..., 2
-FIT_QUERIES = 4096  # gallery videos that ask in a fit; more would tell the weights of a grid no better apart
+FIT_QUERIES = 4096  # gallery videos that are queries in a fit; more would not separate the weights of a grid better
 
 
 def fused(
@@ -30,10 +30,10 @@ def fused(
     """
     _check_streams(gallery, query)
     factors = _factors(len(gallery), weights)
-    pairs = [units(searched, asked, centre) for searched, asked in zip(gallery, query, strict=True)]
+    pairs = [units(gallery_rows, query_rows, centre) for gallery_rows, query_rows in zip(gallery, query, strict=True)]
     sides = zip(("gallery", "query"), zip(*pairs, strict=True), strict=True)
-    searched, asked = (beside(tables, factors, side) for side, tables in sides)
-    return searched, asked
+    gallery_rows, query_rows = (beside(tables, factors, side) for side, tables in sides)
+    return gallery_rows, query_rows
 
 
 def _factors(streams: int, weights: Sequence[float] | None) -> list[float]:
@@ -48,8 +48,8 @@ def fused_similarities(
     gallery: Sequence[npt.ArrayLike], query: Sequence[npt.ArrayLike], centre: Centre = "gallery"
 ) -> Features:
     """Sum of the streams' similarity matrices: float32 [Q,G]; arguments as in `fused`."""
-    searched, asked = fused(gallery, query, centre=centre)
-    return asked.whole() @ searched.whole().T
+    gallery_rows, query_rows = fused(gallery, query, centre=centre)
+    return query_rows.whole() @ gallery_rows.whole().T
 
 
 def fused_recall_at_k(
@@ -88,29 +88,29 @@ def fused_score(
 def fit_weights(gallery: Sequence[Table], labels: Labels, groups: Labels | None = None) -> tuple[float, float]:
     """Weights of two streams' similarities, fitted on the gallery (the training split) alone.
 
-    The pair (2 - w, w), w on a grid of `GRID` from 0 to 2, with the highest R@1 when gallery videos ask for each other
+    The pair (2 - w, w), w on a grid of `GRID` from 0 to 2, with the highest R@1 when gallery videos are each other's queries
     outside their own group (groups None: all but themselves); of equal ones the nearest to the published (1, 1). Up to
-    `FIT_QUERIES` videos ask, evenly spread; those with no other video of their class are passed over. UserError where
+    `FIT_QUERIES` videos are queries, evenly spread; those with no other video of their class are passed over. UserError where
     that leaves none.
     """
     if len(gallery) != 2:
         raise ValueError(f"fusion: {len(gallery)} streams; weights are fitted for two")
     check_labels(labels, labels)
     own = list(range(len(labels))) if groups is None else list(groups)
-    asking = np.flatnonzero(answerable(labels, labels, own, own))
-    if not len(asking):
+    places = np.flatnonzero(answerable(labels, labels, own, own))
+    if not len(places):
         raise UserError(
             "fusion: weights cannot be fitted: no gallery video has another of its class outside its own group; "
             "use the published weights"
         )
-    asking = asking[np.unique(np.linspace(0, len(asking) - 1, FIT_QUERIES).astype(int))]
-    asked = [labels[number] for number in asking], [own[number] for number in asking]
+    places = places[np.unique(np.linspace(0, len(places) - 1, FIT_QUERIES).astype(int))]
+    query_rows = [labels[number] for number in places], [own[number] for number in places]
     best, chosen = -1.0, PUBLISHED
     for w in sorted(np.linspace(0, 2, GRID).tolist(), key=lambda w: abs(w - 1)):
         pair = round(2 - w, 6), round(w, 6)
         rows, _ = fused(gallery, gallery, pair)
-        indices, _ = rank(rows, _taken(rows, asking), 1, own, asked[1])
-        recall = recall_of(indices, labels, asked[0], (1,))[1]
+        indices, _ = rank(rows, _taken(rows, places), 1, own, query_rows[1])
+        recall = recall_of(indices, labels, query_rows[0], (1,))[1]
         if recall > best:
             best, chosen = recall, pair
     return chosen
@@ -128,7 +128,7 @@ def _taken(rows: Rows, places: npt.NDArray[np.integer]) -> Features:
 def mean_probabilities(
     streams: Sequence[npt.ArrayLike], weights: Sequence[float] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Mean of the streams' class probabilities, each [N, classes] with rows that sum to 1; weighted where asked."""
+    """Mean of the streams' class probabilities, each [N, classes] with rows that sum to 1; weighted where `weights` are given."""
     tables = [np.asarray(stream, dtype=np.float64) for stream in streams]
     for table in tables:
         if table.shape != tables[0].shape or not np.allclose(table.sum(axis=1), 1, atol=1e-3) or table.min() < 0:

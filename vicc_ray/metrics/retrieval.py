@@ -24,7 +24,7 @@ RECALL_AT = (1, 5, 10, 20, 50)
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: its queries, their R@k and their mean average precision (None where it was not asked for)."""
+    """One class: its queries, their R@k and their mean average precision (None where it was not requested)."""
 
     queries: int
     recall: Mapping[int, float]
@@ -87,16 +87,16 @@ def score_rows(
     """As `score`, on rows as they are (of `unit`, or of `fusion.fused`)."""
     check_labels(gallery_labels, query_labels)
     check_groups(gallery_labels, query_labels, gallery_groups, query_groups)
-    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
-    _check_rows(searched, gallery_labels, "gallery")
-    _check_rows(asked, query_labels, "query")
-    indices, _ = rank(searched, asked, max(ks), gallery_groups, query_groups)
+    rows, queries = as_rows(gallery, "gallery"), as_rows(query, "query")
+    _check_rows(rows, gallery_labels, "gallery")
+    _check_rows(queries, query_labels, "query")
+    indices, _ = rank(rows, queries, max(ks), gallery_groups, query_groups)
     codes = _codes(list(gallery_labels), list(query_labels))
     hits = {k: _hits(indices, *codes, k) for k in ks}
     precision = None
     if with_precision:
-        groups = _group_codes(gallery_groups, query_groups, searched.count, asked.count) or (None, None)
-        precision = average_precision(searched, asked, *codes, *groups)
+        groups = _group_codes(gallery_groups, query_groups, rows.count, queries.count) or (None, None)
+        precision = average_precision(rows, queries, *codes, *groups)
     classes = {}
     names = {int(code): str(label) for code, label in zip(codes[1], query_labels, strict=True)}
     for code, name in sorted(names.items(), key=lambda item: item[1]):
@@ -107,7 +107,7 @@ def score_rows(
         )
     recall = {k: float(hit.mean()) for k, hit in hits.items()}
     mean = None if precision is None else float(precision.mean())
-    return Scores(searched.count, asked.count, recall, mean, classes)
+    return Scores(rows.count, queries.count, recall, mean, classes)
 
 
 def recall_at_k(
@@ -147,8 +147,8 @@ def neighbours(
 
 def similarities(gallery: npt.ArrayLike, query: npt.ArrayLike, centre: Centre = "gallery") -> Features:
     """Cosine of every centred query with every centred gallery row: float32 [Q,G]; centre as in `search.units`."""
-    searched, asked = units(gallery, query, centre)
-    return asked.whole() @ searched.whole().T
+    rows, queries = units(gallery, query, centre)
+    return queries.whole() @ rows.whole().T
 
 
 def rank(
@@ -159,11 +159,11 @@ def rank(
     query_groups: Labels | None = None,
 ) -> tuple[Indices, Features]:
     """The k gallery rows with the largest inner products with each query row; as `neighbours`, on rows as they are."""
-    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
-    if not 1 <= k <= searched.count:
-        raise UserError(f"retrieval: k is {k}; with {searched.count} gallery videos it must be 1 to {searched.count}")
-    groups = _group_codes(gallery_groups, query_groups, searched.count, asked.count) or (None, None)
-    indices, values = top_k(searched, asked, k, *groups)
+    rows, queries = as_rows(gallery, "gallery"), as_rows(query, "query")
+    if not 1 <= k <= rows.count:
+        raise UserError(f"retrieval: k is {k}; with {rows.count} gallery videos it must be 1 to {rows.count}")
+    groups = _group_codes(gallery_groups, query_groups, rows.count, queries.count) or (None, None)
+    indices, values = top_k(rows, queries, k, *groups)
     short = int((indices < 0).any(axis=1).sum())
     if short:
         raise UserError(f"retrieval: {short} queries have fewer than k = {k} gallery videos outside their own group")

@@ -105,17 +105,17 @@ def as_rows(table: Table, side: str) -> Rows:
 def units(gallery: Table, query: Table, centre: Centre = "gallery") -> tuple[Rows, Rows]:
     """Both sides as rows that are centred and of length 1, so that their inner products are what ranks them.
 
-    centre: `gallery` takes the gallery's mean from both sides, so that a query's neighbours do not depend on who else asks
+    centre: `gallery` takes the gallery's mean from both sides, so that a query's neighbours do not depend on the other queries
     (a single query would be its own mean). `own` takes each side's own mean, as published (docs/method.md, section 6).
     float64, given as float32; a row that is the mean is all 0. Goes through each table once for its mean; centring and
     scaling are done again whenever the result is read, so that no second table is held. Raises UserError for an empty side
     and for values that are not finite.
     """
-    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
-    if searched.width != asked.width:
-        raise ValueError(f"gallery features have {searched.width} values, query features {asked.width}")
-    means = _mean(searched, "gallery"), _mean(asked, "query")
-    return _centred(searched, means[0]), _centred(asked, means[0 if centre == "gallery" else 1])
+    rows, queries = as_rows(gallery, "gallery"), as_rows(query, "query")
+    if rows.width != queries.width:
+        raise ValueError(f"gallery features have {rows.width} values, query features {queries.width}")
+    means = _mean(rows, "gallery"), _mean(queries, "query")
+    return _centred(rows, means[0]), _centred(queries, means[0 if centre == "gallery" else 1])
 
 
 def _mean(rows: Rows, side: str) -> npt.NDArray[np.float64]:
@@ -234,16 +234,16 @@ def average_precision(
 
 
 def _pair(gallery: Table, query: Table) -> tuple[Rows, Rows]:
-    searched, asked = as_rows(gallery, "gallery"), as_rows(query, "query")
-    if searched.width != asked.width:
-        raise ValueError(f"gallery features have {searched.width} values, query features {asked.width}")
-    return searched, asked
+    rows, queries = as_rows(gallery, "gallery"), as_rows(query, "query")
+    if rows.width != queries.width:
+        raise ValueError(f"gallery features have {rows.width} values, query features {queries.width}")
+    return rows, queries
 
 
-def _check_codes(gallery: Rows, query: Rows, searched: Indices | None, asked: Indices | None) -> None:
-    if searched is None and asked is None:
+def _check_codes(gallery: Rows, query: Rows, rows: Indices | None, queries: Indices | None) -> None:
+    if rows is None and queries is None:
         return
-    if searched is None or asked is None or (len(searched), len(asked)) != (gallery.count, query.count):
+    if rows is None or queries is None or (len(rows), len(queries)) != (gallery.count, query.count):
         raise ValueError("labels and groups: give one for each gallery row and each query row")
 
 

@@ -28,7 +28,7 @@ class ClassifierFile:
 
     Args:
         spec: of its encoder.
-        stream: what its encoder looks at.
+        stream: what its encoder takes.
         protocol: which head it has and how it was learnt.
         classes: their names, in the order of the logits.
         state_dict: of `Classifier`.
@@ -50,7 +50,7 @@ class ClassifierFile:
             raise UserError(f"a classifier needs at least 2 classes, each named once; came: {', '.join(self.classes)}")
 
     def check(self) -> None:
-        """UserError unless the weights have exactly the names and shapes that the other fields ask for."""
+        """UserError unless the weights have exactly the names and shapes that follow from the other fields."""
         empty = empty_classifier(self.spec, self.protocol, len(self.classes))
         wrong = mismatch({name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}, self.state_dict)
         if wrong:

@@ -24,7 +24,7 @@ from vicc_ray.extensions import BACKBONES
 logger = logging.getLogger(__name__)
 
 
-# One frame has no motion, and below 16 pixels the networks' strides (16 and 32) leave nothing but padding to look at.
+# One frame has no motion, and below 16 pixels the networks' strides (16 and 32) leave nothing but padding.
 MIN_FRAMES = 2
 MIN_PIXELS = 16
 

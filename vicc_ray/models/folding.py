@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolutions before it, for encoders that only look.
+"""Batch norm folded into the convolutions before it, for encoders that do not learn.
 
 In eval mode batch norm is y = (x - mean) * gamma / sqrt(var + eps) + beta, a fixed scale and shift of each channel. After a
 convolution it is another convolution: weights times the scale, and a bias. One pass over the maps less a layer.

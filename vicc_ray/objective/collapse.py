@@ -15,18 +15,18 @@ class CollapseWatch:
         self.steps = steps
         self.tolerance = tolerance
         self._since: int | None = None
-        self._told = False
+        self._warned = False
 
     def observe(self, step: int, loss: float, ln_k: float) -> str | None:
         """Take one log record (steps ascending, any distance apart); the warning where one is due, else None."""
         if abs(loss - ln_k) > self.tolerance * ln_k:
-            self._since, self._told = None, False
+            self._since, self._warned = None, False
             return None
         if self._since is None:
             self._since = step
-        if self._told or step - self._since < self.steps:
+        if self._warned or step - self._since < self.steps:
             return None
-        self._told = True
+        self._warned = True
         return (
             f"the loss has been within {self.tolerance:.0%} of ln(K) = {ln_k:.3f} for {step - self._since} steps "
             f"(since step {self._since}): the predictions are uniform, nothing is being learned. Try a lower "

@@ -22,20 +22,20 @@ class Queue:
     """This worker's part of the global queue.
 
     Args:
-        asked: rows per assigned view that the user asked for.
+        asked: rows per assigned view in the settings.
         global_batch: B. ``length``, the rows in use, is ``asked`` rounded down to a multiple of it.
         views: A.
         dim: D.
     """
 
-    def __init__(self, asked: int, *, global_batch: int, views: int, dim: int) -> None:
-        if asked < global_batch:
+    def __init__(self, configured: int, *, global_batch: int, views: int, dim: int) -> None:
+        if configured < global_batch:
             raise UserError(
-                f"queue: {asked} rows are fewer than one global batch of {global_batch}; "
-                f"ask for a multiple of {global_batch}, or 0 for no queue"
+                f"queue: {configured} rows are fewer than one global batch of {global_batch}; "
+                f"set a multiple of {global_batch}, or 0 for no queue"
             )
-        self.asked = asked
-        self.length = asked // global_batch * global_batch
+        self.configured = configured
+        self.length = configured // global_batch * global_batch
         self.global_batch = global_batch
         self._pushed = 0
         # Places stay in host memory: then the number of rows that leave is known without waiting for the device.
@@ -62,11 +62,11 @@ class Queue:
         return self._pushed >= self.length
 
     def rounding_note(self) -> str | None:
-        """One line for the log where ``length`` is not what was asked for."""
-        if self.length == self.asked:
+        """One line for the log where ``length`` is not the configured one."""
+        if self.length == self.configured:
             return None
         return (
-            f"queue: {self.asked} rows asked for, {self.length} used: "
+            f"queue: {self.configured} rows configured, {self.length} used: "
             f"the length is rounded down to a multiple of the global batch of {self.global_batch}"
         )
 

@@ -86,7 +86,7 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
     that cannot be read are shown as refused. UserError where the experiment cannot train on this manifest.
     """
     if samples < 1:
-        raise UserError(f"preview: {samples} samples show nothing; ask for at least 1")
+        raise UserError(f"preview: {samples} samples show nothing; at least 1 is needed")
     plan = make_plan(experiment, manifest)
     strips = [(stage, list(preview_samples(plan, stage, samples))) for stage in preview_stages(plan)]
     limit = _limit(sample for _, found in strips for sample in found)

@@ -1,6 +1,6 @@
 """What the network gets: samples drawn, decoded and augmented by the very functions that training uses.
 
-T frames a clip, of which n are looked at; H x W decode size; s side of the network's input.
+T frames a clip, of which n are shown; H x W decode size; s side of the network's input.
 """
 
 from __future__ import annotations

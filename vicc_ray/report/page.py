@@ -107,7 +107,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page tells of one run."""
+    """All that the page shows of one run."""
 
     name: str
     facts: list[tuple[str, str]]
@@ -428,21 +428,23 @@ def _gallery(neighbours: Record | None, thumbnails: Thumbnails, queries: int) ->
         return None
     features = list(tables)[:1] + list(tables)[1:][-1:]  # the first and the last: before and after
     by_query = {name: {_video(entry.get("query")): entry for entry in tables[name]} for name in features}
-    asked = list(by_query[features[0]].items())
-    answers, right, told = [], dict.fromkeys(features, 0), dict.fromkeys(features, 0)
-    for video, entry in asked[:queries]:
+    entries = list(by_query[features[0]].items())
+    answers, right, labelled = [], dict.fromkeys(features, 0), dict.fromkeys(features, 0)
+    for video, entry in entries[:queries]:
         label = _label(entry.get("query"))
         columns = []
         for name in features:
             found = _records(by_query[name].get(video, {}).get("neighbours"))
             column = [_shown(item, label, thumbnails) for item in found[:NEIGHBOURS]]
             right[name] += sum(item.right is True for item in column)
-            told[name] += sum(item.right is not None for item in column)
+            labelled[name] += sum(item.right is not None for item in column)
             columns.append(column)
         answers.append(Answer(Shown(label or "", thumbnails.uri(video)), columns))
-    totals = [(name, f"{right[name]} of {told[name]} right" if told[name] else "unlabelled") for name in features]
-    left = len(asked) - len(answers)
-    return Gallery(totals, answers, f"{len(answers)} of {len(asked)} queries are shown." if left else "")
+    totals = [
+        (name, f"{right[name]} of {labelled[name]} right" if labelled[name] else "unlabelled") for name in features
+    ]
+    left = len(entries) - len(answers)
+    return Gallery(totals, answers, f"{len(answers)} of {len(entries)} queries are shown." if left else "")
 
 
 def _video(item: Any) -> str:
@@ -468,13 +470,13 @@ def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
     )
     rows, figure = [], ""
     for key, one in keys:
-        beside = [found.get(key) for found in measured]
-        firsts = [_first_figures(other) for other in beside]
+        evaluations = [found.get(key) for found in measured]
+        firsts = [_first_figures(other) for other in evaluations]
         figure = figure or next((name for name, _ in firsts if name), "")
         named = name_of_data(one, [other for _, other in keys])
-        told = f", {title_of_protocol(one.protocol, one.title).lower()} on {named}" if len(keys) > 1 else ""
+        labelled = f", {title_of_protocol(one.protocol, one.title).lower()} on {named}" if len(keys) > 1 else ""
         for feature in dict.fromkeys(name for _, shares in firsts for name in shares):
-            rows.append((f"{feature}{told}", _cells([shares.get(feature) for _, shares in firsts])))
+            rows.append((f"{feature}{labelled}", _cells([shares.get(feature) for _, shares in firsts])))
 
     def overlaid(pick: Callable[[RunFolder], list[Record]], key: str, dots: bool) -> list[Curve]:
         return [

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def render(template: Path, facts: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None) -> str:
-    """The page of a template file; a fact that the template asks for and `facts` lacks is an error, never a blank."""
+    """The page of a template file; a fact that the template needs and `facts` lacks is an error, never a blank."""
     pages = Environment(
         loader=FileSystemLoader(template.parent),
         autoescape=True,
@@ -25,7 +25,7 @@ def render(template: Path, facts: Mapping[str, Any], filters: Mapping[str, Calla
 
 
 def distinct_names(paths: Iterable[str]) -> dict[str, str]:
-    """A short name of each path or URI: the file's, with the folders that it takes to tell it from the others."""
+    """A short name of each path or URI: the file's, with the folders that it takes to distinguish it from the others."""
     parts = {path: (unquote(path) if "://" in path else path).strip("/").split("/") for path in set(paths)}
     names, length = dict[str, str](), 0
     while len(names) < len(parts):

@@ -1,6 +1,6 @@
 """The published rows beside what run folders hold of them: number, difference, cost. Reads files, runs nothing.
 
-A run is of a row's pretraining where its backbone is the row's and its videos are UCF101's (the manifest tells; where it does
+A run is of a row's pretraining where its backbone is the row's and its videos are UCF101's (the manifest says so; where it does
 not, the run's name has to begin with the row's). Runs that differ in their seed alone are averaged, folds too; how a run
 departs from the published recipe is said beside its number. A run of scale smoke is no reproduction and stands apart.
 """
@@ -46,7 +46,7 @@ class Attempt:
     """One row as some runs reproduced it. Percent; `deviation` is a sample's, None of one value.
 
     `departures`: settings that differ from the published recipe, in words. `cost`: mean over the runs; None where their
-    records do not tell.
+    records do not say.
     """
 
     row: PublishedRow

@@ -115,7 +115,7 @@ class CheckpointStore:
         return state
 
     def newest(self, on_damage: Callable[[str], None] = lambda text: None) -> tuple[CheckpointInfo, State] | None:
-        """The newest checkpoint that can be read; `on_damage` is told of each newer one that cannot. None for none.
+        """The newest checkpoint that can be read; `on_damage` is called for each newer one that cannot. None for none.
 
         UserError where there are checkpoints and none of them can be read: starting afresh would be a silent loss.
         """
@@ -135,7 +135,7 @@ class CheckpointStore:
     def write(self, state: Mapping[str, Any], info: Mapping[str, Any]) -> CheckpointInfo:
         """Write a checkpoint, its marker last, then remove those of later steps.
 
-        `info` holds the fields of `CheckpointInfo` that the bytes do not tell.
+        `info` holds the fields of `CheckpointInfo` that are not in the bytes.
         """
         import torch
 
@@ -221,10 +221,10 @@ class CheckpointWriter:
         self,
         store: CheckpointStore,
         keep: int,
-        tell: Callable[[str, int], None],
+        report: Callable[[str, int], None],
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        self.store, self.keep, self.tell, self.before = store, keep, tell, before
+        self.store, self.keep, self.report, self.before = store, keep, report, before
         self._changed = threading.Condition()
         self._waiting: tuple[State, dict[str, Any]] | None = None
         self._busy = self._closed = False
@@ -281,7 +281,7 @@ class CheckpointWriter:
                     break
                 time.sleep(pause)
         self.failed += 1
-        self.tell(
+        self.report(
             f"the checkpoint could not be written ({reason}); training goes on, the next one is tried", info["step"]
         )
 

@@ -32,7 +32,7 @@ class EncoderOnDisk:
 
 
 def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
-    """Look into a run's encoder; UserError where it is damaged or holds another stream than its name says."""
+    """Open a run's encoder; UserError where it is damaged or holds another stream than its name says."""
     path = folder.encoder(name)
     stream = stream_of(path)
     check_whole(path)

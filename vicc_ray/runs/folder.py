@@ -37,7 +37,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointStore
 from vicc_ray.runs.records import write_text
 
-# Not fetched with the others: read where they are, fetched when they are asked for, or of no use elsewhere.
+# Not fetched with the others: read where they are, fetched when they are needed, or of no use elsewhere.
 SETTLED_SECONDS = 60.0
 _NOT_PULLED = {"checkpoints", "tensorboard", "logs", "features"}
 # Of this machine alone: a store need not have them. The lock and the logs may be open while a mirror is cleared.
@@ -271,7 +271,7 @@ class RunFolder:
             self.push(self.manifest)
 
     def request_stop(self) -> None:
-        """Ask the run's workers to end after a checkpoint."""
+        """Make the run's workers end after a checkpoint."""
         write_text(self.stop_request, "")
         self.push(self.stop_request)
 
@@ -282,7 +282,7 @@ class RunFolder:
             storage.remove(storage.join(self.remote, self.stop_request.name))
 
     def stop_requested(self) -> bool:
-        """Whether somebody asked the workers to end."""
+        """Whether the workers are to end."""
         if self.remote is None:
             return self.stop_request.exists()
         return storage.exists(storage.join(self.remote, self.stop_request.name))

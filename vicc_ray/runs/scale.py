@@ -98,7 +98,7 @@ def _batch(most: int, videos: int | None) -> int:
 
 
 def _videos(full: Experiment) -> int | None:
-    """Training videos of the manifest, where there is one; what is wrong with it is told by who reads it."""
+    """Training videos of the manifest, where there is one; what is wrong with it is reported when it is read."""
     if full.data.manifest is None or not storage.exists(full.data.manifest):
         return None
     return count_videos(full.data.manifest, full.data.train_split)

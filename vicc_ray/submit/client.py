@@ -1,4 +1,4 @@
-"""Ray's jobs server as a `JobClient`: connecting, what it is asked, and its errors in a line each."""
+"""Ray's jobs server as a `JobClient`: connecting, requests, and its errors in a line each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connect(address: str, verify: str = "true") -> RayJobs:
     """A client of the jobs server at `http(s)://HOST:PORT`, Ray's dashboard.
 
     `verify` of an https certificate: true, false, or a file of trusted ones. UserError where the address is none, does not
-    answer, asks for a token that was not shown, or belongs to another version of Ray.
+    answer, needs a token that was not shown, or belongs to another version of Ray.
     """
     if urlsplit(address).scheme not in ("http", "https"):
         raise UserError(
@@ -43,7 +43,7 @@ def connect(address: str, verify: str = "true") -> RayJobs:
         raise _no_token(address) from None
     except (ConnectionError, RuntimeError, requests.RequestException) as error:
         raise UserError(f"--address {address}: Ray's jobs server does not answer ({_one_line(error)})") from None
-    # Ray has just asked for it, and tells it nowhere else.
+    # Ray has just requested it, and gives it nowhere else.
     there = getattr(client, "_server_ray_version", None)
     if there is not None and there != ray.__version__:
         raise UserError(
@@ -62,7 +62,7 @@ class RayJobs:
     def job(self, job_id: str) -> Job | None:
         """A job; None where there is none of this id."""
         try:
-            return _job(self._ask(self.client.get_job_info, job_id))
+            return _job(self._call(self.client.get_job_info, job_id))
         except RuntimeError as error:
             if "status code 404" in str(error):
                 return None
@@ -71,7 +71,7 @@ class RayJobs:
     def jobs(self) -> list[Job]:
         """Jobs that were submitted to the server, newest first; drivers that connected by themselves are none."""
         try:
-            found = self._ask(self.client.list_jobs)
+            found = self._call(self.client.list_jobs)
         except RuntimeError as error:
             raise ConnectionError(_one_line(error)) from error
         jobs = [_job(details) for details in found if details.submission_id]
@@ -80,7 +80,7 @@ class RayJobs:
     def submit(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> bool:
         """Submit a job; False where the id is taken."""
         try:
-            self._ask(
+            self._call(
                 self.client.submit_job,
                 entrypoint=entrypoint,
                 submission_id=job_id,
@@ -96,7 +96,7 @@ class RayJobs:
     def stop(self, job_id: str) -> None:
         """Ask a job to end; Ray kills it where it does not within RAY_JOB_STOP_WAIT_TIME_S."""
         try:
-            self._ask(self.client.stop_job, job_id)
+            self._call(self.client.stop_job, job_id)
         except RuntimeError as error:
             raise UserError(f"{job_id}: could not be stopped ({_one_line(error)})") from None
 
@@ -110,9 +110,9 @@ class RayJobs:
         except (aiohttp.ClientError, RuntimeError) as error:
             raise ConnectionError(_one_line(error)) from error
 
-    def _ask(self, question: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    def _call(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         try:
-            return question(*args, **kwargs)
+            return function(*args, **kwargs)
         except AuthenticationError:
             raise _no_token(self.address) from None
         except requests.RequestException as error:
@@ -154,7 +154,7 @@ def _try_out(address: str, verify: str) -> None:
 
 def _no_token(address: str) -> UserError:
     return UserError(
-        f"--address {address}: the cluster asks for its token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
+        f"--address {address}: the cluster requires its token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
         "(or RAY_AUTH_TOKEN) with the token that its nodes were started with"
     )
 

@@ -68,7 +68,7 @@ def follow(
     client: JobClient,
     job_id: str,
     write: Callable[[str], None],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Job:
     """Give a job's log to `write` until it ends, and what happens on the way to `tell`; returns the ended job.
@@ -76,15 +76,15 @@ def follow(
     A broken connection is made again and the log goes on where it stopped. UserError where the server has not answered for
     `PATIENCE` seconds, or no longer knows the job.
     """
-    shown, waited, pause, told = 0, 0.0, WAIT, ""
+    shown, waited, pause, reported = 0, 0.0, WAIT, ""
     while True:
         try:
             job = _known(client, job_id)
             if job.status == "PENDING":
                 waiting = job.message or "waits for the cluster"
-                if waiting != told:
-                    tell(f"{job_id}: {waiting}")
-                    told = waiting
+                if waiting != reported:
+                    report(f"{job_id}: {waiting}")
+                    reported = waiting
                 pause = WAIT
             else:
                 shown = asyncio.run(_tail(client, job_id, shown, write))
@@ -95,11 +95,11 @@ def follow(
         except (ConnectionError, _Broken) as error:
             shown = max(shown, getattr(error, "shown", 0))
             if waited == 0.0:
-                tell(f"{job_id}: the connection broke, trying again; the job goes on without it")
+                report(f"{job_id}: the connection broke, trying again; the job goes on without it")
             if waited >= PATIENCE:
                 raise UserError(
                     f"the jobs server has not answered for {waited / 60:.0f} minutes; the job may go on: "
-                    "'vicc jobs --address URL' tells when the server is back"
+                    "'vicc jobs --address URL' shows when the server is back"
                 ) from None
             waited += pause
             pause = min(2 * pause, MOST_WAIT)

@@ -1,4 +1,4 @@
-"""What is asked of the jobs server: a name that follows from the run's, the words of the verb, the environment. Pure."""
+"""A request to the jobs server: a name that follows from the run's, the words of the verb, the environment. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vicc_ray.submit.package import EXPERIMENT, portable
 Verb = Literal["train", "tune", "evaluate", "doctor"]
 PACKAGE_VARIABLE = "VICC_EXPERIMENT"
 
-# What every job gets. Ray kills a job 3 s after it asked it to stop; a checkpoint may take longer.
+# What every job gets. Ray kills a job 3 s after it was to stop; a checkpoint may take longer.
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONUNBUFFERED": "1"}
 
 

@@ -1,4 +1,4 @@
-"""Classifiers as a task of the loop: one stage an encoder, each of which leaves a classifier. No Ray.
+"""Classifiers as a task of the loop: one stage an encoder, each of which writes a classifier. No Ray.
 
 The linear probe learns a head on a frozen encoder, finetuning the backbone too (docs/method.md, section 6). What is learnt comes
 from the experiment's section of the protocol's name; data, clips and augmentation are those of pretraining, with one clip
@@ -96,7 +96,7 @@ class Classification:
             )
             save_classifier(folder.classifier(stage.name), file)
             folder.push(folder.classifier(stage.name))
-        distributed.barrier()  # no worker looks for the file before it is there
+        distributed.barrier()  # no worker opens the file before it is there
 
     def _stage(
         self, experiment: Experiment, videos: int, index: int, name: str, stream: Stream, first_step: int

@@ -44,7 +44,7 @@ class Classified:
 
 
 def settings_of(experiment: Experiment, protocol: ClassifierProtocol) -> ClassifierConfig:
-    """The section of the experiment that a protocol is told by."""
+    """The section of the experiment for a protocol."""
     return experiment.linear if protocol == "linear" else experiment.finetune
 
 
@@ -240,7 +240,7 @@ class ClassifierTrainer:
                 f"classifier on {self.stage.name}, step {step}: the loss is NaN or infinite; restart from the last "
                 f"checkpoint with a lower {self.protocol}.head_lr"
                 + ("" if self.frozen else f" or {self.protocol}.backbone_lr")
-                + ", and look whether the encoder's weights are finite"
+                + ", and check whether the encoder's weights are finite"
             )
         return Classified(loss_sum / max(rows, 1.0), right / max(rows, 1.0), int(rows))
 

@@ -23,32 +23,32 @@ from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import unreadable_videos
 from vicc_ray.training.batches import TrainingPlan
 
-# Between SIGTERM and the hard end. Workers look every 2 s; schedulers give 30 s and more.
+# Between SIGTERM and the hard end. Workers check every 2 s; schedulers give 30 s and more.
 STOP_SECONDS = 20.0
-# For which a process that asks whether a lock is held may hold it itself.
+# For which a process that checks whether a lock is held may hold it itself.
 ASKING_SECONDS = 0.2
 
 
 @contextmanager
 def sigterm_stops(folder: RunFolder) -> Iterator[None]:
-    """SIGTERM, a scheduler's notice, asks the workers to end after a checkpoint; after a while, or at the second, at once."""
+    """SIGTERM, a scheduler's notice, makes the workers end after a checkpoint; after a while, or at the second, at once."""
 
     late = threading.Timer(STOP_SECONDS, lambda: os.kill(os.getpid(), signal.SIGTERM))
     late.daemon = True
-    asked: list[bool] = []
+    requests: list[bool] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if requests:
             interrupt()  # Ray's own way to end, which the main thread waits in
         else:
-            asked.append(True)
+            requests.append(True)
             folder.request_stop()
             late.start()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def _lock(folder: RunFolder, handle: int) -> None:
 
 
 def _try_lock(handle: int) -> None:
-    """Take the lock; a second try for who only asks for it (`is_held`) and lets go at once."""
+    """Take the lock; a second try, as a process that only checks it (`is_held`) releases it at once."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

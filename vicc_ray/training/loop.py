@@ -1,7 +1,7 @@
 """A run from its first to its last step on one worker: open a stage, stream, step, record, save, hand over. No Ray.
 
 The loop is the same in a Ray Train worker, in a plain process and in the tests; what differs is the `Host` that gives it
-blocks, takes its checkpoints and says what the outside asks for. Progress is counted in global steps, and a checkpoint's
+blocks, takes its checkpoints and passes on requests from outside. Progress is counted in global steps, and a checkpoint's
 step says which samples are consumed, because a step's samples are a function of the plan alone.
 """
 
@@ -29,13 +29,13 @@ from vicc_ray.training.monitor import Monitor
 from vicc_ray.training.schedule import Stage, every, locate, samples_at
 from vicc_ray.training.task import Learner, Measured, Task
 
-# Seconds between two looks at what the outside asks for; a look is a small message between the workers.
+# Seconds between two polls for requests from outside; a poll is a small message between the workers.
 POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What the outside asks for: a checkpoint now (a node is about to go, or time is up), an end after it."""
+    """Requests from outside: a checkpoint now (a node is about to go, or time is up), an end after it."""
 
     save: bool = False
     stop: bool = False
@@ -55,7 +55,7 @@ class Host(Protocol):
         ...
 
     def notice(self) -> Notice:
-        """What is asked for now; every worker calls it and gets the same answer."""
+        """The requests now; every worker calls it and gets the same answer."""
         ...
 
 
@@ -81,7 +81,7 @@ class _Clock:
 def train(
     task: Task, plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | None, monitor: Monitor | None
 ) -> int:
-    """Train every stage that is left; returns the last global step, an earlier one where the host asked to stop.
+    """Train every stage that is left; returns the last global step, an earlier one where the host requested a stop.
 
     Every worker calls it. UserError (on every worker alike) for too many unreadable videos, and for embeddings that are
     NaN at a step where they were before; the first time it is a `NonFiniteError`, as the last checkpoint may be sound.
@@ -149,7 +149,7 @@ def _train_stage(
             recorder.record(stage, step + 1, learner)
         recall = None
         if monitor and recall_every and (done % recall_every == 0 or last):
-            learner.share_statistics()  # all workers are to look at one and the same network
+            learner.share_statistics()  # all workers evaluate one and the same network
             figures = monitor(learner.encoder, stage.stream)
             recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **figures})
             recall = figures.get("R@1")
@@ -214,7 +214,7 @@ class _Recorder:
         # are what `data.max_refused` bounds: what an outage kept away may be back.
         self.noted = set(unreadable_videos(folder.refused))
         self.failing: set[str] = set()
-        # Steps from one look at the host's notice to the next; the same on every worker.
+        # Steps from one poll of the host's notice to the next; the same on every worker.
         self.poll_every = 1
 
     def forget_after(self, step: int) -> None:
@@ -273,7 +273,7 @@ class _Recorder:
         self.events.add({"kind": "sink failed", "text": text, "time": time.time()})
 
     def consume(self, step: int, block: Block) -> None:
-        """Where the experiment asks for it: which samples this worker consumed in a step."""
+        """Where the experiment records it: which samples this worker consumed in a step."""
         if self.plan.experiment.train.record_samples:
             rows = [int(row) for row in np.flatnonzero(block["slot"] != PADDING)]
             taken = {name: block[name][rows].tolist() for name in ("slot", "video")}
@@ -291,13 +291,13 @@ class _Recorder:
 
     def fail(self, step: int, error: NonFiniteError) -> None:
         """A loss that is no number: UserError (on every worker) where this step came to it before, else an event."""
-        told = "first"
+        seen = "first"
         if self.writes:
             before = [r for r in read_events(self.folder.events) if r["kind"] == "not finite" and r.get("step") == step]
-            told = "again" if before else "first"
+            seen = "again" if before else "first"
             self.events.add({"kind": "not finite", "step": step, "text": str(error), "time": time.time()})
             self.folder.push(self.folder.events)
-        if distributed.broadcast_bytes(told.encode()) == b"again":
+        if distributed.broadcast_bytes(seen.encode()) == b"again":
             raise UserError(f"{error}; it came to the same after going back to the last checkpoint") from error
 
     def _share_unreadable(self, stage: Stage, step: int) -> None:
@@ -305,7 +305,7 @@ class _Recorder:
         mine = json.dumps({"unreadable": self.unreadable, "readable": sorted(self.readable)}).encode()
         everyone = [json.loads(part) for part in distributed.gather_bytes(mine)]
         self.unreadable, self.readable = {}, set()
-        bad = {video: told for part in everyone for video, told in part["unreadable"].items()}
+        bad = {video: seen for part in everyone for video, seen in part["unreadable"].items()}
         for video, (reason, first) in bad.items():
             self.failing.add(video)
             if video not in self.noted:

@@ -1,4 +1,4 @@
-"""Pretraining as a task of the loop: the streams' stages in turn, each of which leaves an encoder. No Ray."""
+"""Pretraining as a task of the loop: the streams' stages in turn, each of which writes an encoder. No Ray."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Pretraining:
         """Write the stage's encoder."""
         encoder = learner.finish()
         _save(plan, folder, stage.name, stage, encoder, learner.objective)
-        distributed.barrier()  # no worker looks for the file before it is there
+        distributed.barrier()  # no worker opens the file before it is there
 
 
 def build_objective(experiment: Experiment, stage: Stage) -> Objective:

@@ -78,7 +78,7 @@ class StageTrainer:
             self.beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def _ready(self, guide: Encoder) -> Encoder:
-        """The guide as it is fastest to look through: nothing in it learns."""
+        """The guide in its fastest form: nothing in it learns."""
         guide = guide.eval().requires_grad_(False)
         if self.experiment.train.fold_guide:
             guide = fold_batch_norm(guide)
@@ -88,7 +88,7 @@ class StageTrainer:
         return guide
 
     def _backbone(self, learner: Encoder) -> Callable[[Tensor], Tensor] | None:
-        """Another way than its own to compute the learner's backbone, where the settings ask for one."""
+        """Another way than its own to compute the learner's backbone, where the settings have one."""
         if self.experiment.train.recompute:
             return recomputing(learner.parts())
         if self.experiment.train.compile:
@@ -147,7 +147,7 @@ class StageTrainer:
 
     @torch.no_grad()
     def finish(self) -> Encoder:
-        """The encoder that the stage leaves: averaged weights where asked for, batch statistics of all workers."""
+        """The encoder that the stage leaves: averaged weights where configured, batch statistics of all workers."""
         self.share_statistics()
         self.objective.finish()
         return self.averaged if self.averaged is not None else self.encoder

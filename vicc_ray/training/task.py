@@ -1,4 +1,4 @@
-"""What the training loop is told about what is learnt: its plan, how a stage is opened, what a stage leaves. No Ray.
+"""What the training loop needs to know of what is learnt: its plan, how a stage is opened, what it writes at its end. No Ray.
 
 The loop, with its checkpoints, restarts and records, is the same for pretraining (`training.pretraining`) and for classifiers
 (`training.classification`). A task is sent to every worker, so it is plain data.
@@ -35,7 +35,7 @@ class Learner(Protocol):
 
     @property
     def encoder(self) -> Encoder:
-        """What the monitor of recall looks at."""
+        """The encoder that the monitor measures the recall of."""
         ...
 
     def step(self, batch: Batch, step: int) -> Measured:
@@ -71,7 +71,7 @@ class Task(Protocol):
         ...
 
     def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
-        """Whether the stage is finished: what it leaves is in the run's folder."""
+        """Whether the stage is finished: its result is in the run's folder."""
         ...
 
     def open_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device) -> Learner:
@@ -79,5 +79,5 @@ class Task(Protocol):
         ...
 
     def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: Any) -> None:
-        """Write what the stage leaves, on worker 0; every worker calls it."""
+        """Write the stage's result, on worker 0; every worker calls it."""
         ...

@@ -1,7 +1,7 @@
 """Ray Tune's part of a sweep: a driver a trial, placed, watched and begun again where its node is lost.
 
-Tune's own persistence is not used: its searcher's state is saved now and then, so a killed driver would ask Optuna for trials
-twice. Each session of a sweep is a fresh Tuner over the same study (see `sweep`). Trials that are given up are asked to
+Tune's own persistence is not used: its searcher's state is saved now and then, so a killed driver would take trials from Optuna
+twice. Each session of a sweep is a fresh Tuner over the same study (see `sweep`). Trials that are given up are requested to
 stop through their folders and end by themselves; a trial that Tune stops leaves its workers to be found and ended.
 """
 
@@ -30,7 +30,7 @@ from vicc_ray.config import TrainConfig
 from vicc_ray.errors import Interrupted
 from vicc_ray.tune.plan import with_room_for_one
 from vicc_ray.tune.sweep import Sweep
-from vicc_ray.tune.trials import Look, TrialSpec, run_trial
+from vicc_ray.tune.trials import Measurement, TrialSpec, run_trial
 
 # What a trial's driver occupies; it computes nothing, so it takes no CPU from the workers.
 DRIVER_BYTES = 600 * 2**20
@@ -50,7 +50,7 @@ def cluster(train: TrainConfig) -> Machine:
 
 
 def driver_memory() -> int:
-    """Bytes that the connected cluster hands out to trials' drivers."""
+    """Bytes that the connected cluster can allocate to trials' drivers."""
     return int(ray.cluster_resources().get("memory", 0))
 
 
@@ -114,11 +114,13 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
         return {"spec": json.dumps(spec.plain())}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A look; the last report is taken at the trial's end."""
+        """A measurement; the last report is taken at the trial's end."""
         if "outcome" in result or trial_id not in self.numbers:
             return
         try:
-            self.sweep.look(self.numbers[trial_id], Look(float(result["value"]), int(result["samples"])))
+            self.sweep.add_measurement(
+                self.numbers[trial_id], Measurement(float(result["value"]), int(result["samples"]))
+            )
         except Exception as error:
             self._give_up(error)
 

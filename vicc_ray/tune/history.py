@@ -1,4 +1,4 @@
-"""The trials of a sweep in Optuna's study, on disk: what was asked, what came out. Nothing else decides what is run next.
+"""The trials of a sweep in Optuna's study, on disk: settings and results. Nothing else decides what is run next.
 
 Optuna's own file journal takes a line that a crash cut short for a sound one and joins the next one to it; this one cuts it
 off when it is opened. There is one writer (see `SweepFolder.driven`).
@@ -111,7 +111,7 @@ def new_study(storage: BaseStorage, search: SearchConfig) -> optuna.Study:
     directions = [StudyDirection.MAXIMIZE if search.mode == "max" else StudyDirection.MINIMIZE]
     directions += [StudyDirection.MINIMIZE] if search.against != "none" else []
     pruner, sampler = optuna.pruners.NopPruner(), RandomSampler()
-    # Asked to create what is there already, Optuna writes that into the journal, each time.
+    # When it is to create what is there already, Optuna writes that into the journal, each time.
     if STUDY in optuna.get_all_study_names(storage):
         study = optuna.load_study(storage=storage, study_name=STUDY, pruner=pruner, sampler=sampler)
     else:
@@ -180,7 +180,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def preview(study: optuna.Study, search: SearchConfig, count: int) -> list[tuple[int, Point]]:
-    """The next trials as they would be asked for now, (number, settings), without asking for them."""
+    """The next trials as Optuna would propose them now, (number, settings), without taking them."""
     copy = new_study(InMemoryStorage(), search)
     for trial in study.get_trials():
         copy.add_trial(trial)

@@ -66,8 +66,8 @@ def _facts(
     facts = [("trials", ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)) or "none")]
     best = best_trial(study)
     if best is not None:
-        told = describe_point(point_of(search, best))
-        facts.append(("best", f"trial {best.number}: {metric_name(search)} {best.values[0]:.4f} with {told}"))
+        settings = describe_point(point_of(search, best))
+        facts.append(("best", f"trial {best.number}: {metric_name(search)} {best.values[0]:.4f} with {settings}"))
     facts += [
         ("time", f"{folder.seconds() / 60:.1f} min of the driver"),
         ("device-hours", f"{sum(row['device_hours'] or 0.0 for row in rows):.3g}"),
@@ -81,8 +81,8 @@ def _facts(
 def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[str]]:
     name, one = metric_name(search), search.against == "none"
     judged = _with_stopped(search, study)
-    counted = "; of a trial that was stopped early its last look counts" if _stopped(study) else ""
-    # Optuna wants to be told which of several figures a plot is of, and not to be told of a single one.
+    counted = "; of a trial that was stopped early its last measurement counts" if _stopped(study) else ""
+    # Optuna needs the name of one of several figures of a plot, and refuses that of a single one.
     of: dict[str, Any] = {"target_name": name} if one else {"target": _metric, "target_name": name}
     chosen: list[tuple[str, str, Callable[[], Any]]] = [
         (
@@ -104,7 +104,7 @@ def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[
         ("Timeline", "when each trial ran", lambda: visualization.plot_timeline(study)),
     ]
     if one:
-        text = "each look at each trial; a dotted curve was stopped early"
+        text = "each measurement of each trial; a dotted curve was stopped early"
         chosen.insert(1, ("Recall curves", text, lambda: _curves(search, study)))
     else:
         text = f"{name} against {search.against}; no trial is better in both than one of the front"
@@ -125,13 +125,13 @@ def _metric(trial: optuna.trial.FrozenTrial) -> float:
 
 
 def _stopped(study: optuna.Study) -> dict[int, float]:
-    """{number: last look} of the trials that were stopped early."""
+    """{number: last measurement} of the trials that were stopped early."""
     pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
     return {trial.number: trial.intermediate_values[trial.last_step] for trial in pruned if trial.last_step is not None}
 
 
 def _with_stopped(search: SearchConfig, study: optuna.Study) -> optuna.Study:
-    """A copy in which trials that were stopped early are complete, with their last look: Optuna's plots show no others.
+    """A copy in which trials that were stopped early are complete, with their last measurement: Optuna's plots show no others.
 
     Most trials of a search that stops bad ones early are such, and what is bad is what one wants to see.
     """
@@ -144,10 +144,10 @@ def _with_stopped(search: SearchConfig, study: optuna.Study) -> optuna.Study:
 
 
 def _history(study: optuna.Study, of: dict[str, Any]) -> Any:
-    """Optuna's history, with the last looks of trials that were stopped early beside it."""
+    """Optuna's history, with the last measurements of trials that were stopped early next to it."""
     figure = visualization.plot_optimization_history(study, **of)
     if stopped := _stopped(study):
-        marker, name = {"symbol": "circle-open", "color": "#51606e"}, "stopped early, last look"
+        marker, name = {"symbol": "circle-open", "color": "#51606e"}, "stopped early, last measurement"
         figure.add_scatter(x=list(stopped), y=list(stopped.values()), mode="markers", marker=marker, name=name)
     return figure
 
@@ -159,21 +159,21 @@ def _curves(search: SearchConfig, study: optuna.Study) -> Any:
     figure = graph.Figure()
     best = best_trial(study)
     for trial in study.get_trials(deepcopy=False):
-        looks = sorted(trial.intermediate_values.items())
-        if not looks:
+        measured = sorted(trial.intermediate_values.items())
+        if not measured:
             continue
         outcome = trial.user_attrs.get("outcome", "unfinished")
         leads = best is not None and trial.number == best.number
         figure.add_scatter(
-            x=[step for step, _ in looks],
-            y=[value for _, value in looks],
+            x=[step for step, _ in measured],
+            y=[value for _, value in measured],
             mode="lines+markers",
             name=f"{trial.number} ({outcome})",
             line={"width": 3 if leads else 1.2, "dash": "dot" if outcome == "pruned" else "solid"},
             hovertext=describe_point(point_of(search, trial)),
         )
     if not figure.data:
-        raise ValueError("no trial was looked at yet")
+        raise ValueError("no trial has a measurement yet")
     figure.update_layout(xaxis_title="samples of the measured stage", yaxis_title=metric_name(search))
     return figure
 

@@ -15,17 +15,17 @@ from vicc_ray.errors import UserError
 
 @dataclass(frozen=True)
 class TrialsPlan:
-    """`concurrency` trials with the `train` settings each; `remark` says what is not as it was asked for."""
+    """`concurrency` trials with the `train` settings each; `remark` says what differs from the settings."""
 
     concurrency: int
     train: TrainConfig
     use_gpu: bool
-    available: int  # CPUs that Ray hands out
-    remark: str = ""
+    available: int  # CPUs that Ray can allocate
+    note: str = ""
 
     @property
     def whole(self) -> TrainConfig:
-        """What all trials at once ask for, as if they were one run."""
+        """What all trials at once need, as if they were one run."""
         workers, actors = self.train.workers.min * self.concurrency, self.train.decode_actors
         return self.train.model_copy(
             update={
@@ -43,7 +43,7 @@ class TrialsPlan:
             f"{self.concurrency} trial{'s' * (self.concurrency != 1)} at a time x ({count} on "
             f"{'GPU' if self.use_gpu else 'CPU'} + {beside}), {self.available} CPUs there"
         )
-        return f"{line}; {self.remark}" if self.remark else line
+        return f"{line}; {self.note}" if self.note else line
 
 
 def with_drivers(plan: TrialsPlan, memory: int, driver: int) -> TrialsPlan:
@@ -59,8 +59,8 @@ def with_drivers(plan: TrialsPlan, memory: int, driver: int) -> TrialsPlan:
         )
     if plan.concurrency <= room:
         return plan
-    remark = f"memory for {room} drivers only"
-    return replace(plan, concurrency=room, remark=f"{plan.remark}; {remark}" if plan.remark else remark)
+    note = f"memory for {room} drivers only"
+    return replace(plan, concurrency=room, note=f"{plan.note}; {note}" if plan.note else note)
 
 
 def with_room_for_one(now: Machine, grown: Machine | None, train: TrainConfig) -> Machine:
@@ -91,14 +91,14 @@ def plan_trials(experiment: Experiment, search: SearchConfig, machine: Machine, 
     if one.use_gpu:
         room = max(min(room, machine.gpus // workers), 1)
     wanted = search.concurrency or room
-    remark = ""
+    note = ""
     if wanted > room and elastic:
-        remark = f"{room} fit now, the others wait for nodes"
+        note = f"{room} fit now, the others wait for nodes"
     elif wanted > room:
-        remark = f"search.concurrency {search.concurrency} does not fit"
+        note = f"search.concurrency {search.concurrency} does not fit"
         wanted = room
     settings = _with_threads(_with_actors(train, machine, local, elastic, wanted), machine, wanted)
-    return TrialsPlan(wanted, settings, one.use_gpu, machine.cpus, remark)
+    return TrialsPlan(wanted, settings, one.use_gpu, machine.cpus, note)
 
 
 def _with_threads(train: TrainConfig, machine: Machine, concurrency: int) -> TrainConfig:

@@ -16,14 +16,14 @@ def trial_rows(search: SearchConfig, study: optuna.Study) -> list[dict[str, Any]
     for trial in study.get_trials(deepcopy=False):
         facts = trial.user_attrs
         point = point_of(search, trial)
-        looks = trial.intermediate_values
+        measured = trial.intermediate_values
         rows.append(
             {
                 "trial": trial.number,
                 "outcome": facts.get("outcome", "unfinished"),
-                "value": (trial.values or [looks[max(looks)] if looks else None])[0],
+                "value": (trial.values or [measured[max(measured)] if measured else None])[0],
                 **{path: _plain(point.get(path)) for path in search.space},
-                "best_look": (max if search.mode == "max" else min)(looks.values(), default=None),
+                "best_measurement": (max if search.mode == "max" else min)(measured.values(), default=None),
                 "samples": facts.get("trained_samples"),
                 "samples_of_a_whole_trial": facts.get("full_samples"),
                 "seconds": facts.get("seconds"),

@@ -136,17 +136,17 @@ def corners(search: SearchConfig) -> Iterator[Point]:
 def check_space(experiment: Experiment, search: SearchConfig, videos: int) -> list[Stage]:
     """The stages of the sweep's own experiment; UserError where a point would be refused or never report the metric.
 
-    What makes one setting impossible beside another grows or falls with either, so the ends of the ranges tell.
+    What makes one setting impossible beside another grows or falls with either, so the ends of the ranges decide.
     """
     stages = make_stages(experiment, videos)
     check_metric(experiment, search, stages)
     for point in corners(search):
-        told = describe_point(point)
+        where = describe_point(point)
         try:
             changed = with_settings(experiment, point, "search.space")
             check_metric(changed, search, make_stages(changed, videos))
         except UserError as error:
-            raise UserError(f"{error} [at {told}]") from None
+            raise UserError(f"{error} [at {where}]") from None
     return stages
 
 

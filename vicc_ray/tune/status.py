@@ -81,7 +81,7 @@ def print_sweep_status(status: dict[str, Any]) -> None:
             markup=False,
         )
     for row in status["unfinished"]:
-        at = f"at {row['value']:.3f}" if row["value"] is not None else "not looked at yet"
+        at = f"at {row['value']:.3f}" if row["value"] is not None else "no measurement yet"
         console.print(f"trial {row['trial']}: {at}", markup=False)
     left = f", about {status['left'] / 60:.0f} min left" if status["left"] and status["state"] != "finished" else ""
     console.print(

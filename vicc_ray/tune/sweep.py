@@ -1,8 +1,8 @@
-"""The controller of a sweep: which trial comes next, what a look at one means for it, when it is over. No Ray.
+"""The controller of a sweep: which trial comes next, what a measurement of one means for it, when it is over. No Ray.
 
-Ray Tune asks it through `execution`; Optuna's study, on disk, is its only memory. So a driver that is killed leaves a sweep
+Ray Tune calls it through `execution`; Optuna's study, on disk, is its only memory. So a driver that is killed leaves a sweep
 that the next one goes on with: trials that were running are begun again in their own folders under their own numbers, and
-new ones are asked for until the budget is spent.
+new ones are proposed until the budget is spent.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from vicc_ray.tune.median import MedianPruner
 from vicc_ray.tune.plan import TrialsPlan
 from vicc_ray.tune.sharing import measured
 from vicc_ray.tune.space import describe_point, grid_size, metrics_of, trial_experiment
-from vicc_ray.tune.trials import Follower, Look, TrialSpec, sum_up
+from vicc_ray.tune.trials import Follower, Measurement, TrialSpec, sum_up
 
 FAILURES_IN_A_ROW = 3  # trials that fail one after the other, with no other end between them, fail for a common reason
 CLOCK_SECONDS = 10.0
-TOLD_SECONDS = 30.0
+PRINT_SECONDS = 30.0
 REPEAT_SECONDS = 3.0  # from one request to stop to the next: a trial that was just starting takes the first one back
 
 
@@ -44,7 +44,7 @@ class Live:
     trial: Trial
     experiment: Experiment
     full: int  # samples of the measured stages, when they are done
-    look: Look | None = None
+    measurement: Measurement | None = None
     pruned: bool = False
 
 
@@ -74,7 +74,7 @@ class Sweep:
         self.closing = False
         self.error: Exception | None = None
         self.before, self.began = folder.seconds(), time.monotonic()
-        self.kept = self.told = self.repeated = self.began
+        self.kept = self.printed = self.repeated = self.began
         self.ended = self.failed_in_a_row = 0
 
     @property
@@ -116,12 +116,12 @@ class Sweep:
         return None if self.spent() else self._begin(ask(self.study, self.search), self.plan)
 
     def _end_given_up(self, spec: TrialSpec) -> None:
-        """End a trial that was asked to stop when its driver died; there is nothing to run."""
+        """End a trial whose driver died after it was to stop; there is nothing to run."""
         live = self.live.pop(spec.number)
         folder, stages = RunFolder.at(spec.folder), make_stages(live.experiment, self.videos)
         follower = Follower(folder, stages, spec.metrics)
-        live.look = next(iter(follower.read()[-1:]), None)
-        self._tell(live, "pruned", "", sum_up(folder, stages, follower))
+        live.measurement = next(iter(follower.read()[-1:]), None)
+        self._record(live, "pruned", "", sum_up(folder, stages, follower))
 
     def _begin(self, trial: Trial, plan: TrialsPlan) -> TrialSpec:
         point = point_of(self.search, trial)
@@ -136,17 +136,17 @@ class Sweep:
         tree = experiment.model_dump(mode="json")
         return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics_of(self.search), "auto")
 
-    def look(self, number: int, look: Look) -> None:
-        """Take a trial's recall at one moment; a trial that the pruner gives up is asked to stop."""
+    def add_measurement(self, number: int, measurement: Measurement) -> None:
+        """Take a trial's recall at one moment; a trial that the pruner gives up is stopped."""
         live = self.live.get(number)
         if live is None:
             return
-        live.look = look
+        live.measurement = measurement
         trial = live.trial
         known = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        if look.samples not in known and math.isfinite(look.value) and self.search.against == "none":
-            trial.report(look.value, look.samples)
-            if look.samples < live.full and not live.pruned and trial.should_prune():
+        if measurement.samples not in known and math.isfinite(measurement.value) and self.search.against == "none":
+            trial.report(measurement.value, measurement.samples)
+            if measurement.samples < live.full and not live.pruned and trial.should_prune():
                 live.pruned = True
                 trial.set_user_attr("pruned", True)
         if live.pruned:
@@ -164,11 +164,11 @@ class Sweep:
             return
         if outcome == "stopped" and not live.pruned:
             return  # it goes on another time
-        self._tell(live, "pruned" if outcome == "stopped" else outcome, reason, result or {})
+        self._record(live, "pruned" if outcome == "stopped" else outcome, reason, result or {})
         self._count(outcome, number, reason)
 
-    def _tell(self, live: Live, outcome: str, reason: str, result: Mapping[str, Any]) -> None:
-        trial, look = live.trial, live.look
+    def _record(self, live: Live, outcome: str, reason: str, result: Mapping[str, Any]) -> None:
+        trial, measurement = live.trial, live.measurement
         facts = {name: value for name, value in result.items() if name in FACTS}
         if outcome == "finished" and facts.get("collapsed"):
             outcome = "collapsed"
@@ -176,20 +176,20 @@ class Sweep:
             trial.set_user_attr(name, value)
         if outcome == "pruned":
             self.study.tell(trial, state=TrialState.PRUNED)
-        elif outcome == "failed" or (outcome != "not finite" and look is None):
+        elif outcome == "failed" or (outcome != "not finite" and measurement is None):
             self.study.tell(trial, state=TrialState.FAIL)
         else:
-            value = look.value if look and outcome != "not finite" else self.worst()
+            value = measurement.value if measurement and outcome != "not finite" else self.worst()
             self.study.tell(trial, [value, *self._costs(facts)])
-        told = f"{metric_name(self.search)} {look.value:.3f}" if look else "no figure"
+        printed = f"{metric_name(self.search)} {measurement.value:.3f}" if measurement else "no figure"
         console.print(
-            f"trial {trial.number}: {outcome}, {told}, {facts.get('seconds', 0.0):.0f} s"
+            f"trial {trial.number}: {outcome}, {printed}, {facts.get('seconds', 0.0):.0f} s"
             f"{f' ({reason})' if reason else ''}; {self._standing()}",
             markup=False,
         )
 
     def worst(self) -> float:
-        """What a trial without a number is told to be worth, so that the search keeps away from its settings."""
+        """The value that a trial without a number gets, so that the search keeps away from its settings."""
         if self.search.mode == "max":
             return 0.0  # a recall
         seen = [value for trial in finished(self.study) for value in (trial.values or [])[:1]]
@@ -215,7 +215,7 @@ class Sweep:
         """What is done now and then while trials run."""
         now = time.monotonic()
         if not self.closing and self.folder.run.stop_requested():
-            self.close("stop was asked for")
+            self.close("a stop was requested")
         if self.closing and now - self.repeated > REPEAT_SECONDS:
             self.repeated = now
             for number in list(self.live):
@@ -224,12 +224,12 @@ class Sweep:
         if now - self.kept > CLOCK_SECONDS:
             self.kept = now
             self.folder.keep_seconds(self.seconds)
-        if now - self.told > TOLD_SECONDS:
-            self.told = now
+        if now - self.printed > PRINT_SECONDS:
+            self.printed = now
             console.print(self._standing(), markup=False)
 
     def close(self, why: str) -> None:
-        """Begin no more trials and ask those that run to stop after a checkpoint."""
+        """Begin no more trials and stop those that run after a checkpoint."""
         if not self.closing:
             self.closing = True
             self.repeated = -math.inf
@@ -238,7 +238,9 @@ class Sweep:
     def _standing(self) -> str:
         done, left = len(finished(self.study)), self.trials_left()
         running_now = ", ".join(
-            f"{number} at {live.look.value:.3f} ({live.look.samples / live.full:.0%})" if live.look else f"{number}"
+            f"{number} at {live.measurement.value:.3f} ({live.measurement.samples / live.full:.0%})"
+            if live.measurement
+            else f"{number}"
             for number, live in sorted(self.live.items())
         )
         begun = len(self.study.get_trials(deepcopy=False))
@@ -280,7 +282,7 @@ FACTS = (
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The completed trial with the best metric, the cheaper of two equal ones; None before one is completed.
 
-    One that is not finite was told the worst value and is passed over.
+    One that is not finite got the worst value and is passed over.
     """
     done = [
         trial
@@ -310,11 +312,11 @@ def make_pruner(search: SearchConfig, experiment: Experiment, stages: Sequence[S
 
 
 def grace_samples(search: SearchConfig, experiment: Experiment, stages: Sequence[Stage]) -> int:
-    """Samples of the measured stages before which no trial is stopped: `search.grace` of the last one, or its first look."""
+    """Samples of the measured stages before which no trial is stopped: `search.grace` of the last one, or its first measurement."""
     named = measured(search)
     judged = [stage for stage in stages if stage.name in named]
     last = judged[-1]
-    first_look = min(every(experiment.evaluate.monitor_every, last), last.steps)
-    asked = search.grace.steps(steps_per_epoch=last.steps_per_epoch, global_batch=last.global_batch, whole=last.steps)
+    first = min(every(experiment.evaluate.monitor_every, last), last.steps)
+    grace = search.grace.steps(steps_per_epoch=last.steps_per_epoch, global_batch=last.global_batch, whole=last.steps)
     earlier = sum(stage.samples for stage in judged[:-1])
-    return earlier + max(first_look, asked) * last.global_batch
+    return earlier + max(first, grace) * last.global_batch

@@ -1,4 +1,4 @@
-"""What one trial does: train its experiment in its own run folder, tell each recall as it is measured, sum up. No Ray.
+"""What one trial does: train its experiment in its own run folder, report each recall as it is measured, sum up. No Ray.
 
 The trial is a run like any other, so one that was killed goes on from its checkpoint. It ends when the stages that the metric
 names are done; what would come after them cannot change its value.
@@ -34,7 +34,7 @@ class LostRun(Exception):
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What a trial is told; plain data, as it travels."""
+    """What a trial needs to know; plain data, as it is sent to another process."""
 
     number: int
     experiment: dict[str, Any]
@@ -50,7 +50,7 @@ class TrialSpec:
 
 
 @dataclass(frozen=True)
-class Look:
+class Measurement:
     """The metric at one moment: mean of the named figures, samples of the measured stages until then."""
 
     value: float
@@ -65,38 +65,38 @@ class Follower:
         self.metrics = [(stage, figure) for stage, figure in metrics]
         self.stages = {stage.name: stage for stage in stages}
         self.newest: dict[tuple[str, str], float] = {}
-        self.reached: dict[str, int] = {}  # stage -> step within it of its newest look
+        self.newest_steps: dict[str, int] = {}  # stage -> step within it of its newest measurement
         self.tail = Tail(folder.metrics, METRICS)
 
-    def read(self) -> list[Look]:
-        """The looks that were added since the last call; none before every named stage has been looked at."""
-        looks = []
+    def read(self) -> list[Measurement]:
+        """The measurements since the last call; none before every named stage has been measured."""
+        measured = []
         for record in self.tail.read():
             named = [metric for metric in self.metrics if metric[0] == record.get("stage")]
             if record.get("kind") != "monitor" or not named:
                 continue
             stage = self.stages[named[0][0]]
-            self.reached[stage.name] = int(record["step"]) - stage.first_step
+            self.newest_steps[stage.name] = int(record["step"]) - stage.first_step
             self.newest |= {
                 metric: float(record[metric[1]]) for metric in named if isinstance(record.get(metric[1]), NUMBER)
             }
             if len(self.newest) == len(self.metrics):
-                looks.append(Look(sum(self.newest.values()) / len(self.newest), self.samples()))
-        return looks
+                measured.append(Measurement(sum(self.newest.values()) / len(self.newest), self.samples()))
+        return measured
 
     def samples(self) -> int:
-        """Samples of the measured stages until their newest looks."""
-        return sum(step * self.stages[name].global_batch for name, step in self.reached.items())
+        """Samples of the measured stages until their newest measurements."""
+        return sum(step * self.stages[name].global_batch for name, step in self.newest_steps.items())
 
     def complete(self) -> bool:
-        """Whether every named stage has been looked at at its end."""
-        return all(self.reached.get(name, 0) >= self.stages[name].steps for name, _ in self.metrics)
+        """Whether every named stage has been measured at its end."""
+        return all(self.newest_steps.get(name, 0) >= self.stages[name].steps for name, _ in self.metrics)
 
 
 def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
-    """Run a trial to its end, or to where somebody asked its folder to stop.
+    """Run a trial to its end, or to a request to stop in its folder.
 
-    `report` gets {"value", "samples"} for each look and at last what `sum_up` says, with `outcome`:
+    `report` gets {"value", "samples"} for each measurement and at last what `sum_up` says, with `outcome`:
     finished, stopped (goes on another time), not finite, failed, refused (the reader has to change something).
     LostRun where the run ended for no reason of its own.
     """
@@ -115,8 +115,8 @@ def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None
         ending.update(_train(experiment, last, spec.address))
 
     follower = Follower(folder, stages, spec.metrics)
-    for look in follower.read():  # of an earlier driver
-        report(asdict(look))
+    for one in follower.read():  # of an earlier driver
+        report(asdict(one))
     if follower.complete() and all(folder.encoder(stage).is_file() for stage, _ in spec.metrics):
         report(sum_up(folder, stages, follower) | {"outcome": "finished", "reason": ""})
         return
@@ -129,11 +129,11 @@ def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None
         alive = thread.is_alive()
         if alive and folder.remote:
             folder.fetch(folder.metrics)
-        for look in follower.read():
-            report(asdict(look))
+        for one in follower.read():
+            report(asdict(one))
     outcome = _outcome(ending, follower, folder, _starts(folder) > starts)
     if outcome["outcome"] == "stopped" and not folder.stop_requested():
-        raise LostRun(f"trial {spec.number}: its run ended and nobody had asked for it")
+        raise LostRun(f"trial {spec.number}: its run ended without a request")
     report(sum_up(folder, stages, follower) | outcome)
 
 
@@ -181,7 +181,7 @@ def _starts(folder: RunFolder) -> int:
 
 
 def sum_up(folder: RunFolder, stages: Sequence[Stage], follower: Follower) -> dict[str, Any]:
-    """What a trial cost so far, and how its assignments look, from its folder."""
+    """What a trial cost so far, and figures of its assignments, from its folder."""
     folder.pull()
     records = read_metrics(folder.metrics)
     trained = [r for r in records if r["kind"] == "train" and isinstance(r.get("samples"), int)]
@@ -189,7 +189,7 @@ def sum_up(folder: RunFolder, stages: Sequence[Stage], follower: Follower) -> di
     first = min((record["samples"] for record in _first_of_run(trained, stages)), default=0)
     seconds, device_seconds = cost(read_events(folder.events), trained)
     newest = [record for record in trained if record["stage"] in {stage.name for stage in wanted}][-1:]
-    told = {
+    facts = {
         f"end_{name}": float(newest[0][name]) for name in ("loss", "ln_k", "entropy") if newest and name in newest[0]
     }
     return {
@@ -198,7 +198,7 @@ def sum_up(folder: RunFolder, stages: Sequence[Stage], follower: Follower) -> di
         "trained_samples": max((record["samples"] for record in trained), default=first) - first,
         "full_samples": samples_at(stages, max(stage.end for stage in wanted)) - first,
         "collapsed": any(_tells_collapse(record, follower) for record in records),
-        **told,
+        **facts,
     }
 
 

@@ -1,8 +1,8 @@
-"""What a motion vector of interlaced H.264 means: FFmpeg does not tell which blocks lie in fields, so the pictures do.
+"""What a motion vector of interlaced H.264 means: FFmpeg does not say which blocks lie in fields, so the pictures do.
 
 In a picture with macroblock-adaptive fields a vector counts in lines of the frame, or in lines of one field and from a
 field of the same or of the other parity, half a picture's time nearer or farther. Each of the three readings predicts the
-block from the picture that it refers to; the one that predicts it best is taken. Where nothing tells them apart (a plain
+block from the picture that it refers to; the one that predicts it best is taken. Where nothing separates them (a plain
 surface) a block goes with the majority.
 
 Legend: n vectors; r x c sampled points of a block; fields are [2, H / 2, W], top first.
@@ -62,7 +62,7 @@ def field_velocities(
     decided = second - best > DECISIVE
     reading = errors.argmin(0)
     counts = np.bincount(reading[decided], minlength=3)
-    # Frame and same-parity readings are told apart from the other parity more easily than the reverse.
+    # Frame and same-parity readings are separated from the other parity more easily than the reverse.
     majority = int(counts.argmax()) if decided.any() else SAME
     chosen: Floats = velocities[np.where(decided, reading, majority), np.arange(len(vectors))]
     return chosen

@@ -1,9 +1,9 @@
 """Flow from the motion vectors that are in the video file already: no picture is compared with another.
 
-A codec stores for most blocks of a picture where in another picture they look alike. FFmpeg's decoder hands these vectors
+A codec stores for most blocks of a picture where in another picture they look alike. FFmpeg's decoder gives these vectors
 out; here they become a dense field of the velocity at each pixel:
 
-- a vector is divided by the distance to the picture that it refers to. FFmpeg tells the direction, not the picture; taken
+- a vector is divided by the distance to the picture that it refers to. FFmpeg gives the direction, not the picture; taken
   is the nearest reference picture in that direction that was decoded before, which is too near for the blocks (few in
   real videos) that refer to a farther one. A block with two vectors gets their mean.
 - every block is filled with its vector; blocks without one (intra) get that of the nearest block which has one.
@@ -61,7 +61,7 @@ class _Picture:
     """One decoded picture: FFmpeg's table of vectors (None: there is none to be used) and the file's picture size.
 
     `past`, `future`: frames to the pictures referred to before and after it. `velocities`: float32 [n, 2] pixels a frame,
-    where the vectors alone do not tell them.
+    where the vectors alone do not give them.
     """
 
     index: int
@@ -285,7 +285,7 @@ def _resolved(decoded: _Decoded, lumas: dict[int, Luma], stream: VideoStream) ->
 
 
 def _by_stamps(container: InputContainer, stream: VideoStream, timeline: Timeline) -> Iterator[_Decoded]:
-    """(frame index, picture, distance to the reference before it, and after it); the packets' order tells references."""
+    """(frame index, picture, distance to the reference before it, and after it); the packets' order gives references."""
     order = _DecodingOrder(stream)
     for packet in container.demux(stream):
         if packet.pts is not None and packet.size:
@@ -331,7 +331,7 @@ class _DecodingOrder:
         self._latest = max(self._latest, index)
 
     def distances(self, index: int) -> tuple[int, int]:
-        """Frames to the nearest reference before and after; asked once for each picture."""
+        """Frames to the nearest reference before and after; called once for each picture."""
         return self._distances.pop(index, (1, 1))
 
 
@@ -348,7 +348,7 @@ def _vectors(frame: VideoFrame, codec: str) -> NDArray[Any] | None:
 
 def _velocities(picture: _Picture, vectors: NDArray[Any]) -> Field:
     """float32 [n, 2], pixels a frame. FFmpeg: the block at dst is found at dst + motion / scale in what it refers to."""
-    # Snow tells which of the pictures before is meant: -1 is the last one, -2 that before it.
+    # Snow names the picture: -1 is the last one, -2 that before it.
     past = picture.past * np.maximum(-vectors["source"], 1)
     per_frame = np.where(vectors["source"] < 0, -1.0 / past, 1.0 / picture.future) / vectors["motion_scale"]
     velocities = np.stack([vectors["motion_x"], vectors["motion_y"]], -1) * per_frame[:, None]

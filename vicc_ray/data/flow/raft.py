@@ -29,7 +29,7 @@ def raft_flow(frames: NDArray[np.uint8], weights: str, device: str = "cpu") -> N
     """Flow from each frame to the next: uint8 RGB [n + 1, H, W, 3] -> float32 [n, H, W, 2], (u, v) in pixels.
 
     Frames with a side under 128 pixels are enlarged first, others only padded to a multiple of 8. `weights` is a path or
-    URI of a state dict (.pth, .pt, .safetensors); its keys tell whether it is raft_small or raft_large. Raises
+    URI of a state dict (.pth, .pt, .safetensors); its keys show whether it is raft_small or raft_large. Raises
     `UserError` where it is missing or another network's, or where there is no such device.
     """
     import torch

@@ -41,7 +41,7 @@ FORMAT = 2
 UNCHECKED = 1  # the format before it: entries without checksums, which are still read (TV-L1 of a data set takes days)
 # Chosen on DIS and TV-L1 fields of real videos: finer steps (qp 8) cost half as many bytes again and spare no value an
 # error of two steps, lossless costs three times as many. B-frames save a third. One thread, as more of them change the
-# bytes. tune psnr: what looks well to eyes is no aim here.
+# bytes. tune psnr: visual quality is no aim here.
 ENCODER = {"preset": "fast", "tune": "psnr", "qp": "12", "bf": "2", "sc_threshold": "0", "threads": "1"}
 # Reading starts at a key picture, every 16th.
 GOP = 16
@@ -79,23 +79,23 @@ class FlowStore:
     @classmethod
     def create(cls, folder: str, fingerprint: str, bound: float, size: tuple[int, int]) -> FlowStore:
         """Make the store or open the one that is there; `UserError` where that holds fields of another kind."""
-        asked = _Header(FORMAT, json.dumps(json.loads(fingerprint), sort_keys=True), float(bound), *size)
+        wanted = _Header(FORMAT, json.dumps(json.loads(fingerprint), sort_keys=True), float(bound), *size)
         found = _read_header(folder)
         if found is None:
-            text = json.dumps(asdict(asked) | {"fingerprint": json.loads(fingerprint)}, indent=2) + "\n"
+            text = json.dumps(asdict(wanted) | {"fingerprint": json.loads(fingerprint)}, indent=2) + "\n"
             try:
                 storage.write_bytes(_header_name(folder), text.encode())
             except OSError as error:
                 raise UserError(
                     f"flow store {folder}: cannot be written: {' '.join(str(error).split())[:200]}"
                 ) from error
-        elif replace(found, format=FORMAT) != asked:
+        elif replace(found, format=FORMAT) != wanted:
             raise UserError(
-                f"flow store {folder}: holds other fields than asked for: {'; '.join(_differences(found, asked))}; "
+                f"flow store {folder}: holds other fields than these settings give: {'; '.join(_differences(found, wanted))}; "
                 "name another folder, or set what the store has"
             )
         checked = found is None or found.format == FORMAT
-        return cls(storage.absolute(folder), asked.fingerprint, asked.bound, (asked.height, asked.width), checked)
+        return cls(storage.absolute(folder), wanted.fingerprint, wanted.bound, (wanted.height, wanted.width), checked)
 
     @classmethod
     def open(cls, folder: str) -> FlowStore:
@@ -266,9 +266,9 @@ def _is_header(data: Any) -> bool:
     )
 
 
-def _differences(found: _Header, asked: _Header) -> Iterator[str]:
+def _differences(found: _Header, wanted: _Header) -> Iterator[str]:
     """One phrase for each thing in which two headers differ."""
-    there, here = (asdict(h) | json.loads(h.fingerprint) for h in (found, asked))
+    there, here = (asdict(h) | json.loads(h.fingerprint) for h in (found, wanted))
     for name in (there | here).keys() - {"fingerprint"}:
         if there.get(name) != here.get(name):
             yield f"{name} is {there.get(name)} there, {here.get(name)} here"

@@ -67,7 +67,7 @@ class Parameters:
 
 DEFAULT = Parameters()
 SMALLEST = 16
-CHECK = 5  # iterations between two looks at how far the field still moves
+CHECK = 5  # iterations between two checks how far the field still moves
 RULES = 1  # raised whenever this file gives other numbers for the same parameters
 # Pairs at a time. A CPU's caches hold the state of one, and then nothing at all depends on how a clip is cut into batches; a
 # GPU is idle between the launches of few.

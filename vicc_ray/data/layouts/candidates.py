@@ -27,7 +27,7 @@ UNUSED = "unused"  # the split of videos that the official lists leave out
 class Candidate:
     """A video to be indexed: absolute path or URI, and what is known of it before it is opened.
 
-    `bytes` and `modified` (seconds) are there where the listing told them; they are no part of what it is.
+    `bytes` and `modified` (seconds) are there where the listing has them; they are no part of what it is.
     """
 
     path: str
@@ -137,7 +137,7 @@ def twins(candidates: Iterable[Candidate]) -> list[str]:
 
 
 def crossing_groups(candidates: Iterable[Candidate], key: Callable[[Candidate], Hashable]) -> list[str]:
-    """A note where clips of one group lie in several splits (unused ones aside); `key` tells groups apart."""
+    """A note where clips of one group lie in several splits (unused ones aside); `key` distinguishes groups."""
     splits: dict[Hashable, Counter[str]] = {}
     names: dict[Hashable, str] = {}
     for candidate in candidates:
@@ -148,11 +148,11 @@ def crossing_groups(candidates: Iterable[Candidate], key: Callable[[Candidate], 
     if not crossing:
         return []
     videos = sum(sum(splits[group].values()) for group in crossing)
-    told = [
+    named = [
         f"{names[group]} ({', '.join(f'{split} {count}' for split, count in sorted(splits[group].items()))})"
         for group in crossing
     ]
     return [
-        f"{len(crossing)} of {len(splits)} groups cross splits ({videos} videos): {examples(told)}; clips of one source "
+        f"{len(crossing)} of {len(splits)} groups cross splits ({videos} videos): {examples(named)}; clips of one source "
         "in training and query make retrieval look better than it is"
     ]

@@ -79,7 +79,7 @@ def read(tree: Tree, fold: int | None) -> Found:
     used = [file.name for file in splits.files.values()] if splits else []
     nameless = [file.inner for file in tree.videos if _film(file) is None]
     if nameless:
-        notes.append(f"{len(nameless)} videos whose name does not tell their film have no group: {examples(nameless)}")
+        notes.append(f"{len(nameless)} videos whose name does not give their film have no group: {examples(nameless)}")
     notes += crossing_groups(candidates, lambda c: c.group)
     notes += tree.folders_without_videos(class_bases(tree), used)
     return Found(candidates, "hmdb51", tree.ignored(used), [*(splits.notes if splits else []), *notes])

@@ -169,9 +169,9 @@ def _with_replacements(tree: Tree, folders: SplitFolders, tables: _Tables) -> tu
     made = copy(tree)
     made.videos = [swapped.get(file.inner, file) for file in tree.videos if file.name not in spent]
     tables.used += [file.name for file in broken]
-    told = [sound[stem(file.inner)].inner for file in broken]
+    replaced = [sound[stem(file.inner)].inner for file in broken]
     return made, [
-        f"{len(broken)} videos are taken from replacement folders instead of the split folders: {examples(told)}"
+        f"{len(broken)} videos are taken from replacement folders instead of the split folders: {examples(replaced)}"
     ]
 
 
@@ -217,18 +217,18 @@ def _placed(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[Candidat
     for file in tree.videos:
         folder = folders.of(file)
         lines = [line for line in (tables.line(file), tables.clash(file)) if line and line.split]
-        told = {line.split for line in lines} | ({folders.splits[folder]} if folder is not None else set())
-        if len(told) > 1:
-            clashes.append(f"{file.inner} ({' and '.join(sorted(told))})")
+        named = {line.split for line in lines} | ({folders.splits[folder]} if folder is not None else set())
+        if len(named) > 1:
+            clashes.append(f"{file.inner} ({' and '.join(sorted(named))})")
         candidates.append(
-            file.candidate(_label(file, folders, tables), min(told, default=UNUSED), _group(file, tables))
+            file.candidate(_label(file, folders, tables), min(named, default=UNUSED), _group(file, tables))
         )
     if clashes:
         raise in_two_splits(tree.root, clashes)
     if all(candidate.split == UNUSED for candidate in candidates):
         raise UserError(
             f"{tree.root}: neither folders train_split/ and val_split/ (or train/ and val/) nor a table with a column "
-            "youtube_id tell the splits of Kinetics; give a split rule"
+            "youtube_id give the splits of Kinetics; give a split rule"
         )
     return candidates
 
@@ -250,7 +250,7 @@ def _notes(tree: Tree, folders: SplitFolders, tables: _Tables) -> list[str]:
     if lost:
         notes.append(f"{len(lost)} videos are in no split folder or table (split '{UNUSED}'): {examples(lost)}")
     if kept and tables.used:
-        notes.append(f"{len(kept)} videos are in no table; their folder tells the split: {examples(kept)}")
+        notes.append(f"{len(kept)} videos are in no table; their folder gives the split: {examples(kept)}")
     other = [file.inner for file in tree.videos if _in_other_class(_class(file, folders), tables.line(file))]
     if other:
         notes.append(

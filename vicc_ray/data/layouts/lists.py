@@ -79,8 +79,8 @@ def read_list(name: str) -> Found:
     if labels and bare:
         notes.append(f"{bare} of {len(entries)} lines have no label")
     found = [Candidate(beside(name, e.video), e.label, e.split, group_in_name(e.video)) for e in entries]
-    found, told = by_words(found)
-    return Found(found, "list", notes=notes + told)
+    found, more = by_words(found)
+    return Found(found, "list", notes=notes + more)
 
 
 def parse_line(name: str, number: int, line: str) -> Entry:
@@ -131,7 +131,7 @@ def _is_comment(name: str, line: str) -> bool:
 
 
 def is_there(name: str, line: str) -> bool:
-    """Whether the whole line is a local file's name; nothing in a store is asked for."""
+    """Whether the whole line is a local file's name; nothing in a store is requested."""
     if storage.is_uri(line) or storage.is_uri(name):
         return False
     try:

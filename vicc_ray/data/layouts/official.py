@@ -84,14 +84,14 @@ class Lists:
     def refuse_clashes(self, source: str) -> None:
         """`UserError` with the names where videos are in two splits: neither choice would be the official one."""
         if self.clashes:
-            told = [f"{line.name} ({self.lines[key].split} and {line.split})" for key, line in self.clashes.items()]
-            raise in_two_splits(source, told)
+            named = [f"{line.name} ({self.lines[key].split} and {line.split})" for key, line in self.clashes.items()]
+            raise in_two_splits(source, named)
 
 
-def in_two_splits(source: str, told: Sequence[str]) -> UserError:
+def in_two_splits(source: str, named: Sequence[str]) -> UserError:
     """The error where videos are in two splits; `told` names each with its splits."""
     return UserError(
-        f"{shown(source)}: {len(told)} videos are in two splits: {examples(told)}; correct the split files, or give a "
+        f"{shown(source)}: {len(named)} videos are in two splits: {examples(named)}; correct the split files, or give a "
         "split rule of your own"
     )
 

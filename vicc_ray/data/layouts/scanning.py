@@ -55,7 +55,7 @@ def scan(source: str | Path, layout: str = AUTO, split_rule: str | None = None, 
     UCF101 and HMDB51.
 
     Raises `UserError` where the source does not exist, is of another layout, names no video, or its split files put a
-    video in two splits. What does not fit together otherwise is told in `notes`.
+    video in two splits. Other contradictions are in `notes`.
     """
     name = str(source)
     if not name:
@@ -66,7 +66,7 @@ def scan(source: str | Path, layout: str = AUTO, split_rule: str | None = None, 
     if fold not in FOLDS:
         raise UserError(f"fold {fold} is not known; {_folded()} have folds {FOLDS[0]} to {FOLDS[-1]}")
     if fold != 1 and split_rule:
-        raise UserError(f"fold {fold} and the split rule '{split_rule}' both tell the splits; give one of them")
+        raise UserError(f"fold {fold} and the split rule '{split_rule}' both give the splits; give one of them")
     found = _read(name, chosen, None if split_rule else fold)
     if chosen != AUTO and chosen not in LAYOUTS.built_in:
         found.layout = chosen  # by which it can be found again
@@ -79,7 +79,7 @@ def scan(source: str | Path, layout: str = AUTO, split_rule: str | None = None, 
     placed = assign_splits(unique, split_rule) if split_rule else unique
     notes = found.notes + _repeated(found, unique) + twins(unique) + _foreign_labels(placed)
     if not split_rule and found.layout in ("folders", "flat", "list", "csv"):
-        notes += split_folders.told_by_name(name, unique, layout_of(found.layout).takes == "folder")
+        notes += split_folders.notes_on_name(name, unique, layout_of(found.layout).takes == "folder")
     return Found(placed, found.layout, found.ignored, notes)
 
 
@@ -173,8 +173,8 @@ def _read_tree(tree: Tree, layout: str, fold: int | None) -> Found:
         return Found([], "flat", tree.ignored())
     notes = tree.notes()
     if layout == AUTO:
-        layout, told = _recognise(tree)
-        notes += told
+        layout, more = _recognise(tree)
+        notes += more
     found = layout_of(layout).read(Source(tree.root, tree, fold))
     own = layout in LAYOUTS.built_in and not layout_of(layout).dataset
     unread = _unread_tables(tree) if own else []
@@ -251,7 +251,7 @@ class Video(_FileLayout):
 
 
 def _unread_tables(tree: Tree) -> list[str]:
-    """Notes on tables and lists in a folder that name its videos, which only the folders are asked for."""
+    """Notes on tables and lists in a folder that name its videos, and are not read with it."""
     if tree.pattern is not None:
         return []
     kinds = (TABLE_EXTENSIONS | LIST_EXTENSIONS) - {".parquet"}  # most of which are manifests
@@ -322,9 +322,9 @@ def _read_plain(tree: Tree, layout: str) -> Found:
     arranged = None if layout == "classes" else split_folders.arrange(tree, layout == "splits")
     if arranged is None and layout == "splits":
         raise UserError(f"{tree.root}: no folder in it is named like a split (train, val, test, ...)")
-    told = split_folders.told_loosely(tree) if arranged is None and layout != "classes" else []
+    more = split_folders.possible_splits(tree) if arranged is None and layout != "classes" else []
     candidates, notes = _read_classes(tree) if arranged is None else arranged
-    notes += told
+    notes += more
     return Found(candidates, "folders", tree.ignored(), notes)
 
 

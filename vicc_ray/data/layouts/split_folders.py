@@ -159,7 +159,7 @@ def recurring(tree: Tree) -> set[str]:
     return {name for name in shared if not _COUNTED.fullmatch(name) and name.lower() not in VIDEO_FOLDERS}
 
 
-def told_loosely(tree: Tree) -> list[str]:
+def possible_splits(tree: Tree) -> list[str]:
     """A note for first folders that are read as classes and may be splits; `UserError` where names and content say so."""
     folders, classes = loose_folders(tree), recurring(tree)
     firsts = _list({file.parts[0] for file in tree.videos if file.folder})
@@ -170,8 +170,8 @@ def told_loosely(tree: Tree) -> list[str]:
             "class, --layout splits these for splits"
         )
     if folders is not None:
-        told = ", ".join(f"{shown(name)}/ ({split})" for name, split in sorted(folders.splits.items()))
-        return [f"all first folders are taken for classes; if some are splits ({told}), say --layout splits"]
+        named = ", ".join(f"{shown(name)}/ ({split})" for name, split in sorted(folders.splits.items()))
+        return [f"all first folders are taken for classes; if some are splits ({named}), say --layout splits"]
     if len(classes) > 1:
         return [
             f"the first folders ({firsts}) are taken for classes, though each holds the same folders "
@@ -402,8 +402,8 @@ class _Level:
         return any(file.inner.startswith(f"{base}/") for base in self.bases if base)
 
     def recognised(self) -> str:
-        told = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.splits.items()})
-        return "recognised split folders: " + ", ".join(f"{shown(name)}/ ({split})" for name, split in told)
+        named = sorted({(posixpath.basename(folder), split) for folder, split in self.folders.splits.items()})
+        return "recognised split folders: " + ", ".join(f"{shown(name)}/ ({split})" for name, split in named)
 
     def notes(self, deep: set[str]) -> list[str]:
         """Notes on what the split folders hold: videos without a class and the other reading of that, one class only."""
@@ -467,9 +467,9 @@ def by_paths(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str
         )
         return list(candidates), [note]
     splits = [folders.splits[folder] if folder is not None else UNUSED for folder in places]
-    told = ", ".join(f"{split} {count}" for split, count in sorted(Counter(splits).items()))
+    named = ", ".join(f"{split} {count}" for split, count in sorted(Counter(splits).items()))
     notes = [
-        f"it has no splits; those of the folders {folders.names()} in its paths are taken ({told}); for others add a column "
+        f"it has no splits; those of the folders {folders.names()} in its paths are taken ({named}); for others add a column "
         "'split' or say --split 'train: rest'"
     ]
     return [replace(c, split=split) for c, split in zip(candidates, splits, strict=True)], notes
@@ -516,7 +516,7 @@ def _told_splits(candidates: list[Candidate], names: dict[str, str], kinds: dict
     return notes
 
 
-def told_by_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:
+def notes_on_name(name: str, candidates: Iterable[Candidate], is_folder: bool) -> list[str]:
     """A note where a source's own name says test or val while all of its videos are split `train` for want of a word."""
     base = posixpath.basename(name.rstrip("/"))
     parsed = split_in_name(base if is_folder else posixpath.splitext(base)[0])

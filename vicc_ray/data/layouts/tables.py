@@ -72,10 +72,10 @@ def read_table(name: str) -> Found:
             raise UserError(f"{name}: row {number} names no video")
         group = row.get("group") or group_in_name(video)
         candidates.append(Candidate(beside(name, video), _class(row, header, places), row.get("split", ""), group))
-    candidates, told = by_words(candidates)
+    candidates, more = by_words(candidates)
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
-    return Found(candidates, "csv", notes=notes + told)
+    return Found(candidates, "csv", notes=notes + more)
 
 
 def _class(row: dict[str, str], header: list[str], places: dict[str, int]) -> str | None:
@@ -98,8 +98,8 @@ def _read(name: str) -> _Table:
         return *read_json(name, _FIELDS), []
     comments, _ = _without_comments(read_text(name))
     notes = [f"{comments} lines above the table begin with '#' and are passed over"] if comments else []
-    header, rows, told = _read_text_table(name)
-    return header, rows, notes + told
+    header, rows, more = _read_text_table(name)
+    return header, rows, notes + more
 
 
 def _read_text_table(name: str) -> _Table:
@@ -156,8 +156,8 @@ def _without_header(name: str, rows: list[list[str]]) -> _Table:
             f"{name}: has no line that names its {len(columns)} columns; put one above all, such as: {','.join(header)} "
             f"(known: {_known()})"
         )
-    told = "the column of splits' words is taken for splits; if these are classes, put a line video,label above all"
-    return header, rows, [told] if "split" in header else []
+    more = "the column of splits' words is taken for splits; if these are classes, put a line video,label above all"
+    return header, rows, [more] if "split" in header else []
 
 
 def _bare(name: str, rows: list[dict[str, str]]) -> bool:
@@ -169,7 +169,7 @@ def _bare(name: str, rows: list[dict[str, str]]) -> bool:
 
 
 def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows with the files that their ids name, looked for below the table's folder; a note of ids without a file."""
+    """The rows with the files that their ids name, searched below the table's folder; a note of ids without a file."""
     folder = posixpath.dirname(name)
     there: dict[str, list[str]] = {}
     for file in plant(folder).videos:

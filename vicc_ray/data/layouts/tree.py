@@ -18,7 +18,7 @@ from vicc_ray.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file: its path or URI, its name below the tree's root (parted by `/`), and its size and time if told."""
+    """A file: its path or URI, its name below the tree's root (parted by `/`), and its size and time where the listing has them."""
 
     name: str
     inner: str
@@ -65,7 +65,7 @@ class Tree:
         self.videos = [file for file in self.chosen if extension(file.name) in VIDEO_EXTENSIONS]
 
     def ignored(self, used: Iterable[str] = ()) -> Counter[str]:
-        """Other files by extension, without those (by name) that told splits."""
+        """Other files by extension, without those (by name) that gave splits."""
         spent = {file.name for file in self.videos} | set(used)
         return Counter(extension(file.inner) or "no extension" for file in self.chosen if file.name not in spent)
 
@@ -142,7 +142,7 @@ def _plant_local(root: str, pattern: str | None) -> Tree:
 
 
 def _local_file(folder: str, below: str, name: str) -> File:
-    """Size and time as `storage.describe` tells them; a link into nowhere has none."""
+    """Size and time as `storage.describe` gives them; a link into nowhere has none."""
     path = os.path.join(folder, name)
     try:
         status = os.stat(path)
