@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart fast test gpu-rehearsal check format lock clean
+.PHONY: setup quickstart test-fast test gpu-rehearsal check format lock clean
 
 setup: $(STAMP)
 
@@ -23,11 +23,11 @@ quickstart: setup
 	$(BIN)/vicc quickstart
 
 # Tests that start no Ray. A file's tests stay together, as they share what is slow to make.
-fast: setup
+test-fast: setup
 	$(BIN)/python -m pytest -m "not cluster" --numprocesses 2 --dist loadfile
 
 # Tests that start Ray follow, one after another.
-test: fast
+test: test-fast
 	$(BIN)/python -m pytest -m cluster
 
 # The one command for a GPU machine (benchmarks/gpu_day.py), at tiny sizes on the CPU, with the older torch that such machines have.

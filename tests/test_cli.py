@@ -106,7 +106,7 @@ def test_index_names_and_counts_what_it_refuses(tmp_path: Path) -> None:
     refused = [line for line in result.stdout.splitlines() if line.startswith("refused: ")]
     assert len(refused) == 1
     assert "text.mp4: " in refused[0]
-    assert "1 videos used (train 1), 1 classes, 1 shorter than 32 frames" in result.stdout
+    assert "1 videos used (train 1), 1 classes, 6 frames each, 1 refused" in result.stdout
     assert "1 refused, 1 other files passed over" in result.stdout
     (folder / "good one.mp4").unlink()
     result = vicc("index", "videos", "--out", "n.parquet", cwd=tmp_path)

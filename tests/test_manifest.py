@@ -349,7 +349,7 @@ def test_index_counts_videos_that_are_shorter_than_the_clips_in_use(tmp_path: Pa
     assert "shorter" not in told.get()
     with console.capture() as told:
         index_videos(str(tmp_path), tmp_path / "m.parquet", IndexOptions(clip=16))
-    assert "1 shorter than 16 frames" in told.get()
+    assert "1 shorter than a clip of 16 frames" in told.get()
 
 
 def test_a_list_of_paths_from_another_folder_says_where_they_start(tmp_path: Path) -> None:

@@ -100,3 +100,11 @@ def test_one_of_each_kind_trains_evaluates_and_reports(installed: dict[str, str]
     vicc(installed, tmp_path, "report", str(run))
     page = (run / "report.html").read_text()
     assert "Purity of clusters" in page and "matched" in page and "ln K" not in page
+
+
+def test_the_page_shows_the_package_as_it_is() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    files = [PACKAGE / "pyproject.toml", *sorted((PACKAGE / "vicc_extras").glob("[a-z]*.py"))]
+    assert len(files) == 7
+    for file in files:
+        assert f"\n{file.read_text().strip()}\n```" in page, f"docs/extending.md shows another {file.name}"

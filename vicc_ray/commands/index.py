@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from vicc_ray import storage
 from vicc_ray.cluster.progress import Counter as Progress
-from vicc_ray.config import MAX_PIXELS, ClipConfig
+from vicc_ray.config import MAX_PIXELS
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Found, scan
@@ -39,7 +40,7 @@ class IndexOptions:
     workers: int | None = None
     address: str | None = None
     verbose: bool = False
-    clip: int = ClipConfig().frames  # frames; shorter videos are counted
+    clip: int | None = None  # frames; shorter videos are counted, where clips of that length will be taken
     max_pixels: int = MAX_PIXELS
 
 
@@ -143,7 +144,7 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
         yield from run_on_cluster(function, paths, actors, lambda _: seconds)
 
 
-def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int) -> None:
+def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int | None) -> None:
     """What is in the manifest, what is not, and why."""
     for row in manifest.refused:
         console.print(f"refused: {row.video}: {row.refused}", markup=False)
@@ -158,13 +159,21 @@ def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip
             f"{source}: none of its {len(manifest.refused)} videos can be read; nothing was written{_where(source, found)}"
         )
     splits = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
-    short = sum(row.frames < clip for row in manifest.videos)
-    padded = f"{short} shorter than {clip} frames (clips of that length pad them), " if short else ""
+    short = sum(row.frames < (clip or 0) for row in manifest.videos)
+    padded = f"{short} shorter than a clip of {clip} frames, " if short else ""
     console.print(
-        f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, {padded}"
+        f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, {_lengths(manifest)}, {padded}"
         f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
         markup=False,
     )
+
+
+def _lengths(manifest: Manifest) -> str:
+    """How long the videos are: what clips have to fit into."""
+    frames = sorted(row.frames for row in manifest.videos)
+    if frames[0] == frames[-1]:
+        return f"{frames[0]} frames each"
+    return f"{frames[0]} to {frames[-1]} frames each (median {statistics.median_low(frames)})"
 
 
 def _where(source: str, found: Found) -> str:
