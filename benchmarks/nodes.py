@@ -187,6 +187,7 @@ def _alive(pid: int) -> bool:
 
 
 def free_port() -> int:
+    """A port of the loopback address that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -97,3 +97,15 @@ def test_processes_load_only_what_they_need(module: str, heavy: str) -> None:
     """Of the seconds of a core in which each process of a run starts, nearly all are imports."""
     code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_functions_are_short() -> None:
+    """Of a hundred functions at most one is longer than 40 lines."""
+    lengths = [
+        node.end_lineno - node.lineno + 1
+        for folder in (PACKAGE, ROOT / "benchmarks")
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno
+    ]
+    assert sorted(lengths)[int(0.99 * len(lengths))] <= 40

@@ -167,6 +167,7 @@ class Budget(NamedTuple):
 
 
 def parse_budget(value: Any) -> Budget:
+    """'12 trials', '2 hours' or '4 device-hours' as a Budget; ValueError says what is allowed."""
     if isinstance(value, Budget):
         return value
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(trial|hour|device-hour)s?\s*", str(value).lower())

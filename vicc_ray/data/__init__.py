@@ -1,0 +1,1 @@
+"""From files of videos to decoded clips and augmented network inputs; no Ray."""

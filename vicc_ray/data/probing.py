@@ -37,9 +37,14 @@ class Sized(Protocol):
     """What shows whether a file is the one that was probed."""
 
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """Its size."""
+        ...
+
     @property
-    def modified(self) -> float: ...
+    def modified(self) -> float:
+        """When it was changed, in seconds since 1970."""
+        ...
 
 
 def index(

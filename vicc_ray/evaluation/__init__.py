@@ -1,0 +1,1 @@
+"""Protocols that judge encoders, and what they share: features and where they are stored, predictions, results."""

@@ -1,0 +1,1 @@
+"""Figures of features and predictions: arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Backbones, encoders and classifiers, and their files."""

@@ -49,6 +49,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """One encoder's line of a table; `times_chance`: its first figure over that of a guess."""
+
     name: str
     colour: str
     cells: list[Cell]
@@ -100,6 +102,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Gallery:
+    """Queries with their neighbours under each of some features."""
+
     features: list[tuple[str, str]]  # name, "7 of 40 right"
     answers: list[Answer]
     cut: str  # what was left out, or ""

@@ -144,62 +144,77 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The resolved experiment."""
         return self.path / "config.yaml"
 
     @property
     def manifest(self) -> Path:
+        """The videos, as they were indexed."""
         return self.path / "manifest.parquet"
 
     @property
     def metrics(self) -> Path:
+        """Records of training: loss, recall, notes; a JSON line each."""
         return self.path / "metrics.jsonl"
 
     @property
     def events(self) -> Path:
+        """Starts, faults, resizes and requests; a JSON line each."""
         return self.path / "events.jsonl"
 
     @property
     def samples(self) -> Path:
+        """Folder of the samples that each worker consumed, where the experiment records them."""
         return self.path / "samples"
 
     @property
     def stop_request(self) -> Path:
+        """A file whose presence makes the workers end after a checkpoint."""
         return self.path / "stop"
 
     @property
     def refused(self) -> Path:
+        """Videos that could not be read in training; a JSON line each."""
         return self.path / "refused.jsonl"
 
     @property
     def features(self) -> Path:
+        """Folder of stored features."""
         return self.path / "features"
 
     @property
     def evaluations(self) -> Path:
+        """Folder of results of evaluations."""
         return self.path / "evaluations"
 
     @property
     def results_csv(self) -> Path:
+        """All figures of all evaluations."""
         return self.path / "results.csv"
 
     @property
     def neighbours(self) -> Path:
+        """Neighbours of some queries, for the report."""
         return self.path / "neighbours.json"
 
     @property
     def report(self) -> Path:
+        """The page."""
         return self.path / "report.html"
 
     @property
     def tensorboard(self) -> Path:
+        """Folder of TensorBoard's files."""
         return self.path / "tensorboard"
 
     @property
     def sinks(self) -> Path:
+        """Numbers of the run on tracking servers."""
         return self.path / "sinks.json"
 
     @property
     def logs(self) -> Path:
+        """Folder of Ray's output."""
         return self.path / "logs"
 
     def encoder(self, name: str) -> Path:

@@ -1,0 +1,1 @@
+"""Stages, the loop that trains them, and what is learnt in it; no Ray."""

@@ -108,4 +108,5 @@ def _note_start(folder: RunFolder, events: RecordWriter, start: Mapping[str, Any
 
 
 def event(kind: str, **facts: Any) -> dict[str, Any]:
+    """An event of a run, at this moment."""
     return {"kind": kind, "time": time.time(), **facts}

@@ -62,14 +62,17 @@ class SweepFolder:
 
     @property
     def path(self) -> Path:
+        """The folder on this machine."""
         return self.run.path
 
     @property
     def config(self) -> Path:
+        """The sweep's experiment."""
         return self.path / "sweep.yaml"
 
     @property
     def history(self) -> Path:
+        """Optuna's journal of the trials."""
         return self.path / "history.jsonl"
 
     @property
@@ -83,34 +86,42 @@ class SweepFolder:
 
     @property
     def shared(self) -> RunFolder:
+        """The run folder of the stages that all trials share."""
         return RunFolder.at(storage.join(str(self.run), "shared"))
 
     @property
     def best_config(self) -> Path:
+        """The experiment of the best trial."""
         return self.path / "best.yaml"
 
     @property
     def table(self) -> Path:
+        """The trials, a row each, as CSV."""
         return self.path / "trials.csv"
 
     @property
     def parquet(self) -> Path:
+        """The same as Parquet."""
         return self.path / "trials.parquet"
 
     @property
     def report(self) -> Path:
+        """The page."""
         return self.path / "report.html"
 
     @property
     def events(self) -> Path:
+        """Starts, ends and notes of the driver; a JSON line each."""
         return self.path / "events.jsonl"
 
     @property
     def clock(self) -> Path:
+        """Seconds that drivers were at work."""
         return self.path / "clock.json"
 
     @property
     def logs(self) -> Path:
+        """Folder of Ray's output."""
         return self.path / "logs"
 
     def exists(self) -> bool:
