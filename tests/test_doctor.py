@@ -83,7 +83,7 @@ def worst(findings: Sequence[Finding]) -> str:
             "a has 3.11.4",
         ),
         (lambda n: check_versions(n, PACKAGES), {"packages": {}}, "failure", "a has none"),
-        (check_processors, {"cores": 4}, "warning", "hands out 8, the machine allows 4"),
+        (check_processors, {"cores": 4}, "warning", "allocates 8, the machine allows 4"),
         (
             check_gpus,
             {"gpus": 2, "gpu_memory": (GIB,), "gpu_error": "no driver"},
@@ -186,7 +186,7 @@ def room(now: tuple[int, int], grown: tuple[int, int] | None, **train: Any) -> F
             "ok",
             "GPUs for 0 workers now, and how many may come is not known",
         ),
-        ((0, 0), (UNKNOWN, UNKNOWN), {"workers": 4}, "failure", "auto cannot tell"),
+        ((0, 0), (UNKNOWN, UNKNOWN), {"workers": 4}, "failure", "auto cannot decide"),
         ((2, 0), None, {"workers": 4}, "failure", "4 workers need as many CPUs"),
         ((8, 0), None, {"workers": 2, "use_gpu": True}, "failure", "2 workers need as many GPUs, there are 0"),
         ((0, 0), (2, 0), {"workers": {"min": 4, "max": 8}}, "failure", "the cluster has 0 and at most 2"),

@@ -240,7 +240,7 @@ def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="interlaced is weave there, deinterlace here"):
         FlowStore.create(str(tmp_path), fingerprint("dis", interlaced="deinterlace"), 20, SIZE)
     newer = fingerprint("dis").replace('"PatchSize": 8', '"PatchSize": 12')
-    with pytest.raises(UserError, match="asked for: PatchSize is 8 there, 12 here; "):
+    with pytest.raises(UserError, match="these settings give: PatchSize is 8 there, 12 here; "):
         FlowStore.create(str(tmp_path), newer, 20, SIZE)
     with pytest.raises(UserError, match=r"there is none \(no store.json\); make it with 'vicc flow MANIFEST'"):
         FlowStore.open(str(tmp_path / "none"))

@@ -21,6 +21,7 @@ from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.randomness import jitter_key
 from vicc_ray.data.samples import Clips, read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation import feature_store, features, joined, neighbours
@@ -266,7 +267,7 @@ def test_the_reference_protocol_has_one_random_window_and_jitter_keyed_by_video(
     for row, vector in zip(judge.manifest.select("train"), gallery.vectors, strict=True):
         start = list_windows([row], experiment.clip, "random", experiment.seed)[0][1]
         clip = torch.from_numpy(read_clips(row, [start], ("rgb",), experiment.clip, experiment.flow)["rgb"])
-        jitter = draw_jitter(AugmentSettings(32), [(5, experiment.seed, video_key(row), start)], 0.3)
+        jitter = draw_jitter(AugmentSettings(32), [jitter_key(experiment.seed, video_key(row), start)], 0.3)
         with torch.inference_mode():
             want = encoder.features(evaluation_input(clip, 32, "physical", jitter)).numpy()[0]
             without = encoder.features(evaluation_input(clip, 32)).numpy()[0]

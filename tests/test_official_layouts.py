@@ -120,7 +120,7 @@ def test_ucf101_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     write(tmp_path, trainlist01=TRAIN, testlist01=TEST, trainlist02=TEST)
     with pytest.raises(UserError, match=r"fold 2 needs testlist02.txt; there is: testlist01.txt, trainlist01.txt, tr"):
         scan(tmp_path, fold=2)
-    with pytest.raises(UserError, match=r"fold 2 and the split rule 'random:0.5' both tell the splits"):
+    with pytest.raises(UserError, match=r"fold 2 and the split rule 'random:0.5' both give the splits"):
         scan(tmp_path, split_rule="random:0.5", fold=2)
     with pytest.raises(UserError, match="fold 4 is not known; ucf101 and hmdb51 have folds 1 to 3"):
         scan(tmp_path, fold=4)

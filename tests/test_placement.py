@@ -59,7 +59,7 @@ def test_labels_of_nodes_to_come_are_kept() -> None:
 def test_an_autoscaler_that_does_not_say_what_it_brings() -> None:
     """Fixed workers are waited for; only the reader knows about GPUs that are not there yet."""
     unknown = Machine(UNKNOWN, UNKNOWN, GIB)
-    with pytest.raises(UserError, match=r"train.use_gpu: auto cannot tell.*set train.use_gpu to true or false"):
+    with pytest.raises(UserError, match=r"train.use_gpu: auto cannot decide.*set train.use_gpu to true or false"):
         plan_on(placed(workers=4), [HEAD], unknown)
     gpu, _ = plan_on(placed(workers=4, use_gpu=True), [HEAD], unknown)
     assert (gpu.min_workers, gpu.workers, gpu.use_gpu) == (4, 4, True)

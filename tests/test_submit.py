@@ -419,7 +419,7 @@ class OtherVersion(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(200, "the cluster runs Ray 2.9.0, this is Ray"), (401, "asks for its token")]
+    ("status", "told"), [(200, "the cluster runs Ray 2.9.0, this is Ray"), (401, "requires its token")]
 )
 def test_servers_that_cannot_be_used(status: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vicc_ray.submit.client import connect

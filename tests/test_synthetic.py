@@ -261,7 +261,7 @@ def test_the_record_names_the_settings(tmp_path: Path) -> None:
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
     make_dataset(tmp_path / "set", **SMALL)
-    with pytest.raises(UserError, match="seed = 0, but 1 is asked for"):
+    with pytest.raises(UserError, match="seed = 0, but 1 is requested"):
         make_dataset(tmp_path / "set", seed=1, **SMALL)
     with pytest.raises(UserError, match="size is 33; it must be even"):
         make_dataset(tmp_path / "odd", **{**SMALL, "size": 33})

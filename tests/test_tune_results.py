@@ -109,7 +109,7 @@ def test_trials_that_were_stopped_early_are_in_the_plots(tmp_path: Path) -> None
     html = sweep.folder.report.read_text()
     assert "<h2>Importances</h2>" in html
     assert "Not shown" not in html
-    assert html.count("of a trial that was stopped early its last look counts") == 3
+    assert html.count("of a trial that was stopped early its last measurement counts") == 3
     assert "stopped early, last measurement" in html
     assert [trial.state for trial in sweep.study.get_trials()].count(TrialState.PRUNED) == 4  # the study stays as it is
 
