@@ -176,9 +176,9 @@ class Story:
         """A stranger without the token; a run of which nobody can tell whether it is to have GPUs."""
         stranger = {name: value for name, value in self.environment.items() if not name.startswith("RAY_AUTH")}
         told = self.vicc("jobs", environment=stranger | {"HOME": str(self.cluster.folder)})
-        assert told.returncode == 2 and "asks for its token" in told.stderr, told.stdout + told.stderr
+        assert told.returncode == 2 and "requires its token" in told.stderr, told.stdout + told.stderr
         told = self.vicc("submit", str(self.folder / "run.yaml"), "--workers", "2", "--follow")
-        assert told.returncode == 2 and "train.use_gpu: auto cannot tell" in told.stdout, told.stdout + told.stderr
+        assert told.returncode == 2 and "train.use_gpu: auto cannot decide" in told.stdout, told.stdout + told.stderr
         assert not self.cluster.workers()
 
     def scales_up(self) -> None:
