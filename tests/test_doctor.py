@@ -289,9 +289,9 @@ def test_two_nodes(tmp_path: Path) -> None:
         told = vicc(*words, cluster.address, "--set", "train.workers={min: 1, max: 4}", env=cluster.environment)
         assert told.returncode == 0, told.stdout + told.stderr
         found = {entry["check"]: entry for entry in json.loads(told.stdout)}
-        assert found["nodes"]["told"].startswith("3 of 3 answered: ")
+        assert found["nodes"]["message"].startswith("3 of 3 answered: ")
         assert {"versions", "CPUs", "memory", "clocks", "storage", "videos", "network", "demand", "room"} <= set(found)
-        assert "begins now with 2 of up to 4 workers" in found["room"]["told"]
+        assert "begins now with 2 of up to 4 workers" in found["room"]["message"]
         assert not list((tmp_path / "runs").glob("doctor-*")), "nothing is left in the folder of runs"
 
         Path(manifest.select("train")[0].video).unlink()
