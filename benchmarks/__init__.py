@@ -97,7 +97,7 @@ def run_bench(
     """
     if name == "list":
         for known, text in BENCHES.items():
-            console.print(f"{known}: {text}", markup=False)
+            console.print(f"{known}: {text}")
         return True
     if name not in BENCHES:
         raise UserError(f"bench {name}: is unknown; known: {', '.join(BENCHES)}")
@@ -146,7 +146,7 @@ def _print(name: str, outcome: Outcome) -> None:
     if outcome.details:
         console.print(_details(outcome.details))
     for fact, value in outcome.facts.items():
-        console.print(f"{fact}: {value}", markup=False)
+        console.print(f"{fact}: {value}")
     _print_bars(outcome.bars)
 
 
@@ -166,4 +166,4 @@ def _print_bars(bars: Sequence[Bar]) -> None:
     for bar in bars:
         sign = ">=" if bar.at_least else "<="
         verdict = "holds" if bar.holds else "MISSED"
-        console.print(f"bar: {bar.name}: {bar.figure:.3f} {sign} {bar.bar:g}: {verdict}", markup=False)
+        console.print(f"bar: {bar.name}: {bar.figure:.3f} {sign} {bar.bar:g}: {verdict}")

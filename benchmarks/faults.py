@@ -364,7 +364,7 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         with fault_run(100_000) as run:
             for survived in cause_all(run, possible_faults()):
                 name = survived.fault.name
-                console.print(f"{name}: {survived.seconds:.0f} s, {survived.steps_lost} steps lost", markup=False)
+                console.print(f"{name}: {survived.seconds:.0f} s, {survived.steps_lost} steps lost")
                 figures.setdefault(name, []).append(survived.seconds)
                 lost.setdefault(name, []).append(survived.steps_lost)
             run.stop()

@@ -83,8 +83,8 @@ def main() -> NoReturn:
 
 def _leave(line: str, status: int) -> NoReturn:
     if _debug:
-        errors.print(traceback.format_exc(), markup=False)
-    errors.print(" ".join(line.split()), markup=False)
+        errors.print(traceback.format_exc())
+    errors.print(" ".join(line.split()))
     sys.exit(status)
 
 
@@ -187,7 +187,7 @@ def flow(
         raise UserError("--store: is not set; name a folder or URI for the flow, for example --store flow/tvl1")
     options = FlowOptions(workers, gpu, address, verbose, settings.data.max_refused, settings.data.interlaced)
     store_flow(Manifest.read(manifest), where, settings.flow, settings.clip.decode_size, options)
-    console.print(f"train with it: --set flow.source=store --set flow.store={where}", markup=False)
+    console.print(f"train with it: --set flow.source=store --set flow.store={where}")
 
 
 @app.command(epilog="Example: vicc preview experiments/quickstart.yaml --set data.manifest=videos.parquet")
@@ -206,7 +206,7 @@ def preview(
 
     settings = experiment_at(experiment, overrides or [], scale)
     manifest = RunFolder.at(settings.run_folder).read_manifest(settings)
-    console.print(f"preview: {write_preview(settings, manifest, out, samples)}", markup=False)
+    console.print(f"preview: {write_preview(settings, manifest, out, samples)}")
 
 
 @app.command(
@@ -246,7 +246,7 @@ def train(
     if as_json:
         _print_json({"run": str(folder.path), "encoders": folder.encoders()})
     else:
-        console.print(f"finished; encoders in {folder.path / 'encoders'}", markup=False)
+        console.print(f"finished; encoders in {folder.path / 'encoders'}")
 
 
 @app.command(epilog="Example: vicc status runs/mine")
@@ -317,7 +317,7 @@ def report(
     write_report([folder.path for folder in folders], target)
     if out is None:
         folders[0].push(target)
-    console.print(f"report: {target}", markup=False)
+    console.print(f"report: {target}")
 
 
 @app.command("import", epilog="Example: vicc import ViCC-RGB-2.pth.tar --stream rgb --out runs/published")
@@ -348,7 +348,7 @@ def export(
     """Write an encoder of a run in another format."""
     from vicc_ray.commands.export import export_encoder
 
-    console.print(str(export_encoder(run, encoder, form, out)), markup=False)
+    console.print(str(export_encoder(run, encoder, form, out)))
 
 
 @app.command(epilog="Example: vicc bench pipeline --json pipeline.json")
@@ -403,7 +403,7 @@ def tune(
         found = sweep_status(settings)
         _print_json(found) if as_json else print_sweep_status(found)
     elif stop:
-        console.print(f"{request_stop(settings)}: will stop after its trials' next checkpoints", markup=False)
+        console.print(f"{request_stop(settings)}: will stop after its trials' next checkpoints")
     elif dry_run:
         print_dry_run(settings, address, as_json)
     else:
@@ -481,7 +481,7 @@ def jobs(
     found = [find_job(client, job)] if job else client.jobs()
     if stop:
         client.stop(found[0].id)
-        console.print(f"{found[0].id}: will end after a checkpoint", markup=False)
+        console.print(f"{found[0].id}: will end after a checkpoint")
     if follow:
         raise typer.Exit(follow_job(client, found[0].id, address).exit_status())
     if not stop:
@@ -526,7 +526,7 @@ def doctor(
 
 
 def _print_json(value: Any) -> None:
-    console.print(json.dumps(value, indent=2), markup=False, soft_wrap=True)
+    console.print(json.dumps(value, indent=2), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,6 @@ def run_task(
         console.print(
             f"note: {len(without)} of {len(plan.videos)} videos are not in the flow store; stages that need their flow leave "
             f"them out (the first: {without[0].video})",
-            markup=False,
         )
     # Refuses what cannot fit before anything is written.
     local = plan_local(experiment.train, this_machine()) if address is None else None
@@ -93,11 +92,11 @@ def run_task(
             folder.keep_manifest(manifest)
         left = [stage for stage in plan.stages if not task.is_finished(folder, stage)]
         if not left:
-            console.print(f"{folder}: every stage is finished; nothing to train", markup=False)
+            console.print(f"{folder}: every stage is finished; nothing to train")
             return folder
         if resumes:
             done = [stage.name for stage in plan.stages if stage not in left]
-            console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""), markup=False)
+            console.print(f"{folder}: going on" + (f" after {', '.join(done)}" if done else ""))
         with (
             quiet(folder.logs / "ray.log", verbose),
             ray_session(experiment.train, address, verbose, local) as resources,

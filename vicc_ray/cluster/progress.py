@@ -175,9 +175,9 @@ class RunProgress:
         elif event["kind"] in COUNTED:
             return
         elif "text" in event:
-            console.print(f"{event['kind']}: {event['text']}", markup=False)
+            console.print(f"{event['kind']}: {event['text']}")
         else:
-            console.print(event["kind"], markup=False)
+            console.print(event["kind"])
 
     def _show_training(self, stage: Stage, record: dict[str, Any]) -> None:
         done = record["step"] - stage.first_step

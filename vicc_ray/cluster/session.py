@@ -145,7 +145,7 @@ def _plan(train: TrainConfig) -> ResourcePlan:
     nodes = nodes_now()
     plan, notes = plan_on(train, nodes, machine_grown(total(nodes)))
     for note in notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     return plan
 
 

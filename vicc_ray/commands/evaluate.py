@@ -113,7 +113,7 @@ def data_name(manifest: Manifest, file: str | Path) -> str:
 
 def say(line: str) -> None:
     """A line for the reader."""
-    console.print(line, markup=False)
+    console.print(line)
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:

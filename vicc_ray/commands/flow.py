@@ -92,8 +92,8 @@ def _seconds(row: VideoRow) -> float:
 
 def _report(folder: str, videos: int, failures: list[tuple[str, str]], max_refused: float) -> None:
     for video, reason in failures:
-        console.print(f"refused: {video}: {reason}", markup=False)
-    console.print(f"{folder}: {videos - len(failures)} videos stored, {len(failures)} refused", markup=False)
+        console.print(f"refused: {video}: {reason}")
+    console.print(f"{folder}: {videos - len(failures)} videos stored, {len(failures)} refused")
     if len(failures) > max_refused * videos:
         raise UserError(
             f"{len(failures)} of {videos} videos have no flow, more than data.max_refused = {max_refused:g} allows; index "

@@ -26,11 +26,11 @@ def import_checkpoint(file: Path, stream: Stream, out: Path) -> RunFolder:
     folder.open(_experiment(next(iter(result.encoders.values())), out), "imported")
     for name, encoder in result.encoders.items():
         save_encoder(folder.encoder(name), encoder)
-        console.print(f"{folder.encoder(name)}: {encoder.stream} encoder {encoder.spec.backbone}", markup=False)
+        console.print(f"{folder.encoder(name)}: {encoder.stream} encoder {encoder.spec.backbone}")
     for line in result.taken:
-        console.print(f"taken: {line}", markup=False)
+        console.print(f"taken: {line}")
     for line in result.left:
-        console.print(f"left: {line}", markup=False)
+        console.print(f"left: {line}")
     return folder
 
 

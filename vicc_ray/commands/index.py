@@ -57,7 +57,7 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
     for candidate in found:
         storage.refuse_credentials(candidate.path, f"{source}: a video")
     for note in found.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     with Journal(out) as journal:
         earlier, outdated = _known(out)
         fresh = ({} if outdated else earlier) | journal.rows()
@@ -104,10 +104,10 @@ def _known(out: str | Path) -> tuple[dict[str, VideoRow], bool]:
     try:
         earlier = Manifest.read(out)
     except UserError as error:
-        console.print(f"note: {error}; every video is probed again", markup=False)
+        console.print(f"note: {error}; every video is probed again")
         return {}, False
     if earlier.outdated:
-        console.print(f"note: {out} was written by an earlier version; every video is probed again", markup=False)
+        console.print(f"note: {out} was written by an earlier version; every video is probed again")
     return {row.video: row for row in [*earlier.videos, *earlier.refused]}, earlier.outdated
 
 
@@ -147,12 +147,11 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
 def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int | None) -> None:
     """What is in the manifest, what is not, and why."""
     for row in manifest.refused:
-        console.print(f"refused: {row.video}: {row.refused}", markup=False)
+        console.print(f"refused: {row.video}: {row.refused}")
     for row in manifest.videos:
         if row.declared_frames not in (0, row.frames):
             console.print(
                 f"note: {row.video}: its header counts {row.declared_frames} frames, there are {row.frames}",
-                markup=False,
             )
     if not manifest.videos:
         raise UserError(
@@ -164,7 +163,6 @@ def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip
     console.print(
         f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, {_lengths(manifest)}, {padded}"
         f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
-        markup=False,
     )
 
 
@@ -190,7 +188,6 @@ def _report_kept_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> Non
         console.print(
             f"note: {kept} videos keep the content hash of an earlier version (size, first and last MiB), which flow stores "
             "and runs know them by; --check hashes all of their bytes",
-            markup=False,
         )
     changed = [row for row in manifest.videos if _is_rehashed(row, earlier.get(row.video))]
     if changed:
@@ -198,7 +195,6 @@ def _report_kept_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> Non
             f"note: {len(changed)} unchanged videos have another content hash, as more of their bytes is read now "
             f"(the first: {changed[0].video}); flow stores and runs of the earlier manifest know them by the old one: "
             "'vicc flow' fills a store again, a run goes on with --set data.manifest=RUN/manifest.parquet",
-            markup=False,
         )
 
 
@@ -228,9 +224,7 @@ def _report_copies(manifest: Manifest) -> None:
     ):
         if found:
             count = sum(map(len, found))
-            console.print(
-                f"note: {count} videos have the same content {where}: {_pair(found[0], what)}{why}", markup=False
-            )
+            console.print(f"note: {count} videos have the same content {where}: {_pair(found[0], what)}{why}")
 
 
 def _pair(rows: list[VideoRow], what: str) -> str:

@@ -20,13 +20,13 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def follow_job(client: JobClient, job_id: str, address: str) -> Job:
     """Show a job's log until it ends, then how it ended; Interrupted at Ctrl-C, which leaves the job alone."""
     try:
-        job = follow(client, job_id, _write, lambda line: errors.print(line, markup=False))
+        job = follow(client, job_id, _write, lambda line: errors.print(line))
     except KeyboardInterrupt:
         raise Interrupted(
             f"{job_id} goes on; return to it with: {return_line(job_id, address)}; end it with --stop instead of --follow"
         ) from None
     detail = f" ({last_line(job)})" if job.status == "FAILED" and job.exit_code is None else ""
-    errors.print(f"{job_id}: {job.status.lower()}, status {job.exit_status()}{detail}", markup=False)
+    errors.print(f"{job_id}: {job.status.lower()}, status {job.exit_status()}{detail}")
     return job
 
 

@@ -47,7 +47,7 @@ def run_quickstart(
         evaluation = judge(task, Retrieval(task))
     print_evaluation(evaluation)
     write_report([folder.path], folder.report)
-    console.print(f"report: {folder.report}  ({time.monotonic() - started:.0f} s in all)", markup=False)
+    console.print(f"report: {folder.report}  ({time.monotonic() - started:.0f} s in all)")
 
 
 def _prepare(folder: RunFolder, train_per_class: int, query_per_class: int, experiment: Experiment) -> Path:

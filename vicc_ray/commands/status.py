@@ -98,9 +98,7 @@ def print_status(status: Status) -> None:
     console.print(table)
     shown = [event for event in status.events if event["kind"] not in COUNTED][-5:]
     for event in shown:
-        console.print(
-            f"{_ago(time.time() - event['time'])} ago: {event['kind']}: {event.get('text', '')}", markup=False
-        )
+        console.print(f"{_ago(time.time() - event['time'])} ago: {event['kind']}: {event.get('text', '')}")
 
 
 def status_json(status: Status) -> dict[str, Any]:

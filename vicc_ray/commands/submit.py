@@ -44,20 +44,20 @@ def submit_experiment(
     folder = _folder(experiment, verb)
     request = make_request(experiment, verb, extra, folder, environment)
     if not environment.image:
-        console.print(f"sends {pack(experiment, folder).describe()}", markup=False)
+        console.print(f"sends {pack(experiment, folder).describe()}")
     _report_shared_paths(experiment)
     from vicc_ray.submit.client import connect
 
     client = connect(address, verify)
     job, new = submit_or_attach(client, request)
     if new:
-        console.print(f"{job.id}: submitted; the same without vicc:", markup=False)
-        console.print(plain_command(request, job.id, address), markup=False, soft_wrap=True)
+        console.print(f"{job.id}: submitted; the same without vicc:")
+        console.print(plain_command(request, job.id, address), soft_wrap=True)
     else:
-        console.print(f"{job.id}: runs already ({_ago(job)}); nothing new was submitted", markup=False)
+        console.print(f"{job.id}: runs already ({_ago(job)}); nothing new was submitted")
     if following:
         return follow_job(client, job.id, address)
-    console.print(f"follow it: {return_line(job.id, address)}", markup=False)
+    console.print(f"follow it: {return_line(job.id, address)}")
     return job
 
 
@@ -109,7 +109,6 @@ def _report_shared_paths(experiment: Experiment) -> None:
     if shared:
         errors.print(
             f"every node must see the same folders: {', '.join(shared)}; 'vicc doctor' with this address checks whether they do",
-            markup=False,
         )
 
 

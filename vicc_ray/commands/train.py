@@ -21,7 +21,7 @@ def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> Non
     stages = make_stages(experiment, videos)
     rows = describe(stages, experiment)
     if as_json:
-        console.print(json.dumps({"videos": videos, "stages": rows}, indent=2), markup=False, soft_wrap=True)
+        console.print(json.dumps({"videos": videos, "stages": rows}, indent=2), soft_wrap=True)
         return
     table = Table(
         title=f"{experiment.name}: {videos} training videos, {sum(s.samples for s in stages)} samples, {stages[-1].end} steps"

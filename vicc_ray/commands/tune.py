@@ -132,14 +132,12 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
         study = open_study(prepared.folder, prepared.search)
         sweep = Sweep(prepared.folder, prepared.experiment, prepared.search, study, prepared.videos)
         if resumes:
-            console.print(f"{prepared.folder}: going on after {_counts(study)}", markup=False)
+            console.print(f"{prepared.folder}: going on after {_counts(study)}")
         if sweep.left_over or not sweep.spent():
             prepared.folder.note("start", trials=len(study.get_trials(deepcopy=False)))
             _run(prepared, sweep, plan, address, verbose)
         else:
-            console.print(
-                f"{prepared.folder}: the budget of {prepared.search.budget} is spent; nothing to try", markup=False
-            )
+            console.print(f"{prepared.folder}: the budget of {prepared.search.budget} is spent; nothing to try")
         write_results(
             prepared.folder, prepared.experiment, prepared.search, study, bool(prepared.shared), prepared.videos
         )
@@ -167,10 +165,8 @@ def _run(prepared: PreparedSweep, sweep: Sweep, plan: TrialsPlan | None, address
             plan = plan_trials(prepared.experiment, prepared.search, cluster(settings), local=False)
         plan = with_drivers(plan, driver_memory(), DRIVER_BYTES)
         sweep.plan = plan
-        console.print(plan.describe(), markup=False)
-        console.print(
-            describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared), markup=False
-        )
+        console.print(plan.describe())
+        console.print(describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared))
         if prepared.shared:
             alone = plan.train.model_copy(update={"threads": prepared.experiment.train.threads})
             shared = shared_experiment(prepared.experiment, str(prepared.folder)).model_copy(update={"train": alone})
@@ -199,16 +195,14 @@ def print_dry_run(experiment: Experiment, address: str | None, as_json: bool) ->
             "trials": rows,
             "budget": str(prepared.search.budget),
         }
-        console.print(json.dumps(facts, indent=2), markup=False, soft_wrap=True)
+        console.print(json.dumps(facts, indent=2), soft_wrap=True)
         return
     if plan:
-        console.print(plan.describe(), markup=False)
-    console.print(describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared), markup=False)
-    console.print(
-        f"budget: {prepared.search.budget}; the next trials, before anything is learnt from them:", markup=False
-    )
+        console.print(plan.describe())
+    console.print(describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared))
+    console.print(f"budget: {prepared.search.budget}; the next trials, before anything is learnt from them:")
     for number, point in trials:
-        console.print(f"trial {number}: {describe_point(point)}", markup=False)
+        console.print(f"trial {number}: {describe_point(point)}")
 
 
 def request_stop(experiment: Experiment) -> SweepFolder:

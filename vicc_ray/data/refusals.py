@@ -17,7 +17,7 @@ def check_share(refused: Sequence[tuple[str, str]], videos: int, allowed: float,
     if len(refused) <= allowed * videos:
         return
     for video, reason in refused:
-        console.print(f"refused: {video}: {reason}", markup=False)
+        console.print(f"refused: {video}: {reason}")
     raise UserError(
         f"{len(refused)} of {videos} {what}, more than data.max_refused = {allowed:g} allows; {remedy}, or raise "
         "data.max_refused"

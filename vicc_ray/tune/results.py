@@ -94,7 +94,6 @@ def print_results(folder: SweepFolder, search: SearchConfig, study: optuna.Study
     if best is not None:
         console.print(
             f"best: trial {best.number}, {metric_name(search)} {best.values[0]:.3f}: {describe_point(point_of(search, best))}",
-            markup=False,
         )
-        console.print(f"train it: vicc train {folder.best_config}", markup=False)
-    console.print(f"report: {folder.report}", markup=False)
+        console.print(f"train it: vicc train {folder.best_config}")
+    console.print(f"report: {folder.report}")

@@ -72,17 +72,16 @@ def _done(budget: Any, ended: list[Any], rows: list[dict[str, Any]], seconds: fl
 def print_sweep_status(status: dict[str, Any]) -> None:
     """A few lines."""
     outcomes = ", ".join(f"{count} {end}" for end, count in sorted(status["outcomes"].items()))
-    console.print(f"{status['sweep']}: {status['state']}, budget {status['budget']}", markup=False)
+    console.print(f"{status['sweep']}: {status['state']}, budget {status['budget']}")
     console.print(f"trials: {status['trials']} ended ({outcomes or 'none'}), {len(status['unfinished'])} unfinished")
     if status["best"]:
         best = status["best"]
         console.print(
             f"best: trial {best['trial']}, {status['metric']} {best['value']:.3f}: {describe_point(best['settings'])}",
-            markup=False,
         )
     for row in status["unfinished"]:
         at = f"at {row['value']:.3f}" if row["value"] is not None else "no measurement yet"
-        console.print(f"trial {row['trial']}: {at}", markup=False)
+        console.print(f"trial {row['trial']}: {at}")
     left = f", about {status['left'] / 60:.0f} min left" if status["left"] and status["state"] != "finished" else ""
     console.print(
         f"{status['seconds'] / 60:.1f} min, {status['device_hours']:.3g} device-hours, {status['starts']} starts{left}"

@@ -131,7 +131,7 @@ class Sweep:
         full = sum(stages[name].samples for name in measured(self.search))
         self.live[trial.number] = Live(trial, experiment, full)
         self.folder.note("trial", number=trial.number)
-        console.print(f"trial {trial.number}: {describe_point(point)}", markup=False)
+        console.print(f"trial {trial.number}: {describe_point(point)}")
         folder = str(self.folder.trial(trial.number))
         tree = experiment.model_dump(mode="json")
         return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics_of(self.search), "auto")
@@ -185,7 +185,6 @@ class Sweep:
         console.print(
             f"trial {trial.number}: {outcome}, {printed}, {facts.get('seconds', 0.0):.0f} s"
             f"{f' ({reason})' if reason else ''}; {self._standing()}",
-            markup=False,
         )
 
     def worst(self) -> float:
@@ -226,14 +225,14 @@ class Sweep:
             self.folder.keep_seconds(self.seconds)
         if now - self.printed > PRINT_SECONDS:
             self.printed = now
-            console.print(self._standing(), markup=False)
+            console.print(self._standing())
 
     def close(self, why: str) -> None:
         """Begin no more trials and stop those that run after a checkpoint."""
         if not self.closing:
             self.closing = True
             self.repeated = -math.inf
-            console.print(f"{why}: no more trials; those that run end after a checkpoint", markup=False)
+            console.print(f"{why}: no more trials; those that run end after a checkpoint")
 
     def _standing(self) -> str:
         done, left = len(finished(self.study)), self.trials_left()
