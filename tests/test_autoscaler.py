@@ -147,6 +147,7 @@ class Story:
         self.times: dict[str, float] = {}
         make_videos(folder)
         tree = EXPERIMENT | {"runs": str(folder / "runs"), "data": {"manifest": str(folder / "videos.parquet")}}
+        tree["name"] = "run"
         tree["train"] = EXPERIMENT["train"] | {"start_timeout": 15}
         (folder / "run.yaml").write_text(yaml.safe_dump(tree))
 

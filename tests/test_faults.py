@@ -49,7 +49,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FaultRu
 
 
 def _plan(run: FaultRun) -> TrainingPlan:
-    experiment = load_experiment(run.folder / "run.yaml")
+    experiment = load_experiment(run.folder / "faults.yaml")
     return make_plan(experiment, Manifest.read(run.folder / "videos.parquet"))
 
 

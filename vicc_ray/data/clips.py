@@ -135,6 +135,6 @@ def random_start(seed: int, video: int, frames: int, clip_frames: int, stride: i
 
 
 def subset(seed: int, rows: int, size: int) -> NDArray[np.int64]:
-    """A fixed random choice of `size` of `rows` (all where there are fewer), sorted, int64."""
+    """A fixed random choice of `size` of `rows` (all where there are fewer), sorted, int64 [n]."""
     chosen = np.random.default_rng(key(RandomUse.SUBSET, seed)).permutation(rows)[:size]
     return np.sort(chosen)

@@ -113,7 +113,7 @@ class _Tokens(nn.Module):
 
 
 class _Block(nn.Module):
-    """One block of attention over tokens whose places form a grid of `size` (t, h, w)."""
+    """Attention over tokens [B, 1 + t h w, d], whose grid and d it may change; `size` is (t, h, w) of those that come."""
 
     def __init__(self, block: MultiscaleBlock, size: tuple[int, int, int]) -> None:
         super().__init__()

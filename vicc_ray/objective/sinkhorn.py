@@ -81,5 +81,5 @@ def per_head_softmax(logits: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def per_head_log_softmax(logits: Tensor, counts: Sequence[int]) -> Tensor:
-    """Logarithm of ``per_head_softmax``, without its underflow."""
+    """Logarithm of ``per_head_softmax`` [..., S], without its underflow."""
     return torch.cat([part.log_softmax(dim=-1) for part in torch.split(logits, list(counts), dim=-1)], dim=-1)

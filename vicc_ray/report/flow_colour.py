@@ -28,7 +28,7 @@ def colour_flow(flow: Tensor, limit: float) -> NDArray[np.uint8]:
 
 
 def readable_limit(magnitudes: Tensor, share: float = 0.995) -> float:
-    """The smallest of LIMITS that at least `share` of the magnitudes (pixels) stay within; the last where none is."""
+    """The smallest of LIMITS that at least `share` of the magnitudes (pixels, any shape) stay within; the last where none is."""
     if not magnitudes.numel():
         return LIMITS[0]
     # A strided tenth of a million is as good as all, and `torch.quantile` takes no more than 16 million.

@@ -36,7 +36,7 @@ def graphed_training(encode: nn.Module, views: Sequence[Tensor], dtype: torch.dt
 
 
 def graphed_inference(encode: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """`encode` of clips of x's shape as a CUDA graph, without gradient; what it returns is overwritten by the next call."""
+    """`encode` of clips [B, C, T, H, W] of x's shape as a CUDA graph, without gradient; the next call overwrites its result."""
     static = torch.zeros_like(x)
     side = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(x.device))
@@ -57,7 +57,7 @@ def graphed_inference(encode: Callable[[Tensor], Tensor], x: Tensor) -> Callable
 
 
 class _Autocast(nn.Module):
-    """A module with its own autocast, whose cache of weights would not outlive a capture."""
+    """A module of clips [B, C, T, H, W] with its own autocast, whose cache of weights would not outlive a capture."""
 
     def __init__(self, encode: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()

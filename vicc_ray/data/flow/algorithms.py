@@ -55,7 +55,7 @@ def flow_between(
 
 
 def flow_of_frames(algorithm: FlowAlgorithm, frames: NDArray[np.uint8]) -> Field:
-    """As `flow_between`, by an algorithm that is made already; ValueError where it returns anything else."""
+    """uint8 [n + 1, H, W, 3] -> float32 [n, H, W, 2] by an algorithm that is made already; ValueError where it is not so."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) < 1:
         raise ValueError(f"frames must be uint8 [n + 1, H, W, 3]; they are {frames.dtype} {list(frames.shape)}")
     shape = (len(frames) - 1, *frames.shape[1:3], 2)
