@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,34 @@ def test_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef) and node.end_lineno
     ]
     assert sorted(lengths)[int(0.99 * len(lengths))] <= 40
+
+
+ARRAYS = re.compile(r"\b(NDArray|Tensor|Field|Floats|Codes)\b")
+SHAPE = re.compile(r"\[|\bshape|scalar|Scalar|[Aa]s `")  # the shape itself, "of any shape", or where it is documented
+
+
+def _takes_arrays(function: ast.FunctionDef) -> bool:
+    """Arrays or tensors themselves; a state_dict's mapping and an optimiser's parameters have no one shape."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    types = [ast.unparse(one) for one in (*(argument.annotation for argument in arguments), function.returns) if one]
+    return any(
+        ARRAYS.search(text) and not text.startswith(("Mapping", "dict", "tuple[dict", "Sequence")) for text in types
+    )
+
+
+def test_what_takes_or_returns_arrays_states_their_shapes() -> None:
+    silent, seen = [], 0
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for about, body in (("", tree.body), *((ast.get_docstring(one) or "", one.body) for one in classes)):
+            for function in body:
+                if not isinstance(function, ast.FunctionDef) or function.name.startswith("_"):
+                    continue
+                if not _takes_arrays(function):
+                    continue
+                seen += 1
+                if not SHAPE.search((ast.get_docstring(function) or "") + about):
+                    silent.append(f"{module}.{function.name}")
+    assert not silent
+    assert seen > 80
