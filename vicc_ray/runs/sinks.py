@@ -108,8 +108,11 @@ class TensorBoard:
     def __init__(self, run: SinkRun, options: Mapping[str, Any]) -> None:
         from tensorboardX import SummaryWriter
 
-        # Its reader drops the points at this step and after it; the point at the checkpoint is not written again.
-        self.writer = SummaryWriter(str(run.folder.tensorboard), purge_step=run.samples + 1)
+        # Its reader drops the points at this step and after it; the point at the checkpoint is not written again. Without a suffix
+        # a writer that is opened in the same second would empty this one's file (findings/tensorboardx_same_second.sh).
+        self.writer = SummaryWriter(
+            str(run.folder.tensorboard), purge_step=run.samples + 1, filename_suffix=f".{run.samples:012d}"
+        )
 
     def add(self, record: Record) -> None:
         """As `MetricsSink`. What a full disk refuses is missing there and nowhere else."""
