@@ -13,7 +13,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -233,7 +233,7 @@ def check_sinks(experiment: Experiment) -> None:
 class Sinks:
     """The sinks of a run, on worker 0; `report` takes a line for the run's events, from any thread."""
 
-    def __init__(self, run: SinkRun, report: Any) -> None:
+    def __init__(self, run: SinkRun, report: Callable[[str], object]) -> None:
         self.feeds = [_Feed(name, run, options, report) for name, options in run.experiment.train.sinks.items()]
 
     def add(self, record: Record) -> None:
@@ -253,7 +253,7 @@ class Sinks:
 class _Feed:
     """A sink in a thread of its own. The thread is a daemon: a sink that hangs does not keep the process."""
 
-    def __init__(self, name: str, run: SinkRun, options: Mapping[str, Any], report: Any) -> None:
+    def __init__(self, name: str, run: SinkRun, options: Mapping[str, Any], report: Callable[[str], object]) -> None:
         self.name, self.run, self.options, self.report = name, run, options, report
         self.queue: Queue[Record | None] = Queue(WAITING)
         self.failed, self.lost = False, 0
