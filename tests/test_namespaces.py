@@ -144,8 +144,8 @@ def test_a_run_across_two_networks(tmp_path: Path) -> None:
             status, told = finished(names[0], "vicc", "doctor", *words, "--json")
             assert status == 0, told
             found = {entry["check"]: entry for entry in json.loads(told)}
-            assert found["nodes"]["told"] == f"2 of 2 answered: {', '.join(ADDRESSES)}"
-            assert "->" in found["network"]["told"] and "fits now: 2 workers" in found["room"]["told"]
+            assert found["nodes"]["message"] == f"2 of 2 answered: {', '.join(ADDRESSES)}"
+            assert "->" in found["network"]["message"] and "fits now: 2 workers" in found["room"]["message"]
             status, told = finished(names[0], "vicc", "train", *words)
             assert status == 0, told
             place = (
