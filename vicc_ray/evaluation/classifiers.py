@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ HELD_OUT = "held-out"  # split of training videos that weights are fitted on
 Tables = dict[str, NDArray[np.float32]]
 
 
-class _Classifiers:
+class _Classifiers(ABC):
     """Top-1, top-5, mean class accuracy and confusion of a run's encoders and of both streams together: `EvaluationProtocol`.
 
     Learnt on `data.gallery_split`, tested on `data.query_split`. UserError for unlabelled videos, a single class, test videos
@@ -93,8 +94,9 @@ class _Classifiers:
         """What else decides the numbers."""
         return self.experiment.evaluate.model_dump(mode="json", include={"windows", "fusion"})
 
+    @abstractmethod
     def _predictions(self, notes: list[str]) -> _Found:
-        raise NotImplementedError
+        """Learn or fit the classifiers and apply them to the test videos; `notes` takes lines for the result."""
 
 
 class Probe(_Classifiers):
