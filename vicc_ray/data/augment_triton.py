@@ -168,22 +168,12 @@ def _turned(red, green, blue, shift):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _chain(  # type: ignore[no-untyped-def]
-    frames, whole, real, sums, out, scratch, clips, times, height, width,
-    stride_b, stride_c, stride_t, stride_y, stride_x, mean_r, mean_g, mean_b, std_r, std_g, std_b,
-    SIDE: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr,
-    PIXELS: tl.constexpr, INTEGERS: tl.constexpr, FLOATS: tl.constexpr, CHANNELS: tl.constexpr, FLOW: tl.constexpr,
-    VECTORS: tl.constexpr, STATS: tl.constexpr,
+def _resampled(  # type: ignore[no-untyped-def]
+    frames, whole, real, clip, clips, picture, row, column, inside, height, width,
+    SIDE: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, PIXELS: tl.constexpr, INTEGERS: tl.constexpr,
+    FLOATS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one frame. With STATS: the sum of luma as contrast will see it; else the network's input."""
-    picture, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    clip, time = picture // times, picture % times
-    jitter = tl.load(whole + clip * INTEGERS)
-    if STATS and jitter == 0:
-        return
-    place = tile * PIXELS + tl.arange(0, PIXELS)
-    inside = place < SIDE * SIDE
-    row, column = place // SIDE, place % SIDE
+    """Crop, size and mirror of one tile: its pixels' two or three channels (the third 0 where there are two)."""
     starts_y, starts_x = whole + clips * INTEGERS, whole + clips * (INTEGERS + SIDE)
     weights_y, weights_x = real + clips * FLOATS, real + clips * (FLOATS + SIDE * KY)
     y0 = tl.load(starts_y + clip * SIDE + row, mask=inside, other=0)
@@ -202,6 +192,63 @@ def _chain(  # type: ignore[no-untyped-def]
             c1 += w * tl.load(pixel + 1, mask=seen, other=0).to(tl.float32)
             if CHANNELS == 3:
                 c2 += w * tl.load(pixel + 2, mask=seen, other=0).to(tl.float32)
+    return c0, c1, c2
+
+
+@triton.jit
+def _coloured(  # type: ignore[no-untyped-def]
+    c0, c1, c2, whole, factors, sums, clip, picture,
+    SIDE: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr, INTEGERS: tl.constexpr, STATS: tl.constexpr,
+):  # fmt: skip
+    """The clip's four colour operations in its order; with STATS those before contrast, which needs the sum of luma there."""
+    past = clip.to(tl.int32) * 0  # whether contrast has come
+    for step in range(4):
+        op = tl.load(whole + clip * INTEGERS + 1 + step)
+        factor = tl.load(factors + op)
+        if op == 1:
+            if STATS:
+                past += 1
+            else:
+                which = tl.arange(0, TILES_UP)
+                parts = tl.load(sums + picture * TILES + which, mask=which < TILES, other=0.0)
+                gray = (1.0 - factor) * tl.sum(parts, axis=0) / (SIDE * SIDE)
+                c0, c1, c2 = _clamp(c0 * factor + gray), _clamp(c1 * factor + gray), _clamp(c2 * factor + gray)
+        elif past == 0:
+            if op == 0:
+                c0, c1, c2 = _clamp(c0 * factor), _clamp(c1 * factor), _clamp(c2 * factor)
+            elif op == 2:
+                grays = (1.0 - factor) * _luma(c0, c1, c2)
+                c0, c1, c2 = (
+                    _clamp(c0 * factor + grays),
+                    _clamp(c1 * factor + grays),
+                    _clamp(c2 * factor + grays),
+                )
+            else:
+                c0, c1, c2 = _turned(c0, c1, c2, factor)
+    return c0, c1, c2
+
+
+@triton.jit
+def _chain(  # type: ignore[no-untyped-def]
+    frames, whole, real, sums, out, scratch, clips, times, height, width,
+    stride_b, stride_c, stride_t, stride_y, stride_x, mean_r, mean_g, mean_b, std_r, std_g, std_b,
+    SIDE: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, TILES: tl.constexpr, TILES_UP: tl.constexpr,
+    PIXELS: tl.constexpr, INTEGERS: tl.constexpr, FLOATS: tl.constexpr, CHANNELS: tl.constexpr, FLOW: tl.constexpr,
+    VECTORS: tl.constexpr, STATS: tl.constexpr,
+):  # fmt: skip
+    """One tile of one frame. With STATS: the sum of luma as contrast will see it; else the network's input."""
+    picture, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    clip, time = picture // times, picture % times
+    jitter = tl.load(whole + clip * INTEGERS)
+    if STATS and jitter == 0:
+        return
+    place = tile * PIXELS + tl.arange(0, PIXELS)
+    inside = place < SIDE * SIDE
+    row, column = place // SIDE, place % SIDE
+    c0, c1, c2 = _resampled(
+        frames, whole, real, clip, clips, picture, row, column, inside, height, width,
+        SIDE, KY, KX, PIXELS, INTEGERS, FLOATS, CHANNELS,
+    )  # fmt: skip
     if FLOW:  # u, v -> the published three channels: 128, v, u
         c2 = c0
         c0 = tl.full([PIXELS], 128.0, tl.float32)
@@ -209,32 +256,10 @@ def _chain(  # type: ignore[no-untyped-def]
     if VECTORS:
         c2 = _clamp((c2 - 127.5) * tl.load(factors + 4) + 127.5)
         c1 = _clamp((c1 - 127.5) * tl.load(factors + 5) + 127.5)
-    else:
-        if jitter != 0:
-            past = jitter * 0  # whether contrast has come
-            for step in range(4):
-                op = tl.load(whole + clip * INTEGERS + 1 + step)
-                factor = tl.load(factors + op)
-                if op == 1:
-                    if STATS:
-                        past += 1
-                    else:
-                        which = tl.arange(0, TILES_UP)
-                        parts = tl.load(sums + picture * TILES + which, mask=which < TILES, other=0.0)
-                        gray = (1.0 - factor) * tl.sum(parts, axis=0) / (SIDE * SIDE)
-                        c0, c1, c2 = _clamp(c0 * factor + gray), _clamp(c1 * factor + gray), _clamp(c2 * factor + gray)
-                elif past == 0:
-                    if op == 0:
-                        c0, c1, c2 = _clamp(c0 * factor), _clamp(c1 * factor), _clamp(c2 * factor)
-                    elif op == 2:
-                        grays = (1.0 - factor) * _luma(c0, c1, c2)
-                        c0, c1, c2 = (
-                            _clamp(c0 * factor + grays),
-                            _clamp(c1 * factor + grays),
-                            _clamp(c2 * factor + grays),
-                        )
-                    else:
-                        c0, c1, c2 = _turned(c0, c1, c2, factor)
+    elif jitter != 0:
+        c0, c1, c2 = _coloured(
+            c0, c1, c2, whole, factors, sums, clip, picture, SIDE, TILES, TILES_UP, INTEGERS, STATS
+        )  # fmt: skip
     if STATS:
         tl.store(sums + picture * TILES + tile, tl.sum(tl.where(inside, _luma(c0, c1, c2), 0.0), axis=0))
     else:
