@@ -19,11 +19,11 @@ from benchmarks.fault_run import FaultRun, make_videos
 from benchmarks.nodes import local_cluster
 from benchmarks.roofline import profiled
 from vicc_ray import distributed
-from vicc_ray.config import ClipConfig, Decoded, load_experiment
+from vicc_ray.config import ClipConfig, load_experiment
 from vicc_ray.config.published import shipped_experiment
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.data.samples import Clips, empty_clips
+from vicc_ray.data.samples import Clips, Request, empty_clips
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import decode_share, make_plan, to_batch
 from vicc_ray.training.pretraining import Pretraining
@@ -127,8 +127,11 @@ def _step_and_messages(rank: int, workers: int, folder: Path) -> tuple[float, fl
     return seconds, waiting / 1e6 / PROFILED
 
 
-def _noise(clip: ClipConfig, video: VideoRow, starts: Sequence[int], streams: Sequence[Decoded]) -> Clips:
+def _noise(clip: ClipConfig, requests: Sequence[Request]) -> list[Clips]:
     """Clips of the right shapes, without a file."""
-    rng = np.random.default_rng(list(starts))
-    blank = empty_clips(len(starts), streams, clip)
-    return {stream: rng.integers(0, 256, clips.shape, np.uint8) for stream, clips in blank.items()}
+    made = []
+    for _, starts, streams in requests:
+        rng = np.random.default_rng(list(starts))
+        blank = empty_clips(len(starts), streams, clip)
+        made.append({stream: rng.integers(0, 256, clips.shape, np.uint8) for stream, clips in blank.items()})
+    return made

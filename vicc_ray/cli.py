@@ -55,6 +55,14 @@ AtScale = Annotated[
         "--scale", help="smoke: the whole path at trial sizes, in minutes on two cores; NAME becomes NAME-smoke."
     ),
 ]
+Cut = Annotated[
+    str | None,
+    typer.Option(
+        "--cut",
+        help="Parts of videos in place of whole ones: even ones of a length (10s; a rest of at least half of it stays a part, a "
+        "shorter one joins the part before), or scenes.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -132,6 +140,17 @@ def index(
         bool,
         typer.Option("--check", help="Decode every frame, hash every byte; say which files lie about their length."),
     ] = False,
+    cut: Cut = None,
+    min_length: Annotated[
+        float | None, typer.Option(help="Seconds of the shortest scene, which is part of the one before; default: 1.")
+    ] = None,
+    max_length: Annotated[
+        float | None, typer.Option(help="Seconds above which a scene is cut evenly; default: 60.")
+    ] = None,
+    still: Annotated[
+        float | None,
+        typer.Option(help="Share of the picture: what moves less gets the split 'still' and is named, e.g. 0.005."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that probe; default: one a CPU.")] = None,
     max_pixels: Annotated[
         int | None,
@@ -148,7 +167,20 @@ def index(
     from vicc_ray.config import MAX_PIXELS
 
     most = max_pixels or MAX_PIXELS
-    options = IndexOptions(layout, fold, split, check, workers, address, verbose, max_pixels=most)
+    options = IndexOptions(
+        layout,
+        fold,
+        split,
+        check,
+        workers,
+        address,
+        verbose,
+        max_pixels=most,
+        cut=cut,
+        min_length=min_length,
+        max_length=max_length,
+        still=still,
+    )
     index_videos(source, out, options)
 
 

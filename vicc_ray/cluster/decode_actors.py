@@ -16,7 +16,7 @@ from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
 from vicc_ray.data.clips import evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import ClipReader
-from vicc_ray.data.samples import empty_clips, positions
+from vicc_ray.data.samples import Clips, empty_clips, positions
 from vicc_ray.training.batches import Block, TrainingPlan, decode_share
 
 
@@ -43,18 +43,21 @@ class DecodeWindows:
         """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
         first = int(rows["unit"][0]) * self.size
         wanted = self.windows[first : first + self.size]
+        runs = {number: [start for _, start in run] for number, run in groupby(wanted, key=lambda window: window[0])}
+        answers = self.reader.read_all([(self.videos[number], runs[number], self.streams) for number in runs])
         parts = [
-            self._read(video, [start for _, start in run])
-            for video, run in groupby(wanted, key=lambda window: window[0])
+            self._block(number, starts, answer) for (number, starts), answer in zip(runs.items(), answers, strict=True)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _read(self, number: int, starts: list[int]) -> Block:
-        experiment = self.experiment
-        try:
-            clips, reason = self.reader.read(self.videos[number], starts, self.streams), ""
-        except VideoError as error:
-            clips, reason = empty_clips(len(starts), self.streams, experiment.clip), str(error) or "cannot be read"
+    def _block(self, number: int, starts: list[int], answer: Clips | VideoError) -> Block:
+        if isinstance(answer, VideoError):
+            clips, reason = (
+                empty_clips(len(starts), self.streams, self.experiment.clip),
+                str(answer) or "cannot be read",
+            )
+        else:
+            clips, reason = answer, ""
         block: Block = {
             "video": np.full(len(starts), number, np.int64),
             "start": np.array(starts, np.int64),
@@ -82,7 +85,7 @@ class DecodeShares:
         if unit < 0:
             return self.decode_windows({"unit": [unit + self.monitored]})
         step, rank = divmod(unit, self.workers)
-        return decode_share(self.plan, step, rank, self.workers, self.decode_windows.reader.read)
+        return decode_share(self.plan, step, rank, self.workers, self.decode_windows.reader.read_all)
 
 
 def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> list[tuple[int, int]]:
@@ -103,4 +106,5 @@ def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, see
 
 def video_key(video: VideoRow) -> int:
     """A number that stands for a video's content, wherever its file lies and whatever its place in a list."""
-    return int.from_bytes(blake2b((video.content_hash or video.video).encode(), digest_size=8).digest(), "big")
+    part = f"@{video.first_frame}" if video.is_part else ""
+    return int.from_bytes(blake2b(f"{video.content_hash or video.video}{part}".encode(), digest_size=8).digest(), "big")

@@ -91,7 +91,7 @@ class RayHost:
         mine = [next(self.stream) for _ in range(-(-len(videos) // workers))]
         # Where the videos do not come out even, the last block only filled up the round.
         blocks = dict(zip(range(rank, len(videos), workers), mine, strict=False))
-        lost = {videos[row].video: str(block["refused"][0]) for row, block in blocks.items() if block["refused"][0]}
+        lost = {videos[row].id: str(block["refused"][0]) for row, block in blocks.items() if block["refused"][0]}
         self._report_lost(lost)
         rows = [row for row, block in blocks.items() if not block["refused"][0]]
         clips = {

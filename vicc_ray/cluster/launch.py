@@ -73,10 +73,10 @@ def run_task(
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
     check_sinks(experiment)
     plan = task.plan(experiment, manifest)
-    without = check_stored(experiment.flow, experiment.clip.decode_size, plan.videos, experiment.data)
+    without = check_stored(experiment.flow, experiment.clip.decode_size, plan.rows, experiment.data)
     if without:
         console.print(
-            f"note: {len(without)} of {len(plan.videos)} videos are not in the flow store; stages that need their flow leave "
+            f"note: {len(without)} of {len(plan.rows)} videos are not in the flow store; stages that need their flow leave "
             f"them out (the first: {without[0].video})",
         )
     # Refuses what cannot fit before anything is written.

@@ -64,7 +64,8 @@ def store_flow(
     made = fingerprint(flow.algorithm, flow.weights, options.interlaced, flow.options)
     store = FlowStore.create(folder, made, flow.bound, size)
     left = store.missing(manifest.videos)
-    there = len({row.content_hash for row in manifest.videos}) - len(left)
+    files = len({row.content_hash for row in manifest.videos})
+    there = files - len(left)
     if there:
         console.print(f"{folder}: {there} videos are there already")
     failures: list[tuple[str, str]] = []
@@ -82,7 +83,7 @@ def store_flow(
                 counter.advance(left[place].frames)
                 if isinstance(outcome, Failure):
                     failures.append((left[place].video, outcome.reason))
-    _report(folder, len(manifest), failures, options.max_refused)
+    _report(folder, files, failures, options.max_refused)
     return store
 
 

@@ -6,8 +6,8 @@ import os
 import posixpath
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vicc_ray import storage
 from vicc_ray.cluster.progress import Counter as Progress
 from vicc_ray.config import MAX_PIXELS
 from vicc_ray.console import console, quiet, scratch_log
+from vicc_ray.data.cutting import STILL, Cutting, moved_share, parse_cut
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.layouts import Found, scan
 from vicc_ray.data.layouts.candidates import UNUSED
@@ -42,17 +43,27 @@ class IndexOptions:
     verbose: bool = False
     clip: int | None = None  # frames; shorter videos are counted, where clips of that length will be taken
     max_pixels: int = MAX_PIXELS
+    cut: str | None = None
+    min_length: float | None = None
+    max_length: float | None = None
+    still: float | None = None
+
+    @property
+    def cutting(self) -> Cutting:
+        """How a file becomes rows; UserError for a rule that is none."""
+        return parse_cut(self.cut, self.min_length, self.max_length, self.still)
 
 
 NO_OPTIONS = IndexOptions()
 
 
 def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTIONS) -> Manifest:
-    """Probe the videos of a source and write their manifest; UserError where none can be read.
+    """Probe the videos of a source, cut them where that is wished, and write their manifest; UserError where none can be read.
 
     A manifest that is there already holds what is known: only new and changed files are opened. An interrupted run
     leaves its journal beside the manifest and the next one goes on from it.
     """
+    cutting = options.cutting
     found = scan(source, options.layout, options.split, options.fold)
     for candidate in found:
         storage.refuse_credentials(candidate.path, f"{source}: a video")
@@ -62,18 +73,20 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
         earlier, outdated = _known(out)
         fresh = ({} if outdated else earlier) | journal.rows()
         fresh = {video: row for video, row in fresh.items() if row.width * row.height <= options.max_pixels}
-        rows, places = to_probe(found, _believed(fresh, options.check))
-        hashes = _believed(earlier, options.check)
+        files = list({candidate.path: candidate for candidate in found}.values())
+        rows, places = to_probe(files, _believed(fresh, options))
+        hashes = _believed(earlier, options)
         if rows:
-            console.print(f"{len(rows)} of {len(found)} videos are known and unchanged")
+            console.print(f"{len(rows)} of {len(files)} videos are known and unchanged")
         with Progress("checking videos" if options.check else "probing videos", len(places)) as counter:
-            for number, outcome in _probe_all([found[place].path for place in places], options):
+            for number, outcome in _probe_all([files[place].path for place in places], options):
                 place = places[number]
-                rows[place] = keep_hash(row_of(found[place], outcome), hashes.get(found[place].path))
+                rows[place] = keep_hash(row_of(files[place], outcome), hashes.get(files[place].path))
                 journal.add(rows[place])
                 counter.advance()
-        manifest = Manifest((rows[place] for place in sorted(rows)), *_origin(found, options))
-        _report(source, out, manifest, found, options.clip)
+        probed = {files[place].path: row for place, row in rows.items()}
+        manifest = Manifest(_parts(found, probed, cutting), *_origin(found, options))
+        _report(source, out, manifest, found, options.clip, cutting)
         _report_kept_hashes(manifest, earlier)
         _report_copies(manifest)
         try:
@@ -85,6 +98,14 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
             ) from error
         journal.remove()
     return manifest
+
+
+def _parts(found: Found, probed: Mapping[str, VideoRow], cutting: Cutting) -> Iterator[VideoRow]:
+    """The rows of every candidate, in order, by the probed files."""
+    for candidate in found:
+        row = probed[candidate.path]
+        own = replace(row, label=candidate.label, split=candidate.split, group=candidate.group)
+        yield from cutting.rows(own, candidate.span)
 
 
 def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None]:
@@ -108,20 +129,27 @@ def _known(out: str | Path) -> tuple[dict[str, VideoRow], bool]:
         return {}, False
     if earlier.outdated:
         console.print(f"note: {out} was written by an earlier version; every video is probed again")
-    return {row.video: row for row in [*earlier.videos, *earlier.refused]}, earlier.outdated
+    rows: dict[str, VideoRow] = {}
+    for row in [*earlier.videos, *earlier.refused]:
+        rows.setdefault(row.video, replace(row.file_row(), refused=None) if row.is_part else row)
+    return rows, earlier.outdated
 
 
-def _believed(earlier: dict[str, VideoRow], check: bool) -> dict[str, VideoRow]:
+def _believed(earlier: dict[str, VideoRow], options: IndexOptions) -> dict[str, VideoRow]:
     """The rows to take as they are where the files are unchanged.
 
-    Not those that `check` wants more of (every frame, every byte), nor those of one content hash by the earlier rule,
-    which may be different videos.
+    Not those that the options want more of (every frame, every byte, scenes, times), nor those of one content hash by the
+    earlier rule, which may be different videos.
     """
+    check, cutting = options.check, options.cutting
     hashes = Counter(row.content_hash for row in earlier.values() if row.hash_is_partial)
     return {
         video: row
         for video, row in earlier.items()
-        if hashes[row.content_hash] < 2 and (not check or (row.checked and not row.hash_is_partial))
+        if hashes[row.content_hash] < 2
+        and (not check or (row.checked and not row.hash_is_partial))
+        and (row.changes or not cutting.needs_changes)
+        and (row.frame_table or not cutting.cuts or row.decoder == "pyav-sequential")
     }
 
 
@@ -129,8 +157,12 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
     """(place, row or failure) as they come, from a cluster where that is worth its start, else from processes here."""
     if not paths:
         return
-    function = partial(check_named if options.check else probe_named, max_pixels=options.max_pixels)
-    seconds = CHECK_SECONDS if options.check else PROBE_SECONDS
+    function = partial(
+        check_named if options.check else probe_named,
+        max_pixels=options.max_pixels,
+        with_changes=options.cutting.needs_changes,
+    )
+    seconds = CHECK_SECONDS if options.check or options.cutting.needs_changes else PROBE_SECONDS
     if options.address is None and len(paths) < WORTH_A_CLUSTER:
         yield from run_guarded(function, paths, options.workers or len(os.sched_getaffinity(0)), seconds)
         return
@@ -144,11 +176,12 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
         yield from run_on_cluster(function, paths, actors, lambda _: seconds)
 
 
-def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int | None) -> None:
+def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip: int | None, cutting: Cutting) -> None:
     """What is in the manifest, what is not, and why."""
     for row in manifest.refused:
-        console.print(f"refused: {row.video}: {row.refused}")
-    for row in manifest.videos:
+        console.print(f"refused: {row.id}: {row.refused}")
+    _report_still(manifest, cutting)
+    for row in {row.video: row.file_row() for row in manifest.videos}.values():
         if row.declared_frames not in (0, row.frames):
             console.print(
                 f"note: {row.video}: its header counts {row.declared_frames} frames, there are {row.frames}",
@@ -160,10 +193,30 @@ def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip
     splits = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
     short = sum(row.frames < (clip or 0) for row in manifest.videos)
     padded = f"{short} shorter than a clip of {clip} frames, " if short else ""
+    parts = sum(row.is_part for row in manifest.videos)
+    what = f"videos and parts of videos ({parts} of {_files(manifest)} files)" if parts else "videos"
     console.print(
-        f"{out}: {len(manifest.videos)} videos used ({splits}), {len(manifest.labels)} classes, {_lengths(manifest)}, {padded}"
+        f"{out}: {len(manifest.videos)} {what} used ({splits}), {len(manifest.labels)} classes, {_lengths(manifest)}, {padded}"
         f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
     )
+
+
+def _report_still(manifest: Manifest, cutting: Cutting) -> None:
+    """Each row in which nothing moves, and how many there are."""
+    if cutting.still is None:
+        return
+    still = [row for row in manifest.videos if row.split == STILL]
+    for row in still:
+        console.print(f"still: {row.id}: {moved_share(row):.4f} of the picture moves")
+    console.print(
+        f"{len(still)} of {len(manifest.videos)} move less than --still {cutting.still:g}; they have the split '{STILL}', which "
+        "neither trains nor is embedded unless it is named"
+    )
+
+
+def _files(manifest: Manifest) -> int:
+    """How many files the parts are of."""
+    return len({row.video for row in manifest.videos if row.is_part})
 
 
 def _lengths(manifest: Manifest) -> str:
@@ -183,13 +236,14 @@ def _where(source: str, found: Found) -> str:
 
 def _report_kept_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> None:
     """Content hashes of the earlier rule that stay, and those of unchanged files that are others now."""
-    kept = sum(row.hash_is_partial for row in manifest.videos)
+    kept = len({row.video for row in manifest.videos if row.hash_is_partial})
     if kept:
         console.print(
             f"note: {kept} videos keep the content hash of an earlier version (size, first and last MiB), which flow stores "
             "and runs know them by; --check hashes all of their bytes",
         )
-    changed = [row for row in manifest.videos if _is_rehashed(row, earlier.get(row.video))]
+    files = {row.video: row for row in manifest.videos}.values()
+    changed = [row for row in files if _is_rehashed(row, earlier.get(row.video))]
     if changed:
         console.print(
             f"note: {len(changed)} unchanged videos have another content hash, as more of their bytes is read now "
@@ -231,4 +285,4 @@ def _pair(rows: list[VideoRow], what: str) -> str:
     """Two of these rows that differ in something."""
     other = next(row for row in rows if getattr(row, what) != getattr(rows[0], what))
     details = ["" if what == "video" else f" ({what} {getattr(row, what)})" for row in (rows[0], other)]
-    return f"{rows[0].video}{details[0]} and {other.video}{details[1]}"
+    return f"{rows[0].id}{details[0]} and {other.id}{details[1]}"

@@ -20,6 +20,7 @@ from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.runs.folder import RunFolder
+from vicc_ray.training.batches import training_samples
 from vicc_ray.training.driver import check_refused
 from vicc_ray.training.schedule import Stage
 from vicc_ray.tune.folder import SweepFolder
@@ -46,8 +47,8 @@ class PreparedSweep:
 
     @property
     def videos(self) -> int:
-        """Training videos."""
-        return len(self.manifest.select(self.experiment.data.train_split))
+        """Training samples of an epoch."""
+        return len(training_samples(self.experiment, self.manifest))
 
 
 def load_sweep(where: str, overrides: Sequence[str], resume: bool = False) -> Experiment:
@@ -71,7 +72,7 @@ def check(experiment: Experiment) -> PreparedSweep:
         raise UserError("data.manifest: is not set; make one with 'vicc index DIR --out M.parquet'")
     manifest = Manifest.read(experiment.data.manifest)
     check_refused(experiment, manifest)
-    stages = check_space(experiment, search, len(manifest.select(experiment.data.train_split)))
+    stages = check_space(experiment, search, len(training_samples(experiment, manifest)))
     _check_labels(experiment, search, manifest)
     _check_flow(experiment, search, manifest)
     return PreparedSweep(experiment, search, folder, manifest, stages, shared_stages(experiment, search, stages))

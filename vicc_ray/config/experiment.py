@@ -5,6 +5,7 @@ Defaults live here and nowhere else; an experiment file is a small set of differ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -75,6 +76,18 @@ StageLength = Annotated[
 ]
 
 
+def _parse_samples(value: Any) -> str:
+    named = re.fullmatch(r"(\d+(?:\.\d+)?) ?s(?:econds)?", value.strip()) if isinstance(value, str) else None
+    if value == "row" or (named is not None and float(named[1]) > 0):
+        return "row" if named is None else f"{float(named[1]):g}s"
+    raise ValueError(
+        f"{value!r}: is neither row (one sample a row) nor seconds such as 10s (one sample for every 10 s)"
+    )
+
+
+SamplesAnEpoch = Annotated[str, BeforeValidator(_parse_samples)]
+
+
 class StreamCounts(Section):
     """One set of prototype counts a stream; `flow` is that of the motion stream, whichever it is."""
 
@@ -89,6 +102,11 @@ class DataConfig(Section):
     train_split: str = Field("train", description="split that the stages learn from")
     gallery_split: str = Field("train", description="split that retrieval searches in")
     query_split: str = Field("query", description="split of the queries of retrieval")
+    samples_an_epoch: SamplesAnEpoch = Field(
+        "row",
+        description="training samples of a manifest row in an epoch: row: one, as published; 10s: one for every ten seconds of "
+        "it, at least one",
+    )
     max_refused: float = Field(0.01, ge=0, le=1, description="share of unreadable videos above which a run stops")
     decoder: Literal["auto", "pyav"] = Field(
         "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
@@ -102,6 +120,11 @@ class DataConfig(Section):
     max_pixels: int = Field(
         MAX_PIXELS, gt=0, description="pixels of a picture (8192 x 4352) above which a video counts as unreadable"
     )
+
+    @property
+    def seconds_a_sample(self) -> float | None:
+        """Seconds of video for which an epoch has a sample; None: it has one a row."""
+        return None if self.samples_an_epoch == "row" else float(self.samples_an_epoch.removesuffix("s"))
 
 
 class ClipConfig(Section):

@@ -240,13 +240,16 @@ def read_frames(
     size: tuple[int, int] | None = None,
     decoder: Decoder = "decord",
     interlaced: Interlaced = "weave",
+    timeline: Timeline | None = None,
 ) -> Images:
     """The frames `indices` of one video: int64 [n] -> uint8 RGB [n, H, W, 3], upright, scaled while decoding.
 
     Indices count the pictures that the file shows, from 0; they may repeat and stand in any order, and only the range
     that they span is decoded, by one thread. `size` is (H, W) of the upright picture; None keeps the file's. `decoder`
     is the manifest's choice for this video; where decord fails, PyAV reads it. `interlaced`: see
-    `vicc_ray.data.pictures`; videos for decord have no interlaced pictures. Nothing is kept open after the call.
+    `vicc_ray.data.pictures`; videos for decord have no interlaced pictures. `timeline`: of the file, where it is known; PyAV
+    then reads without walking the file first, and where the file turns out to be another one, it is walked. Nothing is kept
+    open after the call.
 
     Raises `VideoError` where the file cannot deliver every one of these frames.
     """
@@ -258,9 +261,14 @@ def read_frames(
     if wanted[0] < 0:
         raise ValueError(f"frame index {wanted[0]} is negative")
     with fetched(video) as path:
-        images = _read_decord(path, wanted, size) if decoder == "decord" else None
+        scaling, sequential = _Scaling(size, interlaced), decoder == "pyav-sequential"
+        images = None
+        if timeline is not None and not sequential:
+            images = _by_stamps(path, timeline, wanted, scaling)
+        elif decoder == "decord":
+            images = _read_decord(path, wanted, size)
         if images is None:
-            images = _read_pyav(path, wanted, _Scaling(size, interlaced), sequential=decoder == "pyav-sequential")
+            images = _read_pyav(path, wanted, scaling, sequential)
     return images if np.array_equal(places, np.arange(len(wanted))) else images[places]
 
 
@@ -315,15 +323,25 @@ def _read_pyav(path: str, wanted: Indices, scaling: _Scaling, sequential: bool) 
     if timeline.exact and not sequential:
         if wanted[-1] >= len(timeline):
             raise _beyond(int(wanted[-1]), len(timeline))
-        key = int(np.searchsorted(timeline.keys, wanted[0], side="right")) - 1
-        # Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
-        for start in timeline.keys[[key, max(key - 2, 0)]]:
-            try:
-                return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, scaling, len(timeline))
-            except _StampsDisagree:
-                pass
+        images = _by_stamps(path, timeline, wanted, scaling)
+        if images is not None:
+            return images
     # Frames are what decoding shows, as indexing counted them: packets may promise more or fewer.
     return _collect(enumerate(decode_from(path, timeline, 0)), wanted, scaling, len(timeline))
+
+
+def _by_stamps(path: str, timeline: Timeline, wanted: Indices, scaling: _Scaling) -> Images | None:
+    """The frames by an exact timeline; None where the decoded pictures have other time stamps."""
+    if wanted[-1] >= len(timeline):
+        return None
+    key = int(np.searchsorted(timeline.keys, wanted[0], side="right")) - 1
+    # Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
+    for start in timeline.keys[[key, max(key - 2, 0)]]:
+        try:
+            return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, scaling, len(timeline))
+        except _StampsDisagree:
+            pass
+    return None
 
 
 def _beyond(frame: int, frames: int) -> VideoError:

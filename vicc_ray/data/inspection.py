@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from vicc_ray.data import nal
 from vicc_ray.data.clips import STAMP_TOLERANCE
 from vicc_ray.data.decode import Decoder, Timeline, VideoError, decode_from, open_decord, open_video, read_timeline
+from vicc_ray.data.frame_table import encode_table
 from vicc_ray.data.pictures import Images, Orientation, orientation_of, to_image
 
 # Counts changes of what is found in one and the same file; what was found by other rules is not taken over.
@@ -59,6 +60,7 @@ class Findings:
     duration_seconds: float
     codec: str
     decoder: Decoder
+    frame_table: str
 
 
 def inspect(path: str, every: bool) -> Findings:
@@ -101,6 +103,8 @@ def inspect(path: str, every: bool) -> Findings:
         duration_seconds=decoded.frames / fps if fps else 0.0,
         codec=codec,
         decoder="decord" if right else "pyav" if decoded.stamps_hold else "pyav-sequential",
+        # Only where decoding bears it out; elsewhere frames are counted from the file's start.
+        frame_table=encode_table(timeline) if decoded.stamps_hold and decoded.frames == len(timeline) else "",
     )
 
 

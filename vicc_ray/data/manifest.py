@@ -1,4 +1,4 @@
-"""The manifest: one row a video, in one Parquet file. What is there, how to read it, and what was refused and why.
+"""The manifest: one row a video or a part of one, in one Parquet file. What is there, how to read it, what was refused and why.
 
 `probe` reads the file itself, not its header alone. `Manifest` holds the rows, the refused ones apart.
 """
@@ -22,7 +22,7 @@ from vicc_ray.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "probe"]
+__all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "part_id", "probe", "seconds_text"]
 
 # Names every split together, wherever a split is named.
 ALL = "all"
@@ -33,12 +33,20 @@ BLOCK, BLOCKS = 1 << 20, 64
 # of these both rules give the same.
 HASH_RULE, EARLIER_WHOLE = 2, 2 << 20
 # Columns that manifests of earlier versions lack -> what is true of their rows.
-_ADDED: dict[str, Any] = {"hash_rule": 1}
+_ADDED: dict[str, Any] = {
+    "hash_rule": 1,
+    "start": None,
+    "end": None,
+    "first_frame": 0,
+    "file_frames": 0,
+    "frame_table": "",
+    "changes": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRow:
-    """One video. Sizes are pixels of the upright picture; `rotation` is clockwise degrees already counted in them.
+    """One video, or a part of one. Sizes are pixels of the upright picture; `rotation` is clockwise degrees counted in them.
 
     `frames` counts pictures really there, `declared_frames` is what the header says (0: nothing). `fps` is their mean
     rate and `duration_seconds` the time they cover; without `constant_rate` pictures come at uneven times. `checked`:
@@ -46,6 +54,11 @@ class VideoRow:
     `refused` is the reason why the video cannot be used, or None; a refused row may know nothing but its name.
     `content_hash` (see there) is what flow stores, samples and fingerprints know the video by, `hash_rule` the rule that it
     was made by. A row keeps both while its file is the same, so that what was made with it stays valid.
+
+    `start` and `end` are None for a whole file; else the row is the part of it that is shown from `start` to before `end`,
+    seconds from the file's first picture: `frames` pictures from `first_frame` on, of `file_frames` in the file. `frames` and
+    `duration_seconds` are the part's, all else is the file's. `frame_table` says when the file's pictures are shown
+    (`vicc_ray.data.frame_table`) and `changes` where its scenes begin and what moves (`vicc_ray.data.changes`); empty: unknown.
     """
 
     video: str
@@ -68,6 +81,48 @@ class VideoRow:
     decoder: Decoder = "decord"
     refused: str | None = None
     hash_rule: int = HASH_RULE
+    start: float | None = None
+    end: float | None = None
+    first_frame: int = 0
+    file_frames: int = 0
+    frame_table: str = ""
+    changes: str = ""
+
+    @property
+    def id(self) -> str:
+        """What names the row among all: its file, and of a part its times too, `FILE@START-END` in seconds."""
+        return self.video if self.start is None or self.end is None else part_id(self.video, self.start, self.end)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a file, not a whole one."""
+        return self.start is not None
+
+    @property
+    def last_frame(self) -> int:
+        """The number of its last picture in the file."""
+        return self.first_frame + self.frames - 1
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """When it begins and ends in its file, in seconds."""
+        return (0.0, self.duration_seconds) if self.start is None or self.end is None else (self.start, self.end)
+
+    def file_row(self) -> VideoRow:
+        """The row of the whole file that it is a part of."""
+        if not self.is_part:
+            return self
+        seconds = self.file_frames / self.fps if self.fps else 0.0
+        return replace(
+            self,
+            start=None,
+            end=None,
+            first_frame=0,
+            frames=self.file_frames,
+            file_frames=0,
+            duration_seconds=seconds,
+            group=None if self.group == self.video else self.group,
+        )
 
     @property
     def hash_is_partial(self) -> bool:
@@ -93,6 +148,22 @@ def content_hash(path: str, every: bool = False, edge: int = BLOCK) -> str:
                 file.seek(number * (size - edge) // (BLOCKS - 1))
                 digest.update(file.read(edge))
     return digest.hexdigest()
+
+
+def part_id(video: str, start: float, end: float) -> str:
+    """The name of a part of a file, by its times in seconds: `a.mp4@12.5-15`."""
+    return f"{video}@{seconds_text(start)}-{seconds_text(end)}"
+
+
+def part_in(name: str) -> tuple[str, float, float] | None:
+    """File, start and end (seconds) of a name such as `part_id` gives; None for one that is none."""
+    named = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", name, re.DOTALL)
+    return (named[1], float(named[2]), float(named[3])) if named else None
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds to the millisecond, without needless zeros: 12.5, 15."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def is_content_hash(text: str) -> bool:
@@ -133,7 +204,7 @@ def _row(video: str, every: bool) -> VideoRow:
 
 
 class Manifest:
-    """The rows of one data set: `videos` can be used, `refused` cannot. Of a path that comes twice the first stays.
+    """The rows of one data set: `videos` can be used, `refused` cannot. Of an id that comes twice the first stays.
 
     `dataset` names it where its layout is one of a data set (ucf101, hmdb51, kinetics), `fold` is the official split in use;
     None: nobody knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an
@@ -147,7 +218,7 @@ class Manifest:
         self._recorded: dict[str, Decoder] = {}
         unique: dict[str, VideoRow] = {}
         for row in rows:
-            unique.setdefault(row.video, row)
+            unique.setdefault(row.id, row)
         self.videos = [row for row in unique.values() if row.refused is None]
         self.refused = [row for row in unique.values() if row.refused is not None]
 
@@ -176,19 +247,20 @@ class Manifest:
 
     def copies(self) -> list[list[VideoRow]]:
         """The usable videos that have the same content as others, together, in the manifest's order."""
-        same: dict[str, list[VideoRow]] = {}
+        same: dict[tuple[str, int, int], list[VideoRow]] = {}
         for row in self.videos:
             if row.content_hash:
-                same.setdefault(row.content_hash, []).append(row)
+                same.setdefault((row.content_hash, row.first_frame, row.frames), []).append(row)
         return [rows for rows in same.values() if len(rows) > 1]
 
     def fingerprint(self) -> str:
         """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie."""
         digest = blake2b(digest_size=16)
         for row in self.videos:
-            digest.update(
-                repr((row.content_hash, row.frames, row.label, row.split, row.group, self._decoder(row))).encode()
-            )
+            # The group of a part is its file, wherever that lies.
+            group = None if row.is_part and row.group == row.video else row.group
+            known = (row.content_hash, row.frames, row.label, row.split, group, self._decoder(row))
+            digest.update(repr((*known, row.first_frame) if row.is_part else known).encode())
         return digest.hexdigest()
 
     def times_fingerprint(self) -> str:
@@ -203,7 +275,7 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [asdict(row) | {"decoder": self._decoder(row)} for row in [*self.videos, *self.refused]]
+        rows = [cells_of(row) | {"decoder": self._decoder(row)} for row in [*self.videos, *self.refused]]
         origin = {"dataset": self.dataset, "fold": self.fold} | ({} if self.outdated else {"rules": RULES})
         schema = _schema().with_metadata({_NAME: json.dumps(origin)})
         written = pa.BufferOutputStream()
@@ -229,9 +301,8 @@ class Manifest:
             ) from error
         for name, value in _ADDED.items():
             if name not in table.column_names:
-                table = table.append_column(
-                    _schema().field(name), pa.array([value] * len(table), _schema().field(name).type)
-                )
+                kind = _schema().field(name)
+                table = table.append_column(kind, pa.array([value] * len(table), kind.type))
         missing = [f.name for f in fields(VideoRow) if f.name not in table.column_names]
         if missing:
             raise UserError(f"manifest {path}: missing columns {', '.join(missing)}; make it with 'vicc index'")
@@ -239,6 +310,7 @@ class Manifest:
             rows = table.select([f.name for f in fields(VideoRow)]).cast(_schema()).to_pylist()
         except (pa.ArrowException, ValueError) as error:
             raise UserError(f"manifest {path}: a column has another type than 'vicc index' writes: {error}") from error
+        texts: dict[str, str] = {}  # of each file one, which all its parts share
         for row in rows:
             if re.fullmatch("[0-9a-f]*", row["content_hash"] or "") is None:
                 raise UserError(
@@ -249,6 +321,8 @@ class Manifest:
                 raise UserError(
                     f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"
                 )
+            for name in ("frame_table", "changes"):
+                row[name] = texts.setdefault(row[name], row[name])
         dataset, fold, rules = _origin(table.schema)
         manifest = cls((VideoRow(**row) for row in rows), dataset, fold)
         if rules != RULES:
@@ -263,6 +337,11 @@ class Manifest:
     def _decoder(self, row: VideoRow) -> Decoder:
         """The reader as the file of an outdated manifest names it."""
         return self._recorded.get(row.video, row.decoder)
+
+
+def cells_of(row: VideoRow) -> dict[str, Any]:
+    """A row as {column: value}; `dataclasses.asdict` would copy a long frame table for each part of a file."""
+    return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
 def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
@@ -280,7 +359,7 @@ def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
 
 
 def _schema() -> pa.Schema:
-    """Column names and types; only label, group and refused may be empty."""
+    """Column names and types; only label, group, refused, start and end may be empty."""
     import pyarrow as pa
 
     kinds = {
@@ -289,6 +368,7 @@ def _schema() -> pa.Schema:
         "int": pa.int64(),
         "bool": pa.bool_(),
         "float": pa.float64(),
+        "float | None": pa.float64(),
         "Decoder": pa.string(),
     }
     return pa.schema([pa.field(f.name, kinds[str(f.type)], nullable="None" in str(f.type)) for f in fields(VideoRow)])

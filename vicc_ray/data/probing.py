@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from vicc_ray import storage
 from vicc_ray.config import MAX_PIXELS
-from vicc_ray.data.decode import bound_pixels
+from vicc_ray.data.decode import bound_pixels, fetched
 from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.inspection import RULES
 from vicc_ray.data.layouts import Candidate, deduplicate
@@ -111,16 +111,29 @@ def keep_hash(row: VideoRow, before: VideoRow | None) -> VideoRow:
     return replace(row, content_hash=before.content_hash, hash_rule=before.hash_rule)
 
 
-def probe_named(path: str, max_pixels: int = MAX_PIXELS) -> VideoRow:
-    """`probe` of a name from anywhere; raises with the reason in one line."""
+def probe_named(path: str, max_pixels: int = MAX_PIXELS, with_changes: bool = False) -> VideoRow:
+    """`probe` of a name from anywhere; raises with the reason in one line.
+
+    `with_changes`: every picture is decoded and the row says where scenes begin and what moves.
+    """
     bound_pixels(max_pixels)
-    return probe(_printable(path))
+    return _with_changes(probe, path, with_changes)
 
 
-def check_named(path: str, max_pixels: int = MAX_PIXELS) -> VideoRow:
-    """`check` (every frame is decoded) of a name from anywhere; raises with the reason in one line."""
+def check_named(path: str, max_pixels: int = MAX_PIXELS, with_changes: bool = False) -> VideoRow:
+    """`check` (every frame is decoded) of a name from anywhere, as `probe_named`."""
     bound_pixels(max_pixels)
-    return check(_printable(path))
+    return _with_changes(check, path, with_changes)
+
+
+def _with_changes(find: Callable[[str], VideoRow], path: str, wanted: bool) -> VideoRow:
+    name = _printable(path)
+    if not wanted:
+        return find(name)
+    from vicc_ray.data.scenes import find_changes  # OpenCV, which probing does not need
+
+    with fetched(name) as local:
+        return replace(find(name), changes=find_changes(local).encode())
 
 
 def _printable(path: str) -> str:
@@ -232,6 +245,7 @@ def _parse(line: bytes) -> VideoRow | None:
     # A damaged line is as if it were not there, also where it is JSON of other types.
     kinds = {field.name: type(field.default) for field in fields(VideoRow)}
     numbers = [cells[name] for name, kind in kinds.items() if kind in (int, float, bool)]
-    if not all(isinstance(number, (int, float)) for number in numbers) or not isinstance(cells["video"], str):
+    texts = [cells["video"], cells["frame_table"], cells["changes"]]
+    if not all(isinstance(number, (int, float)) for number in numbers) or not all(isinstance(t, str) for t in texts):
         return None
     return VideoRow(**cells)

@@ -199,8 +199,8 @@ def _learn(
             counter.advance,
         )
     _check_refused(shown.refused, videos, experiment)
-    kept = {row.video for row in held}
-    fitted_on = np.array([row.video in kept for row in shown.videos])
+    kept = {row.id for row in held}
+    fitted_on = np.array([row.id in kept for row in shown.videos])
     labels = np.array([str(row.label) for row in shown.videos])
     tables = {name: table[~fitted_on] for name, table in shown.probabilities.items()}
     if len(tables) == 2:
@@ -223,12 +223,12 @@ def _with_held_out(manifest: Manifest, split: str) -> Manifest:
     rows = [row for row in manifest.select(split) if row.label is not None]
     part = {int(place) for place in grouped_folds([str(row.label) for row in rows], [row.group for row in rows], 5)[0]}
     learnt = {row.label for place, row in enumerate(rows) if place not in part}
-    held = {row.video for place, row in enumerate(rows) if place in part and row.label in learnt}
+    held = {row.id for place, row in enumerate(rows) if place in part and row.label in learnt}
     if not held:
         raise UserError(
             f"evaluate.fusion: fitted: the {len(rows)} videos of split '{split}' are too few to keep some out; use published"
         )
-    moved = [replace(row, split=HELD_OUT) if row.video in held else row for row in manifest.videos]
+    moved = [replace(row, split=HELD_OUT) if row.id in held else row for row in manifest.videos]
     return Manifest(moved, manifest.dataset, manifest.fold)
 
 

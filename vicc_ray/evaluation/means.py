@@ -66,7 +66,7 @@ def mean_over_windows(
     means = list(video_means(blocks, names))
     if [mean.number for mean in means] != list(range(len(videos))):
         raise RuntimeError(f"{len(means)} of {len(videos)} videos gave windows")
-    refused = tuple((videos[mean.number].video, mean.refused) for mean in means if mean.refused)
+    refused = tuple((videos[mean.number].id, mean.refused) for mean in means if mean.refused)
     good = [mean for mean in means if not mean.refused]
     if not good:
         raise UserError(
@@ -75,5 +75,5 @@ def mean_over_windows(
     kept = tuple(videos[mean.number] for mean in good)
     tables = {name: np.stack([mean.vectors[name] for mean in good]) for name in names}
     for name, table in tables.items():
-        check_probabilities(table, [row.video for row in kept], name)
+        check_probabilities(table, [row.id for row in kept], name)
     return Probabilities(kept, classes, tables, refused)

@@ -62,8 +62,8 @@ def sides_of(experiment: Experiment, manifest: Manifest) -> tuple[Side, Side]:
     data, settings = experiment.data, experiment.evaluate
     gallery, query = manifest.select(data.gallery_split), manifest.select(data.query_split)
     retrieval_problem(
-        LabelledVideos([row.video for row in gallery], _labels(gallery), [row.group for row in gallery]),
-        LabelledVideos([row.video for row in query], _labels(query), [row.group for row in query]),
+        LabelledVideos([row.id for row in gallery], _labels(gallery), [row.group for row in gallery]),
+        LabelledVideos([row.id for row in query], _labels(query), [row.group for row in query]),
         experiment,
         manifest.dataset,
     )

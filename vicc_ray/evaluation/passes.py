@@ -100,7 +100,7 @@ def write_means(part: Pass, blocks: Iterable[Block]) -> None:
 def _writing(file: FeatureFile) -> AbstractContextManager[FeatureWriter | FeaturePatch]:
     if file.again is None:
         return writing_features(str(file.path), file.source)
-    return completing_features(str(file.path), file.source, [row.video for row in file.side.videos])
+    return completing_features(str(file.path), file.source, [row.id for row in file.side.videos])
 
 
 def _write_part(
@@ -110,11 +110,11 @@ def _write_part(
     for row, mean in zip(rows, means, strict=True):
         for _, writer in writers:
             if mean.refused:
-                writer.refuse(row.video, mean.refused)
+                writer.refuse(row.id, mean.refused)
     for name, writer in writers if good else ():
         writer.add(
             VideoFeatures(
-                ids=[row.video for row, _ in good],
+                ids=[row.id for row, _ in good],
                 labels=[row.label for row, _ in good],
                 groups=[row.group for row, _ in good],
                 splits=[row.split for row, _ in good],

@@ -45,7 +45,7 @@ class Side:
         """Of contents, labels, splits, groups, order, of times, which `clip.fps` counts by, and of paths: 32 hex digits."""
         digest = blake2b(Manifest(self.videos).fingerprint().encode(), digest_size=16)
         for row in self.videos:
-            digest.update(b"\0" + row.video.encode(errors="surrogateescape"))
+            digest.update(b"\0" + row.id.encode(errors="surrogateescape"))
             digest.update(repr((row.duration_seconds, row.fps)).encode())
         return digest.hexdigest()
 
@@ -123,7 +123,7 @@ def missing(
 
 
 def _part(side: Side, videos: frozenset[str]) -> Side:
-    return replace(side, videos=tuple(row for row in side.videos if row.video in videos))
+    return replace(side, videos=tuple(row for row in side.videos if row.id in videos))
 
 
 def _there(folder: RunFolder, file: FeatureFile, say: Callable[[str], None]) -> bool:

@@ -106,7 +106,7 @@ def _samples(plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader)
         step, slot = divmod(number, stage.global_batch)
         step += stage.first_step
         # As many workers as samples: each one's share is one sample, so that only this one is decoded.
-        block = decode_share(plan, step, rank=slot, workers=stage.global_batch, read=reader.read)
+        block = decode_share(plan, step, rank=slot, workers=stage.global_batch, read=reader.read_all)
         video = plan.videos[int(block["video"][0])]
         batch, refused = to_batch(plan, step, block)
         if refused:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
-from vicc_ray.data.samples import Clips, empty_clips, positions, read_clips
+from vicc_ray.data.samples import Clips, Request, empty_clips, positions, read_together
 from vicc_ray.training.schedule import Stage, locate, make_stages
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 Block = dict[str, np.ndarray[Any, Any]]
 PADDING = -1
-# (video, starts, streams) -> their clips, or `VideoError`.
-Read = Callable[[VideoRow, Sequence[int], Sequence[Decoded]], Clips]
+# Requests (row, starts, streams) -> the clips of each, or why there are none.
+Read = Callable[[Sequence[Request]], Sequence[Clips | VideoError]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that decides what each step reads."""
+    """All that decides what each step reads. `videos` has the row of each sample of an epoch; a row may come several times."""
 
     experiment: Experiment
     stages: tuple[Stage, ...]
     videos: tuple[VideoRow, ...]
     views: int = 2  # clips a sample: the first ones of the two that are drawn
+
+    @cached_property
+    def rows(self) -> tuple[VideoRow, ...]:
+        """The training rows, each once."""
+        return tuple({row.id: row for row in self.videos}.values())
 
     @property
     def steps(self) -> int:
@@ -76,30 +82,43 @@ class TrainingPlan:
 
 def make_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
     """The plan of a run: its stages over the manifest's training videos."""
-    videos = tuple(manifest.select(experiment.data.train_split))
+    videos = training_samples(experiment, manifest)
     return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), videos)
+
+
+def training_samples(experiment: Experiment, manifest: Manifest) -> tuple[VideoRow, ...]:
+    """The row of each sample of an epoch: the training rows, each as often as `data.samples_an_epoch` says."""
+    rows = manifest.select(experiment.data.train_split)
+    seconds = experiment.data.seconds_a_sample
+    if seconds is None:
+        return tuple(rows)
+    return tuple(row for row in rows for _ in range(max(int(row.duration_seconds / seconds + 0.5), 1)))
 
 
 def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: Read | None = None) -> Block:
     """The block of worker `rank` for a global step: step, slot, video, refused and the clips, `width` rows each.
 
-    `read` gives the clips of (video, starts, streams), by default in this process.
+    `read` gives the clips of all its samples, by default in this process.
     """
     stage, _ = locate(plan.stages, step)
     epoch, videos = plan.epoch_and_videos(step)
     slots = share(stage.global_batch, rank, workers)
     width = -(-stage.global_batch // workers)
-    rows: list[Clips] = []
-    reasons: list[str] = []
-    for slot in slots:
-        video = int(videos[slot])
-        clips, reason = _read(
-            plan, stage, plan.videos[video], plan.sample(stage, epoch, video).starts[: plan.views], read
-        )
-        rows.append(clips)
-        reasons.append(reason)
+    wanted: list[Request] = [
+        (plan.videos[video], plan.sample(stage, epoch, video).starts[: plan.views], stage.decoded)
+        for video in map(int, videos[slots.start : slots.stop])
+    ]
+    experiment = plan.experiment
+    answers = (
+        read(wanted)
+        if read is not None
+        else read_together(wanted, experiment.clip, experiment.flow, experiment.data.interlaced)
+    )
+    nothing = empty_clips(plan.views, stage.decoded, experiment.clip)
+    rows = [nothing if isinstance(answer, VideoError) else answer for answer in answers]
+    reasons = [(str(answer) or "cannot be read") if isinstance(answer, VideoError) else "" for answer in answers]
     padding = width - len(rows)
-    rows += [empty_clips(plan.views, stage.decoded, plan.experiment.clip)] * padding
+    rows += [nothing] * padding
     block: Block = {
         "step": np.full(width, step, np.int64),
         "slot": np.array([*slots, *[PADDING] * padding], np.int64),
@@ -107,20 +126,6 @@ def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: R
         "refused": np.array([*reasons, *[""] * padding], object),
     }
     return block | {name: np.stack([row[name] for row in rows]) for name in stage.decoded}
-
-
-def _read(
-    plan: TrainingPlan, stage: Stage, video: VideoRow, starts: Sequence[int], read: Read | None
-) -> tuple[Clips, str]:
-    experiment = plan.experiment
-    try:
-        if read is not None:
-            return read(video, starts, stage.decoded), ""
-        return read_clips(
-            video, starts, stage.decoded, experiment.clip, experiment.flow, experiment.data.interlaced
-        ), ""
-    except VideoError as error:
-        return empty_clips(len(starts), stage.decoded, experiment.clip), str(error) or "cannot be read"
 
 
 def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[Batch, list[tuple[str, str]]]:
@@ -153,4 +158,4 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
         keys=tuple(sample.keys[: plan.views] for sample in samples),
         clips=clips,
     )
-    return batch, [(plan.videos[videos[row]].video, str(block["refused"][row])) for row in np.flatnonzero(refused)]
+    return batch, [(plan.videos[videos[row]].id, str(block["refused"][row])) for row in np.flatnonzero(refused)]

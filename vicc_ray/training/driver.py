@@ -123,7 +123,7 @@ def is_held(folder: RunFolder) -> bool | None:
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:
     """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
     check_share(
-        [(row.video, str(row.refused)) for row in manifest.refused],
+        [(row.id, str(row.refused)) for row in manifest.refused],
         len(manifest) + len(manifest.refused),
         experiment.data.max_refused,
         "videos were refused when they were indexed",
@@ -134,9 +134,9 @@ def check_refused(experiment: Experiment, manifest: Manifest) -> None:
 def report_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
     """How many videos were learnt from, and what happened to the others."""
     clip = plan.experiment.clip
-    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.videos)
+    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.rows)
     lost = len(unreadable_videos(folder.refused))
     console.print(
-        f"{len(plan.videos) - lost} videos used, {short} of them padded (shorter than a clip), "
+        f"{len(plan.rows) - lost} videos used, {short} of them padded (shorter than a clip), "
         f"{refused} refused by the index, {lost} unreadable in training"
     )

@@ -286,7 +286,7 @@ class _Recorder:
             self.unreadable.setdefault(video, (reason, step))
         self.readable -= bad
         if self.noted or self.unreadable:
-            names = {self.plan.videos[int(row)].video for row in block["video"] if row != PADDING}
+            names = {self.plan.videos[int(row)].id for row in block["video"] if row != PADDING}
             self.readable |= (names - bad) & (self.noted | self.unreadable.keys())
 
     def fail(self, step: int, error: NonFiniteError) -> None:
@@ -316,13 +316,13 @@ class _Recorder:
             self.noted.discard(video)
             self.failing.discard(video)
             self._write_refused({"video": video, "readable": True, "step": step})
-        allowed = self.plan.experiment.data.max_refused * len(self.plan.videos)
+        allowed = self.plan.experiment.data.max_refused * len(self.plan.rows)
         if len(self.failing) > allowed:
             if self.writes:
                 self.folder.push(self.folder.refused)
             shown = "; ".join(f"{video}: {reason}" for video, (reason, _) in list(bad.items())[:5])
             raise UserError(
-                f"{len(self.failing)} of {len(self.plan.videos)} videos could not be read in stage {stage.name}, "
+                f"{len(self.failing)} of {len(self.plan.rows)} videos could not be read in stage {stage.name}, "
                 f"more than data.max_refused = {self.plan.experiment.data.max_refused:g} allows "
                 f"({shown}; all in {self.folder.refused})"
             )

@@ -54,7 +54,7 @@ class ComputedFlow:
 
     def frames(self, origins: Numbers, video: VideoRow) -> Numbers:
         """Each origin and the frame after it."""
-        return np.union1d(origins, np.minimum(origins + 1, video.frames - 1))
+        return np.union1d(origins, np.minimum(origins + 1, video.last_frame))
 
     def fields(
         self, video: VideoRow, path: str, origins: Numbers, images: NDArray[np.uint8], numbers: Numbers

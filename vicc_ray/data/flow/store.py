@@ -111,11 +111,11 @@ class FlowStore:
         return storage.exists(self._entry(row))
 
     def missing(self, rows: Sequence[VideoRow]) -> list[VideoRow]:
-        """The rows whose fields are not there, each content once, in order; lists the store once."""
+        """The rows of whole files whose fields are not there, each content once, in order; lists the store once."""
         done = {posixpath.basename(entry.name) for entry in storage.list_files(self.folder)}
         wanted: dict[str, VideoRow] = {}
         for row in rows:
-            wanted.setdefault(posixpath.basename(self._entry(row)), row)
+            wanted.setdefault(posixpath.basename(self._entry(row)), row.file_row())
         return [row for entry, row in wanted.items() if entry not in done]
 
     def write(self, row: VideoRow, codes: Iterable[Codes]) -> None:
@@ -200,7 +200,8 @@ def check_stored(
                 f"{name}: is {here}, the flow store {flow.store} holds {there}; set what it has, or fill another"
             )
     missing = store.missing(rows)
-    if len(missing) > data.max_refused * len(rows):
+    lost = {row.content_hash for row in missing}
+    if sum(row.content_hash in lost for row in rows) > data.max_refused * len(rows):
         if not store.checked:
             raise UserError(
                 f"flow.store: {flow.store} lacks {len(missing)} of {len(rows)} videos (the first: {missing[0].video}), and an "
@@ -216,8 +217,8 @@ def check_stored(
 
 
 def field_count(row: VideoRow) -> int:
-    """How many fields a video has: one from each frame to the next; a one-frame video has one too, of no motion."""
-    return max(row.frames - 1, 1)
+    """How many fields a row's file has: one from each frame to the next; a one-frame video has one too, of no motion."""
+    return max((row.file_frames if row.is_part else row.frames) - 1, 1)
 
 
 class _Damaged(Exception):

@@ -24,8 +24,21 @@ UNUSED = "unused"  # the split of videos that the official lists leave out
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a video: from `start` to before `end`, seconds or (with `frames`) frame numbers; `row` says who named it."""
+
+    start: float
+    end: float
+    frames: bool = False
+    row: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{'frames ' if self.frames else ''}{self.start:g}-{self.end:g}{'' if self.frames else ' s'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A video to be indexed: absolute path or URI, and what is known of it before it is opened.
+    """A video to be indexed, or a part of one: absolute path or URI, and what is known of it before it is opened.
 
     `bytes` and `modified` (seconds) are there where the listing has them; they are no part of what it is.
     """
@@ -36,6 +49,7 @@ class Candidate:
     group: str | None = None
     bytes: int | None = field(default=None, compare=False)
     modified: float | None = field(default=None, compare=False)
+    span: Span | None = None
 
 
 class Found(list[Candidate]):
@@ -99,15 +113,16 @@ def examples(names: Sequence[str], most: int = 3) -> str:
 
 
 def deduplicate(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """One candidate a path; `UserError` where the same path is given another label, split or group."""
-    unique: dict[str, Candidate] = {}
+    """One candidate a path and part; `UserError` where the same one is given another label, split or group."""
+    unique: dict[tuple[str, Span | None], Candidate] = {}
     clashes: list[str] = []
     for candidate in candidates:
-        known = unique.setdefault(candidate.path, candidate)
+        known = unique.setdefault((candidate.path, candidate.span), candidate)
         if known != candidate:
             what = [name for name in ("label", "split", "group") if getattr(known, name) != getattr(candidate, name)]
             pairs = ", ".join(f"{name} '{getattr(known, name)}' and '{getattr(candidate, name)}'" for name in what)
-            clashes.append(f"{shown(candidate.path)}: named twice, with {pairs}")
+            part = f" {candidate.span}" if candidate.span else ""
+            clashes.append(f"{shown(candidate.path)}{part}: named twice, with {pairs}")
     if clashes:
         more = f" ({len(clashes)} such lines)" if len(clashes) > 1 else ""
         raise UserError(f"{clashes[0]}; a video has one of each{more}")

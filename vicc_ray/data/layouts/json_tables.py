@@ -11,6 +11,7 @@ from vicc_ray.errors import UserError
 
 # What holds the list of entries where the file is an object (mmengine has `data_list`).
 _LISTS = ("data_list", "data", "videos", "samples", "items", "entries")
+PART = json.dumps({"segment": [12.5, 15], "label": "a class"})
 READABLE = json.dumps({"video": "folder/a.mp4", "label": "a class"})
 
 
@@ -19,13 +20,15 @@ def read_json(name: str, fields: frozenset[str]) -> tuple[list[str], list[list[s
 
     `UserError` for what is no JSON, holds no entries, or has several values where a video has one.
     """
-    entries = _entries(name, _load(name))
+    entries = [part for entry in _entries(name, _load(name)) for part in _parts(entry)]
     header = list(dict.fromkeys(key for entry in entries for key in entry))
     nested = [key for key in header if any(isinstance(entry.get(key), dict | list) for entry in entries)]
     if nested and not any(key.lower() in fields for key in header):
         raise UserError(f"{name}: its entries hold nested values ({examples(nested)}) and no known field; {_advice()}")
     if "annotations" in nested:
-        raise UserError(f"{name}: labels lie in 'annotations' (parts of a video), which are not read; {_advice()}")
+        raise UserError(
+            f"{name}: 'annotations' are read as ActivityNet has them, a list of {PART} a video; {_advice()}"
+        )
     rows = [
         [_text(name, number, key, entry.get(key), key.lower() in fields) for key in header]
         for number, entry in enumerate(entries, 1)
@@ -56,6 +59,8 @@ def _load(name: str) -> Any:
 
 def _entries(name: str, data: Any) -> list[dict[str, Any]]:
     """One object a video; a list of names and a mapping by names are made into that."""
+    if isinstance(data, dict) and isinstance(data.get("database"), dict):  # ActivityNet's
+        return [{"id": key} | value for key, value in data["database"].items() if isinstance(value, dict)]
     if isinstance(data, dict):
         inner = next((data[key] for key in _LISTS if isinstance(data.get(key), list)), None)
         if inner is None:
@@ -68,6 +73,22 @@ def _entries(name: str, data: Any) -> list[dict[str, Any]]:
     if odd is not None:
         raise UserError(f"{name}: entry {odd} is {json.dumps(data[odd - 1])[:80]}; {_advice()}")
     return entries
+
+
+def _parts(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """ActivityNet's parts of a video, an entry each; the entry itself where it has none."""
+    parts = entry.get("annotations")
+    if not isinstance(parts, list) or not all(_is_part(part) for part in parts):
+        return [entry]
+    video = {key: value for key, value in entry.items() if key != "annotations"}
+    return [
+        video | {"start": part["segment"][0], "end": part["segment"][1]} | {"label": part.get("label")}
+        for part in parts
+    ] or [video]
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("segment"), list) and len(part["segment"]) == 2
 
 
 def _mapped(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -113,10 +113,10 @@ def _repeated(found: Found, unique: list[Candidate]) -> list[str]:
     rows = len(found) - len(unique)
     if not rows:
         return []
-    paths = Counter(candidate.path for candidate in found)
+    paths = Counter((candidate.path, candidate.span) for candidate in found)
     return [
-        f"{rows} rows name a video that an earlier row names, and add nothing (parts of a video by their times are not read): "
-        f"{examples([path for path, count in paths.items() if count > 1])}"
+        f"{rows} rows name a video, or a part of one, that an earlier row names, and add nothing: "
+        f"{examples([path for (path, _), count in paths.items() if count > 1])}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Videos named by a table: CSV with or without header, TSV, JSON, Parquet."""
+"""Videos, or parts of videos, named by a table: CSV with or without header, TSV, JSON, Parquet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import io
 import posixpath
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from vicc_ray import storage
+from vicc_ray.data.layouts import spans
 from vicc_ray.data.layouts.candidates import (
     VIDEO_EXTENSIONS,
     Candidate,
@@ -42,9 +44,9 @@ _MORE = {
 }
 _TEMPLATE = "template"
 # Names of videos without folder and extension, where no column has their paths.
-_IDS = ("id", "video_id", "vid_name")
+_IDS = ("id", "video_id", "vid_name", "youtube_id")
 _TITLES = {field: (*titles, *_MORE.get(field, ())) for field, titles in COLUMNS.items()}
-_FIELDS = frozenset({_TEMPLATE, *_IDS, *(title for titles in _TITLES.values() for title in titles)})
+_FIELDS = frozenset({_TEMPLATE, *_IDS, *(title for titles in _TITLES.values() for title in titles)}) | spans.COLUMNS
 _DELIMITERS = ",\t;|"
 # A line of a list: a video, quoted or not, and maybe a label after a blank.
 _KINDS = "|".join(kind[1:] for kind in sorted(VIDEO_EXTENSIONS))
@@ -54,24 +56,31 @@ _SPACED = re.compile(rf"(?:([\"']).+?\1|[^\"'].*?\.(?:{_KINDS}))(?:[ \t]+[^,;|].
 def read_table(name: str) -> Found:
     """Rows of a CSV, TSV, JSON or Parquet file with a column of videos and maybe label, split, group (`COLUMNS`).
 
-    Empty cells are as good as absent ones. A CSV without a header is read where it has one column of videos and at most
-    one other, the label. A column `id` names files below the table's folder without folder and extension. Raises
-    `UserError` where it is no table or a row names no video.
+    Columns of times make a row a part of its video (`vicc_ray.data.layouts.spans`). Empty cells are as good as absent ones. A
+    CSV without a header is read where it has one column of videos and at most one other, the label. A column `id` names files
+    below the table's folder without folder and extension. Raises `UserError` where it is no table or a row names no video.
     """
     header, rows, notes = _read(name)
     places, unused = _columns(name, header)
     notes += unused
-    cells = [{field: row[place] for field, place in places.items()} for row in rows]
+    cells = [
+        {field: row[place] for field, place in places.items()} | {"number": str(number)}
+        for number, row in enumerate(rows, 1)
+    ]
     if "video" not in places or _bare(name, cells):
         cells, missing = _by_id(name, [row | {"id": row.get("video") or row.get("id", "")} for row in cells])
         notes += missing
     candidates = []
-    for number, row in enumerate(cells, 1):
+    for row in cells:
         video = row.get("video")
         if not video:
-            raise UserError(f"{name}: row {number} names no video")
+            raise UserError(f"{name}: row {row['number']} names no video")
         group = row.get("group") or group_in_name(video)
-        candidates.append(Candidate(beside(name, video), _class(row, header, places), row.get("split", ""), group))
+        span = None if row.get("is_cut") else spans.span_of(name, row)
+        label = _class(row, header, places)
+        candidates.append(Candidate(beside(name, video), label, row.get("split", ""), group, span=span))
+    candidates, several = spans.merge_labels(candidates)
+    notes += several
     candidates, more = by_words(candidates)
     # A group's number in a name counts within its class; a column of groups says what it means by itself.
     notes += crossing_groups(candidates, lambda c: c.group if "group" in places else (c.label, c.group))
@@ -174,9 +183,16 @@ def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
     there: dict[str, list[str]] = {}
     for file in plant(folder).videos:
         there.setdefault(stem(file.inner), []).append(file.name)
-    found = [row | {"video": there[row["id"]][0]} for row in rows if row["id"] in there]
-    several = [there[row["id"]] for row in rows if len(there.get(row["id"], ())) > 1]
-    absent = [row["id"] for row in rows if row["id"] not in there]
+    names = [_file_names(row) for row in rows]
+    known = [next((one for one in some if one in there), None) for some in names]
+    # A file under the name of its times is the part already.
+    found = [
+        row | {"video": there[one][0]} | ({} if one in some[:2] else {"is_cut": "yes"})
+        for row, one, some in zip(rows, known, names, strict=True)
+        if one is not None
+    ]
+    several = [there[one] for one in known if one is not None and len(there[one]) > 1]
+    absent = [row["id"] for row, one in zip(rows, known, strict=True) if one is None]
     if not found:
         raise UserError(
             f"{name}: its column of ids names files without their folder and extension, and none of its {len(rows)} is below "
@@ -186,6 +202,14 @@ def _by_id(name: str, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]],
         raise UserError(f"{name}: {len(several)} ids have several files: {examples(several[0])}; keep one of each")
     note = f"it names {len(absent)} videos (of {len(rows)}) that are not below {folder}: {examples(absent)}"
     return found, [note] if absent else []
+
+
+def _file_names(row: dict[str, str]) -> list[str]:
+    """Names of the file of an id, without extension: itself, ActivityNet's `v_ID`, Kinetics' `ID_000010_000020`."""
+    names = [row["id"], f"v_{row['id']}"]
+    with suppress(KeyError, ValueError, OverflowError):
+        names.append(f"{row['id']}_{int(float(row['start'])):06d}_{int(float(row['end'])):06d}")
+    return names
 
 
 def names_columns(name: str) -> bool:
@@ -205,7 +229,7 @@ def header_of(name: str) -> list[str]:
 
 def _is_header(cells: list[str]) -> bool:
     titles = [unquoted(cell).lower() for cell in cells]
-    return any(t in (*_TITLES["video"], *_IDS, "youtube_id") for t in titles) and all(
+    return any(t in (*_TITLES["video"], *_IDS) for t in titles) and all(
         extension(title) not in VIDEO_EXTENSIONS for title in titles
     )
 
@@ -324,8 +348,8 @@ def _columns(name: str, header: list[str]) -> tuple[dict[str, int], list[str]]:
         places["id"] = lower.index(named)
     elif "video" not in places:
         advice = "" if _FIELDS & set(lower) else ". A line above all names the columns, such as: video,label"
-        hint = " (for Kinetics' own table index the folder of its videos)" if "youtube_id" in lower else ""
-        raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{hint}{advice}")
+        raise UserError(f"{name}: no column 'video'; it has: {', '.join(header)}. Known: {_known()}{advice}")
+    places |= spans.span_columns(header)
     rest = [title for place, title in enumerate(header) if place not in places.values()]
     notes = [f"{len(rest)} columns are not used: {examples(rest)}"] if rest else []
     if "label" not in places and any(title.lower() not in _FIELDS for title in rest):
