@@ -20,6 +20,7 @@ from vicc_ray.data.augment import evaluation_input
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
+from vicc_ray.evaluation.encoder import write_frames
 from vicc_ray.interop import export
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.encoder_file import EncoderFile, save_encoder
@@ -77,7 +78,7 @@ def test_lists_folders_and_frames(run: Path, videos: Manifest, tmp_path: Path) -
     names = [videos.videos[number].video for number in (3, 0)]
     table = encoder.embed([*names, frames])
     assert table.shape[0] == 3 and np.allclose(table[1], encoder.embed(names[1]), rtol=1e-5)
-    written = Path(api._write(frames, tmp_path / "b.mkv"))
+    written = Path(write_frames(frames, tmp_path / "b.mkv"))
     np.testing.assert_allclose(
         table[2], encoder.embed(written), rtol=1e-4
     )  # frames and a lossless file of them are one

@@ -47,6 +47,7 @@ RECIPE = {
     "data.train_split": "train",
     "data.gallery_split": "train",
     "data.query_split": "query",
+    "data.samples_an_epoch": "row",
     "clip.frames": 32,
     "clip.stride": 1,
     "clip.fps": None,

@@ -228,7 +228,10 @@ def test_other_headers_of_a_table(tmp_path: Path) -> None:
             "name,label\na,b\n",
             r"no column 'video'; it has: name, label. Known: video\|path\|filename.*, label\|class, split",
         ),
-        ("label,youtube_id\na,b\n", "for Kinetics' own table index the folder of its videos"),
+        (
+            "label,youtube_id\na,b\n",
+            "its column of ids names files without their folder and extension, and none of its 1 is below",
+        ),
         ("video,label\na\nb,c,d\n", "cannot be read as a table: line 2 has 1 cells, the header 2"),
         ('video\n"a', "cannot be read as a table: line 2"),
         ("", "it is empty"),

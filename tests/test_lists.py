@@ -113,7 +113,7 @@ READABLE = r'an entry is readable as {"video": "folder/a.mp4", "label": "a class
         ("hvu.json", HVU, r"entry 1: 'label' has several values \(concept, action\), a video has one; " + READABLE),
         ("l.json", [{"filename": "a.mp4", "label": [1, 2]}], r"several values \(1, 2\)"),
         ("k.json", {"-3B32lodo2M": {"annotations": {"label": "x"}}}, "its keys .* are none; " + READABLE),
-        ("k.json", [{"video": "a.mp4", "annotations": [{"label": "x"}]}], "labels lie in 'annotations'"),
+        ("k.json", [{"video": "a.mp4", "annotations": [{"label": "x"}]}], "'annotations' are read as ActivityNet has them"),
         ("labels.json", {"Holding something": "0"}, "holds no list of videos"),
         ("l.json", [1, 2], "entry 1 is 1; " + READABLE),
         ("l.json", [], "holds no list of videos"),
@@ -129,11 +129,17 @@ def test_what_cannot_be_read_says_what_could(tmp_path: Path, name: str, text: An
 
 def test_rows_of_one_video_are_counted(tmp_path: Path) -> None:
     found = read(tmp_path, "t.csv", "video,label,start,end\na.mp4,x,0,5\na.mp4,x,5,9\nb.mp4,x,0,5\na.mp4,x,9,12\n")
+    assert [(c.path[-5:], str(c.span)) for c in found] == [
+        ("a.mp4", "0-5 s"),
+        ("a.mp4", "5-9 s"),
+        ("b.mp4", "0-5 s"),
+        ("a.mp4", "9-12 s"),
+    ]
+    found = read(tmp_path, "t.csv", "video,label,start,end\na.mp4,x,0,5\na.mp4,x,0,5.0\nb.mp4,x,,\nb.mp4,x,,\n")
     assert len(found) == 2
-    assert found.notes[1] == (
-        "2 rows name a video that an earlier row names, and add nothing (parts of a video by their times are not read): "
-        f"{tmp_path}/a.mp4"
-    )
+    assert found.notes == [
+        f"2 rows name a video, or a part of one, that an earlier row names, and add nothing: {tmp_path}/a.mp4, {tmp_path}/b.mp4"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +352,7 @@ def test_a_missing_number_is_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "note"),
     [
-        ("video_id,start,end,class,split\nabcdefghijk,0,10,jump,val\n", "call its columns label,youtube_id,time_start"),
+        ("video_id,start,end,class,split\nabcdefghijk,0,10,jump,val\n", "its labels and splits index it by itself"),
         (
             "abcdefghijk,0,10,jump,val\n",
             "call its columns label,youtube_id,time_start,time_end,split, as Kinetics does",

@@ -17,7 +17,9 @@ from web import web_server
 
 from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.console import console
-from vicc_ray.data.decode import VideoError
+from vicc_ray.data.decode import VideoError, timeline_of
+from vicc_ray.data.frame_table import encode_table
+from vicc_ray.data.guarded import Failure
 from vicc_ray.data.manifest import Manifest, VideoRow, check, content_hash, probe
 from vicc_ray.errors import UserError
 
@@ -36,6 +38,7 @@ def test_probe_reads_the_file_not_its_header(tmp_path: Path) -> None:
         height=48,
         duration_seconds=1.5,
         codec="h264",
+        frame_table=encode_table(timeline_of(str(path))),
         bytes=path.stat().st_size,
         modified=row.modified,
         content_hash=content_hash(str(path)),
@@ -446,7 +449,7 @@ def test_videos_on_the_web_are_indexed_and_known_again(tmp_path: Path, videos: M
         assert [(row.video, row.refused) for row in made.refused] == [(urls[1], "no such file")]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vicc_ray.commands.index.probe_named", lambda path: pytest.fail(f"{path} was opened again"))
-            patch.setattr("vicc_ray.commands.index.run_guarded", lambda *_: iter(()))
+            patch.setattr("vicc_ray.commands.index.run_guarded", lambda *_: iter([(0, Failure("no such file"))]))
             again = index_videos(str(tmp_path / "list.txt"), tmp_path / "m.parquet")
         assert again.videos == made.videos
         single = index_videos(f"{address}/v/two.mp4?part=2", tmp_path / "one.parquet")

@@ -16,6 +16,8 @@ import typer
 from vicc_ray.console import console, console_on_stderr, errors
 from vicc_ray.errors import Interrupted, UserError, interrupt
 
+ABOVE = 0.98  # cosine of near-duplicates by default: docs/benchmarks.md has its precision and recall
+
 app = typer.Typer(
     name="vicc",
     no_args_is_help=True,
@@ -283,11 +285,19 @@ def train(
 
 @app.command(epilog="Example: vicc status runs/mine")
 def status(
-    run: Annotated[str, typer.Argument(help="Run folder, path or URI.")],
+    run: Annotated[str, typer.Argument(help="Run folder or archive, path or URI.")],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """How a run stands: stage, speed, time left, workers, last checkpoint, faults survived. Reads its folder only."""
+    """How a run stands: stage, speed, time left, workers, last checkpoint, faults; or an archive. Reads its folder only."""
+    from vicc_ray.archive.store import is_archive
+
+    if is_archive(run):
+        from vicc_ray.commands.archive import archive_status, print_archive_status
+
+        stands = archive_status(run)
+        _print_json(stands) if as_json else print_archive_status(stands)
+        return
     from vicc_ray.commands.status import print_status, read_status, status_json
     from vicc_ray.runs.folder import RunFolder
 
@@ -296,6 +306,151 @@ def status(
         _print_json(status_json(found))
     else:
         print_status(found)
+
+
+@app.command(epilog="Example: vicc embed runs/mine recordings/ --out archive --cut 10s")
+def embed(
+    run: Annotated[str, typer.Argument(help="Run folder, path or URI, or an encoder's .safetensors file.")],
+    source: Annotated[
+        str, typer.Argument(help="Manifest, or what 'vicc index' takes: a folder, a bucket, a table, one video.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URI of the archive; made, or filled up.")],
+    stream: Annotated[
+        Literal["rgb", "flow", "both"],
+        typer.Option(help="Which encoders: rgb needs no flow; both: their vectors one after the other."),
+    ] = "rgb",
+    encoder: Annotated[str | None, typer.Option(help="An encoder by name, such as RGB-1; default: the newest.")] = None,
+    windows: Annotated[
+        Literal["all", "centre"],
+        typer.Option(help="all: the mean over a row's windows, as 'vicc evaluate'; centre: its middle one, faster."),
+    ] = "all",
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.04, help="Seconds: a vector for each such part of a row, in place of one a row."),
+    ] = None,
+    cut: Cut = None,
+    split: Annotated[
+        str | None, typer.Option(help="Rows of this split only; default: all but 'still' (all: these too).")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store vectors in half precision, in half the space.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Encoding actors, and as many that decode; default: one a CPU or GPU.")
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Embed videos, labels or none, into an archive to search in. The same command goes on after an interruption."""
+    from vicc_ray.commands.embed import EmbedOptions, embed_videos
+
+    options = EmbedOptions(
+        stream, encoder, windows, every, half, split, cut, workers, address, verbose, tuple(overrides or ())
+    )
+    embed_videos(run, source, out, options)
+
+
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", metavar="ARCHIVE", help="Another archive of the same encoder. May be repeated."),
+]
+
+
+@app.command(epilog="Example: vicc search archive recordings/party.mp4@12.5-15 -k 10")
+def search(
+    archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(help="Video files, parts of them (file.mp4@12.5-15, seconds), or ids of the archive."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours of each query.")] = 10,
+    also: Also = None,
+    exclude_group: Annotated[
+        bool, typer.Option("--exclude-group", help="Pass over what is of the query's group, such as the same file.")
+    ] = False,
+    index: Annotated[
+        Literal["none", "ivf", "hnsw"],
+        typer.Option(
+            help="Search by a faiss index, for archives beyond ten million; without a query it is built anew."
+        ),
+    ] = "none",
+    centre: Annotated[
+        bool | None,
+        typer.Option("--centre/--no-centre", help="Take the mean of all vectors off; default: from 100 rows on."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page with moving thumbnails; default: search.html, with --json none.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find what in an archive looks most like a video, or a part of one: a table, and a page with moving thumbnails."""
+    from vicc_ray.commands.archive import print_answers, search_archives, write_search_page
+
+    if not query and index == "none":
+        raise UserError("vicc search: name a video file, a part of one (file.mp4@12.5-15), or an id of the archive")
+    folders = [archive, *(also or [])]
+    with console_on_stderr(as_json):
+        answers = search_archives(folders, query or [], k, exclude_group, index, centre)
+        out = page or (None if as_json else Path("search.html"))
+        if not as_json:
+            print_answers(answers)
+        if answers and out is not None:
+            write_search_page(folders, answers, out)
+    if as_json:
+        _print_json([answer.to_dict() for answer in answers])
+
+
+@app.command(epilog="Example: vicc duplicates archive --above 0.98")
+def duplicates(
+    archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
+    above: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Cosine similarity from which on two rows are near-duplicates.")
+    ] = ABOVE,
+    also: Also = None,
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page with moving thumbnails; default: duplicates.html, with --json none.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet file for the groups: group, id, kept, similarity.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Groups of near-duplicates in an archive, with the one of each to keep. Nothing is deleted."""
+    from vicc_ray.commands.archive import show_duplicates
+
+    out = page or (None if as_json else Path("duplicates.html"))
+    with console_on_stderr(as_json):
+        found = show_duplicates([archive, *(also or [])], above, out, table, as_json)
+    if as_json:
+        _print_json(found)
+
+
+@app.command(epilog="Example: vicc clusters archive --by prototypes")
+def clusters(
+    archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
+    by: Annotated[
+        Literal["prototypes", "kmeans"], typer.Option(help="The encoder's own prototypes, or k-means.")
+    ] = "prototypes",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Clusters of k-means; default: by the rows, at most 50.")
+    ] = None,
+    also: Also = None,
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page with a map and thumbnails; default: clusters.html, with --json none.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """What an archive is made of: clusters, their most central videos as moving thumbnails, and a map."""
+    from vicc_ray.commands.archive import show_clusters
+
+    out = page or (None if as_json else Path("clusters.html"))
+    with console_on_stderr(as_json):
+        found = show_clusters([archive, *(also or [])], by, count, out, as_json)
+    if as_json:
+        _print_json(found)
 
 
 @app.command(epilog="Example: vicc evaluate runs/mine --protocol retrieval --data hmdb51.parquet")

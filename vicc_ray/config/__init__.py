@@ -30,6 +30,7 @@ from vicc_ray.config.files import (
     is_free,
     load_experiment,
     make_experiment,
+    with_overrides,
     with_settings,
     without_places,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "parse_cadence",
     "parse_duration",
     "stream_titled",
+    "with_overrides",
     "with_settings",
     "without_places",
 ]

@@ -59,6 +59,13 @@ def with_settings(experiment: Experiment, settings: Mapping[str, Any], source: s
     return make_experiment(tree, source)
 
 
+def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """An experiment with `path=value` changes; UserError as `load_experiment`."""
+    if not overrides:
+        return experiment
+    return make_experiment(_overridden(experiment.model_dump(mode="json"), overrides), "--set")
+
+
 def without_places(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON without those that name files and folders (`Experiment.places`), for what leaves this machine."""
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

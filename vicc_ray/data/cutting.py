@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from vicc_ray import storage
 from vicc_ray.data.changes import decode_changes
 from vicc_ray.data.decode import VideoError
 from vicc_ray.data.layouts.candidates import Span
-from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.manifest import VideoRow, part_in
+from vicc_ray.data.probing import probe_named
 from vicc_ray.data.segments import cut_at, cut_evenly, part_between, part_of_frames
 from vicc_ray.errors import UserError
 
@@ -73,6 +75,18 @@ def moved_share(row: VideoRow) -> float:
     """The mean share (0 to 1) of a row's picture that differs from half a second before; 0 where it was not measured."""
     changes = decode_changes(row.changes)
     return changes.motion(*row.span) if changes else 0.0
+
+
+def named_row(name: str) -> VideoRow:
+    """The probed row of a video, or of a part of one as `file.mp4@12.5-15` (seconds) names it.
+
+    Raises `VideoError` with the reason, or what `probe_named` raises. A file of the whole name is that file.
+    """
+    part = None if storage.exists(name) else part_in(name)
+    if part is None:
+        return probe_named(name)
+    video, start, end = part
+    return part_between(probe_named(video), start, end)
 
 
 def parse_cut(text: str | None, least: float | None, most: float | None, still: float | None) -> Cutting:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
+from vicc_ray import storage
 from vicc_ray.data.decode import MOST_OF_FFMPEG, bound_pixels, read_frames
+from vicc_ray.data.frame_table import decode_table
 from vicc_ray.data.guarded import Failure, Guarded
-from vicc_ray.data.manifest import probe
+from vicc_ray.data.manifest import VideoRow, part_in, probe
 from vicc_ray.data.pictures import Images
+from vicc_ray.data.samples import by_table
+from vicc_ray.data.segments import part_between
 
 LONG_SIDE = 96  # pixels
 FRAMES = 16
@@ -54,15 +59,28 @@ class Thumbnails:
 
 
 def shown_frames(video: str) -> Images:
-    """uint8 [n, H, W, 3]: up to FRAMES frames around the middle of the video, the long side LONG_SIDE pixels."""
+    """uint8 [n, H, W, 3]: up to FRAMES frames around the middle of the video, the long side LONG_SIDE pixels.
+
+    `video` may name a part of one, `file.mp4@12.5-15` (seconds).
+    """
     bound_pixels(MOST_OF_FFMPEG)  # whoever indexed it has decided; this process has a bound of its memory
-    row = probe(video)
+    part = None if storage.exists(video) else part_in(video)
+    name = part[0] if part else video
+    row = part_between(_probed(name), part[1], part[2]) if part else _probed(name)
     step = max(1, min(STEP, row.frames // FRAMES))
     shown = min(FRAMES, row.frames)
     indices = (row.frames - (shown - 1) * step - 1) // 2 + step * np.arange(shown)
     scale = LONG_SIDE / max(row.height, row.width)
     size = max(2, round(row.height * scale)), max(2, round(row.width * scale))
-    return read_frames(video, indices.astype(np.int64), size, row.decoder)
+    timeline = decode_table(row.frame_table) if by_table(row) else None
+    frames = row.first_frame + indices.astype(np.int64)
+    return read_frames(name, frames, size, row.decoder, timeline=timeline)
+
+
+@lru_cache(maxsize=16)
+def _probed(video: str) -> VideoRow:
+    """A file's row; of a long file often several parts are shown."""
+    return probe(video)
 
 
 def animated_webp(frames: Images, quality: int, milliseconds: int) -> bytes:

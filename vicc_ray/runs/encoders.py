@@ -8,9 +8,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from vicc_ray import storage
-from vicc_ray.config import STREAMS, Stream, stream_titled
+from vicc_ray.config import STREAMS, Experiment, Stream, make_experiment, stream_titled
 from vicc_ray.errors import UserError
-from vicc_ray.models.encoder_file import stream_of
+from vicc_ray.models.encoder_file import EncoderFile, stream_of
 from vicc_ray.models.weight_file import check_whole
 from vicc_ray.runs.folder import RunFolder
 
@@ -48,6 +48,15 @@ def open_encoder(folder: RunFolder, name: str) -> EncoderOnDisk:
 def open_encoders(folder: RunFolder) -> dict[str, EncoderOnDisk]:
     """The run's encoders by row name; UserError for none, and for a file that is broken or of another stream."""
     return {row: open_encoder(folder, name) for row, name in finished_encoders(folder).items()}
+
+
+def encoder_settings(file: EncoderFile, name: str) -> Experiment:
+    """The settings that an encoder was trained under; the published ones with its network where the file does not say."""
+    settings = file.meta.get("experiment", {})
+    if not settings:
+        spec = file.spec
+        settings = {"model": {"backbone": spec.backbone, "width": spec.width, "embedding_dim": spec.embedding_dim}}
+    return make_experiment(settings, name)
 
 
 def file_hash(path: str) -> str:

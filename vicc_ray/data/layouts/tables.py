@@ -39,7 +39,7 @@ COLUMNS = {
 # Others that data sets have. A template is Something-Something's class, whose `label` is a sentence of its own.
 _MORE = {
     "video": ("video_file_name", "video_name", "file_path", "clip_path"),
-    "label": ("class_name", "category", "action", "labels", "label_name", "target", "tag", "class_id"),
+    "label": ("class_name", "category", "action", "labels", "label_name", "target", "tag", "class_id", "action_id"),
     "split": ("subset",),
 }
 _TEMPLATE = "template"

@@ -1,0 +1,153 @@
+"""Rows of a manifest -> vectors in an archive: what is missing is embedded, block by block, and written in parts.
+
+Windows are dealt into blocks by the whole list of rows, whatever of it is there already: a block that is made again after an
+interruption holds the same clips, so that its vectors are the same to the bit.
+
+Legend: w windows of a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vicc_ray.archive.store import Archive, Segments
+from vicc_ray.cluster.decode_actors import list_windows
+from vicc_ray.cluster.resources import ResourcePlan
+from vicc_ray.cluster.stream import SEGMENT_BLOCKS, WINDOWS_A_BLOCK, evaluation_windows, through_models
+from vicc_ray.config import Experiment, decoded_for
+from vicc_ray.data.manifest import VideoRow
+from vicc_ray.errors import UserError
+from vicc_ray.evaluation.means import Block, VideoMeans, video_means
+from vicc_ray.evaluation.model_actors import EncodeWindows
+from vicc_ray.runs.encoders import EncoderOnDisk
+
+# A part is written when it has so many rows, or after so many seconds: what an interruption costs at most.
+PART_ROWS, PART_SECONDS = 4096, 60.0
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """Which blocks of windows have to be made.
+
+    rows: all rows of the source. done: whether each is there already. windows: (row number, first frame) of all rows, in order.
+    """
+
+    rows: Sequence[VideoRow]
+    done: Sequence[bool]
+    windows: Sequence[tuple[int, int]]
+
+    @property
+    def blocks(self) -> list[int]:
+        """The numbers of the blocks that hold a window of a row that is not there."""
+        count = -(-len(self.windows) // WINDOWS_A_BLOCK)
+        return [block for block in range(count) if not all(self.done[row] for row, _ in self.of_block(block))]
+
+    def of_block(self, block: int) -> Sequence[tuple[int, int]]:
+        """The windows of a block."""
+        return self.windows[block * WINDOWS_A_BLOCK : (block + 1) * WINDOWS_A_BLOCK]
+
+
+def make_embedding_plan(
+    archive: Archive, rows: Sequence[VideoRow], experiment: Experiment, windows: str
+) -> EmbeddingPlan:
+    """What an archive lacks of these rows; rows whose file has changed since are taken out of it first."""
+    table = archive.table()
+    contents = [content for part in archive.parts for content in part.contents]
+    there = dict(zip(table["id"].to_pylist(), contents, strict=True))
+    outdated = [row.id for row in rows if row.id in there and there[row.id] != row.content_hash]
+    if outdated:
+        archive.drop(outdated)
+    fresh = there.keys() - set(outdated)
+    done = [row.id in fresh for row in rows]
+    return EmbeddingPlan(rows, done, list_windows(rows, experiment.clip, windows, experiment.seed))
+
+
+def embed_missing(
+    archive: Archive,
+    plan: EmbeddingPlan,
+    encoders: Sequence[EncoderOnDisk],
+    experiment: Experiment,
+    resources: ResourcePlan,
+    on_windows: Callable[[int], None],
+) -> dict[str, str]:
+    """Embed what is missing and write it as it comes; id -> reason of the rows that could not be.
+
+    An open Ray session is needed. UserError where all that could be read gives NaN.
+    """
+    refused: dict[str, str] = {}
+    held: list[tuple[VideoRow, VideoMeans]] = []
+    began = time.monotonic()
+    names = [encoder.name for encoder in encoders]
+    for mean in video_means(_blocks(plan, encoders, experiment, resources, on_windows), names):
+        row = plan.rows[mean.number]
+        if plan.done[mean.number]:
+            continue
+        reason = mean.refused or _not_finite(mean, names)
+        if reason:
+            refused[row.id] = reason
+        else:
+            held.append((row, mean))
+        if len(held) >= PART_ROWS or (held and time.monotonic() - began > PART_SECONDS):
+            archive.write_part(_segments(held, names), refused)
+            held, began = [], time.monotonic()
+    archive.write_part(_segments(held, names), refused)
+    if refused and not len(archive):
+        first = next(iter(refused.items()))
+        raise UserError(f"none of {len(refused)} videos and parts could be embedded (the first: {': '.join(first)})")
+    return refused
+
+
+def _blocks(
+    plan: EmbeddingPlan,
+    encoders: Sequence[EncoderOnDisk],
+    experiment: Experiment,
+    resources: ResourcePlan,
+    on_windows: Callable[[int], None],
+) -> Iterator[Block]:
+    """Features of the windows of all blocks to be made, `video` being the row's number; some thousand blocks a data set."""
+    decoded = decoded_for(encoder.stream for encoder in encoders)
+    paths = {encoder.name: encoder.shared_name for encoder in encoders}
+    chosen = plan.blocks
+    for first in range(0, len(chosen), SEGMENT_BLOCKS):
+        windows = [window for block in chosen[first : first + SEGMENT_BLOCKS] for window in plan.of_block(block)]
+        numbers = sorted({number for number, _ in windows})
+        place = {number: nth for nth, number in enumerate(numbers)}
+        clips = evaluation_windows(
+            [plan.rows[number] for number in numbers],
+            [(place[number], start) for number, start in windows],
+            experiment,
+            resources.decoders(resources.workers),
+            decoded,
+        )
+        arguments = paths, experiment, resources.use_gpu, 1
+        for block in through_models(clips, EncodeWindows, arguments, resources, on_windows):
+            yield {**block, "video": np.array(numbers, np.int64)[block["video"]]}
+
+
+def _not_finite(mean: VideoMeans, names: Iterable[str]) -> str:
+    wrong = [name for name in names if not np.isfinite(mean.vectors[name]).all()]
+    return f"its vectors by {', '.join(wrong)} hold NaN or infinite values" if wrong else ""
+
+
+def _segments(held: Sequence[tuple[VideoRow, VideoMeans]], names: Sequence[str]) -> Segments:
+    rows = [row for row, _ in held]
+    vectors = [np.concatenate([mean.vectors[name] for name in names]) for _, mean in held]
+    return Segments(
+        ids=[row.id for row in rows],
+        videos=[row.video for row in rows],
+        starts=[row.span[0] for row in rows],
+        ends=[row.span[1] for row in rows],
+        labels=[row.label for row in rows],
+        groups=[row.group or row.video for row in rows],
+        contents=[row.content_hash for row in rows],
+        vectors=np.stack(vectors) if vectors else np.zeros((0, 0), np.float32),
+    )
+
+
+def reasons(refused: Mapping[str, str]) -> list[str]:
+    """A line for each refused row."""
+    return [f"refused: {name}: {reason}" for name, reason in refused.items()]
