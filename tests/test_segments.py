@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vicc_ray.data import samples
 from vicc_ray.data.changes import Changes, by_second, decode_changes
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.cutting import STILL, Cutting, named_row, parse_cut
-from vicc_ray.data.decode import Timeline, VideoError, read_frames, timeline_of
+from vicc_ray.data.decode import Timeline, VideoError, fetched, read_frames, timeline_of
 from vicc_ray.data.flow.algorithms import fingerprint
 from vicc_ray.data.flow.codes import compute_codes
 from vicc_ray.data.flow.store import FlowStore
@@ -203,8 +204,12 @@ def test_requests_of_one_file_are_read_together(
     requests = [(parts[0], [0], ("rgb",)), (uneven, [1], ("rgb",)), (gone, [0], ("rgb",)), (parts[1], [5], ("rgb",))]
     assert by_file(requests) == [[3, 0], [1], [2]]  # type: ignore[arg-type]
     fetches: list[str] = []
-    fetched = samples.fetched
-    monkeypatch.setattr(samples, "fetched", lambda name: fetches.append(name) or fetched(name))
+
+    def counted(name: str) -> AbstractContextManager[str]:
+        fetches.append(name)
+        return fetched(name)
+
+    monkeypatch.setattr(samples, "fetched", counted)
     answers = read_together(requests, CLIP, FlowConfig())  # type: ignore[arg-type]
     firsts = [None if isinstance(a, VideoError) else read_number(a["rgb"][0][0]) for a in answers]
     assert firsts == [50, 1, None, 5]
@@ -400,8 +405,9 @@ def test_changes_are_kept_as_text() -> None:
     assert decode_changes("") is None and decode_changes("eJw=") is None
     assert changes.motion(0, 2) == pytest.approx(0.175) and changes.motion(1.2, 1.5) == 0.25
     assert changes.motion(9, 10) == 0.0
-    times = np.array([0, 0.5, 1.0, 3.2])
-    assert by_second(times, np.array([1, 3, 5, 7], np.float32)) == (2.0, 5.0, 5.0, 7.0)
+    times, values = np.array([0, 0.5, 1.0, 3.2]), np.array([1, 3, 5, 7], np.float32)
+    assert by_second(times, values, np.ones(4, bool)) == (2.0, 5.0, 5.0, 7.0)
+    assert by_second(times, values, np.array([False, True, False, True])) == (3.0, 5.0, 5.0, 7.0)
 
 
 def test_samples_an_epoch_are_drawn_as_often_as_is_wished(film: VideoRow) -> None:
@@ -425,7 +431,7 @@ def test_found_parts_pass_through_split_rules(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").touch()
     (tmp_path / "t.csv").write_text("video,start,end\na.mp4,0,1\na.mp4,1,2\nb.mp4,0,1\nb.mp4,1,2\n")
     found: Found = scan(tmp_path / "t.csv", split_rule="random:0.5")
-    splits = {Path(c.path).name: set() for c in found}
+    splits: dict[str, set[str]] = {Path(c.path).name: set() for c in found}
     for candidate in found:
         splits[Path(candidate.path).name].add(candidate.split)
     assert sorted(map(len, splits.values())) == [1, 1]  # parts of one file never meet across a split

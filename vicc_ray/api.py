@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vicc_ray.config import Experiment, Stream, flatten, make_experiment, with_settings
 from vicc_ray.config.published import named_experiment
@@ -23,7 +23,10 @@ from vicc_ray.models.encoder_file import EncoderFile, load_encoder
 from vicc_ray.runs.encoders import encoder_settings, finished_encoders
 from vicc_ray.runs.folder import RunFolder
 
-__all__ = ["Encoder", "Run", "evaluate", "index", "load", "train"]
+__all__ = ["Encoder", "Run", "embed", "evaluate", "index", "load", "train"]
+
+if TYPE_CHECKING:
+    from vicc_ray.archive.store import Archive
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,29 @@ def evaluate(
     return evaluate_runs(
         [str(one) for one in folders], protocol, manifests, train_on, test_on, overrides, address, verbose
     )
+
+
+def embed(run: Run | str | Path, source: str | Path, out: str | Path, **options: Any) -> Archive:
+    """Embed the videos of a source into the archive `out`, by Ray; the same call goes on after an interruption.
+
+    Args:
+        run: of `load` or `train`, its folder, or an encoder's `.safetensors` file.
+        source: a manifest, or what `index` takes.
+        options: stream, encoder, windows, every, half, split, cut, workers, address, overrides, as the options of `vicc embed`.
+
+    Returns:
+        The archive, which `vicc_ray.search` searches: `len(archive)` rows, `archive.table()` and `archive.rows()`.
+    """
+    from vicc_ray.commands.embed import EmbedOptions, embed_videos
+
+    where = run.folder if isinstance(run, Run) else str(run)
+    if where is None:
+        raise UserError("embed: the run has no folder; give the path of its file")
+    try:
+        chosen = EmbedOptions(**options)
+    except TypeError as error:
+        raise UserError(f"embed: {str(error).removeprefix('EmbedOptions.__init__() ')}") from None
+    return embed_videos(where, str(source), str(out), chosen)
 
 
 def index(source: str | Path, out: str | Path = "videos.parquet", **options: Any) -> Manifest:

@@ -36,13 +36,16 @@ class Changes:
         return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
 
-def by_second(times: NDArray[np.float64], values: NDArray[np.float32]) -> tuple[float, ...]:
-    """Means of values [n] of frames at `times` [n] (seconds, ascending), a second each; one without frames has the one's before."""
+def by_second(times: NDArray[np.float64], values: NDArray[np.float32], counted: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Means of values [n] of frames at `times` [n] (seconds, ascending), a second each, over those that are `counted` [n].
+
+    A second without any has the mean of all its frames, and one without frames that of the second before.
+    """
     seconds = times.astype(np.int64)
-    sums = np.bincount(seconds, weights=values)
-    counts = np.bincount(seconds)
-    means = sums / np.maximum(counts, 1)
-    last = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))
+    shown, kept = np.bincount(seconds), np.bincount(seconds, weights=counted)
+    all_means = np.bincount(seconds, weights=values) / np.maximum(shown, 1)
+    means = np.where(kept > 0, np.bincount(seconds, weights=values * counted) / np.maximum(kept, 1), all_means)
+    last = np.maximum.accumulate(np.where(shown > 0, np.arange(len(shown)), 0))
     return tuple(float(mean) for mean in means[last])
 
 
