@@ -23,7 +23,8 @@ from vicc_ray.runs.records import write_text
 BENCHES = {
     "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
     "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
-    "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting and memory",
+    "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting, memory, long files",
+    "embed": "segments/s of vicc embed beside a bare loop of decoding and encoding; clips/s a core",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",

@@ -36,6 +36,7 @@ from benchmarks.data_rivals import (
     rgb_only,
     write_pictures,
 )
+from benchmarks.long_files import LONG, SHORT, compare_lengths
 from vicc_ray.cluster.resources import Decoders
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.cluster.stream import iterate_blocks, training_iterators
@@ -56,6 +57,7 @@ BATCH = 4  # samples a step
 RAMP, LEAD, COUNTED, TAIL = 4, 1, 5, 1
 EPOCHS, FREE_EPOCHS = 10, 4  # of the long stream; of them taken as fast as they come, the rest at the measured pace
 LONG_VIDEOS = 48
+MOST_OF_SHORT = 1.3  # times a clip of a ten-second file that one of a two-hour file may take
 SMALL_SIDE = 256  # a store of pictures made smaller than the videos, which saves its readers time
 
 FLOOR, ONE, TWO = "bare loop", "Ray Data, one consumer", "Ray Data, two consumers"
@@ -76,11 +78,18 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         plan = make_bench_plan(videos, f"{(RAMP + COUNTED + TAIL) * cores} steps", cores)
         with quiet(Path(scratch) / "ray.log"), ray_session(plan.experiment.train) as resources:
             outcome = _compare(Course(plan, cores), rounds, Path(scratch))
+            lengths = compare_lengths(rounds, Path(scratch))
             long = endure(make_bench_plan(videos[:LONG_VIDEOS], f"{EPOCHS} epochs", cores), cores)
         outcome.facts["object store's limit, MB"] = round(resources.object_store / MEGABYTE)
-    outcome.bars += long.bars()
+    outcome.bars += [*long.bars(), Bar(f"{LONG} / {SHORT}", _median_ratio(lengths), MOST_OF_SHORT, at_least=False)]
+    outcome.facts |= {f"ms, {name}": round(1000 * statistics.median(times)) for name, times in lengths.items()}
     outcome.facts |= long.facts() | _sizes(plan, manifest, cores)
     return outcome
+
+
+def _median_ratio(lengths: Mapping[str, Sequence[float]]) -> float:
+    """The median of the rounds' ratios of a clip of a long file to one of a short file."""
+    return statistics.median(long / short for long, short in zip(lengths[LONG], lengths[SHORT], strict=True))
 
 
 def make_bench_plan(videos: tuple[VideoRow, ...], length: str, actors: int) -> TrainingPlan:

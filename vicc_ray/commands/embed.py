@@ -18,7 +18,7 @@ from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import this_machine
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.commands.index import IndexOptions, index_videos
-from vicc_ray.config import STREAMS, Experiment, WorkerRange, with_overrides
+from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, with_overrides
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.cutting import STILL
 from vicc_ray.data.flow.store import check_stored
@@ -74,9 +74,10 @@ def embed_videos(run: str, source: str, out: str, options: EmbedOptions = NO_OPT
         blocks = plan.blocks
         refused: Mapping[str, str] = {}
         if blocks:
+            settings = train_settings(experiment, options.workers, options.address)
             with (
                 quiet(scratch_log("embed"), options.verbose),
-                ray_session(_train(experiment, options), options.address, options.verbose) as resources,
+                ray_session(settings, options.address, options.verbose) as resources,
                 Counter("embedding windows", sum(len(plan.of_block(block)) for block in blocks)) as counter,
             ):
                 refused = embed_missing(archive, plan, encoders, experiment, resources, counter.advance)
@@ -204,14 +205,13 @@ def _report_plan(archive: Archive, rows: Sequence[VideoRow], done: Sequence[bool
         console.print(f"note: {archive.folder} holds {other} more that the source does not name; they stay")
 
 
-def _train(experiment: Experiment, options: EmbedOptions) -> Any:
+def train_settings(experiment: Experiment, workers: int | None = None, address: str | None = None) -> TrainConfig:
     """Workers and decode actors: as many of each as there are CPUs, so that neither waits for the other."""
     train = experiment.train
-    if options.address is not None:
-        workers = options.workers or MOST_WORKERS
-        return train.model_copy(update={"workers": WorkerRange(min=1, max=workers)})
+    if address is not None:
+        return train.model_copy(update={"workers": WorkerRange(min=1, max=workers or MOST_WORKERS)})
     machine = this_machine()
-    workers = options.workers or machine.cpus
+    workers = workers or machine.cpus
     return train.model_copy(
         update={
             "workers": WorkerRange(min=1, max=workers),

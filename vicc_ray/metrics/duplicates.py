@@ -62,6 +62,7 @@ class _Found:
     similarity: list[Features]
 
     def add(self, first: Tensor, second: Tensor, similarity: Tensor) -> None:
+        """Pairs: first and second row int64 [p], similarity float32 [p]."""
         self.first.append(first.numpy())
         self.second.append(second.numpy())
         self.similarity.append(similarity.numpy())
@@ -91,7 +92,7 @@ def duplicate_pairs(table: Rows, above: float, mean: Features | None = None) -> 
     if mean is not None and (mean.shape != (table.width,) or not np.isfinite(mean).all()):
         raise ValueError(f"the mean must be {table.width} finite values, got shape {mean.shape}")
     found = _Found([], [], [])
-    if table.count < 2:
+    if not table.count:
         return found.sort()
     size = min(BLOCK, max(1, BLOCK_VALUES // table.width))
     basis = _directions(_sample(table, size, mean), above)
@@ -283,6 +284,6 @@ def _similarity(held: _Units, block: _Units, first: Tensor, second: Tensor) -> T
     size = max(1, CHUNK_VALUES // held.rows.shape[1])
     products = [
         torch.linalg.vecdot(held.rows[left].double(), block.rows[right].double())
-        for left, right in zip(first.split(size), second.split(size), strict=True)
+        for left, right in zip(first.split(size), second.split(size), strict=True)  # type: ignore[no-untyped-call]
     ]
     return (torch.cat(products) / (held.squares[first] * block.squares[second]).sqrt()).float()
