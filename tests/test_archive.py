@@ -299,11 +299,11 @@ def test_near_copies_are_grouped_and_the_longest_kept(tmp_path: Path) -> None:
     columns = segments(vectors)
     ends = [end + (5 if place == 11 else 0) for place, end in enumerate(columns.ends)]
     made.write_part(replace(columns, ends=ends), {})
-    groups = find_duplicates(Library([str(tmp_path / "a")]), 0.99)
+    groups = find_duplicates(Library([str(tmp_path / "a")]), 0.99, check=False).groups
     assert [group.rows for group in groups] == [(11, 2, 25), (6, 7)]
     assert min(groups[0].similarities) > 0.999
     with console.capture() as printed:
-        found = show_duplicates([str(tmp_path / "a")], 0.99, None, tmp_path / "t.csv", as_json=False)
+        found = show_duplicates([str(tmp_path / "a")], 0.99, None, tmp_path / "t.csv", False, as_json=False)
     assert "2 groups; 3 of 30 rows are near-duplicates" in printed.get()
     assert [group["kept"] for group in found["groups"]] == [columns.ids[11], columns.ids[6]]
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
@@ -311,7 +311,7 @@ def test_near_copies_are_grouped_and_the_longest_kept(tmp_path: Path) -> None:
         ("1", "true"), ("1", "false"), ("1", "false"), ("2", "true"), ("2", "false"),
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"is neither a .csv nor a .parquet file"):
-        show_duplicates([str(tmp_path / "a")], 0.99, None, tmp_path / "t.txt", as_json=True)
+        show_duplicates([str(tmp_path / "a")], 0.99, None, tmp_path / "t.txt", False, as_json=True)
 
 
 def test_a_faiss_index_finds_what_search_finds(tmp_path: Path) -> None:

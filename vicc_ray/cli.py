@@ -16,7 +16,7 @@ import typer
 from vicc_ray.console import console, console_on_stderr, errors
 from vicc_ray.errors import Interrupted, UserError, interrupt
 
-ABOVE = 0.98  # cosine of near-duplicates by default: docs/benchmarks.md has its precision and recall
+ABOVE = 0.98  # cosine of candidates for near-duplicates: docs/benchmarks.md has precision and recall
 
 app = typer.Typer(
     name="vicc",
@@ -405,8 +405,15 @@ def search(
 def duplicates(
     archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
     above: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Cosine similarity from which on two rows are near-duplicates.")
+        float, typer.Option(min=0.0, max=1.0, help="Cosine of two vectors from which on their videos are compared.")
     ] = ABOVE,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Compare the pictures of what is alike by its vectors, which decodes it; default: of up to 5000 rows.",
+        ),
+    ] = None,
     also: Also = None,
     page: Annotated[
         Path | None, typer.Option(help="HTML page with moving thumbnails; default: duplicates.html, with --json none.")
@@ -422,7 +429,7 @@ def duplicates(
 
     out = page or (None if as_json else Path("duplicates.html"))
     with console_on_stderr(as_json):
-        found = show_duplicates([archive, *(also or [])], above, out, table, as_json)
+        found = show_duplicates([archive, *(also or [])], above, out, table, check, as_json)
     if as_json:
         _print_json(found)
 

@@ -1,12 +1,13 @@
-"""Near-duplicates in an archive: rows whose vectors point the same way, in groups, with the one of each to keep.
+"""Near-duplicates in an archive: rows that show the same pictures, in groups, with the one of each to keep.
 
-Similarity is the plain cosine, without a mean taken off: what counts is that two videos are the same, not that they differ from
-the others alike. A group is held together by pairs: where a is like b and b is like c, all three are one group.
+Vectors find the candidates (by the plain cosine, without a mean taken off), the pictures themselves decide: see
+`vicc_ray.archive.pictures`. A group is held together by pairs: where a is like b and b is like c, all three are one group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from vicc_ray import storage
 from vicc_ray.archive.library import Library
 from vicc_ray.archive.page import Card, Page, Strip, clock
+from vicc_ray.archive.pictures import check_pairs
 from vicc_ray.errors import UserError
 from vicc_ray.metrics.duplicates import duplicate_groups, duplicate_pairs
 from vicc_ray.metrics.nearest import unit_rows
 from vicc_ray.metrics.search import Rows
 
+MOST_CHECKED = 5000  # rows: half an hour of decoding on two cores, and a gigabyte of small pictures
 RULE = "the longest is kept, of equally long ones the first"
 
 
@@ -39,8 +42,24 @@ class Duplicates:
         return self.rows[0]
 
 
-def find_duplicates(library: Library, above: float) -> list[Duplicates]:
-    """Groups of rows with a cosine of at least `above`, in order; within bounded memory, whatever the archive's size."""
+@dataclass(frozen=True)
+class Found:
+    """groups: in order. checked: whether the pictures decided. candidates: pairs by their vectors. unread: row -> reason."""
+
+    groups: list[Duplicates]
+    checked: bool
+    candidates: int
+    unread: dict[int, str]
+
+
+def find_duplicates(
+    library: Library, above: float, check: bool | None = None, say: Callable[[str], None] = lambda _: None
+) -> Found:
+    """Groups of rows with a cosine of at least `above` that show the same pictures; vectors are compared in bounded memory.
+
+    `check`: whether the pictures decide; None: where no more than `MOST_CHECKED` rows have to be decoded for it. `say` takes a line
+    for the reader. Rows that cannot be read are in no group then.
+    """
     zero = np.zeros(library.info.width, np.float32)
 
     def read(size: int) -> Iterator[NDArray[np.float32]]:
@@ -48,13 +67,23 @@ def find_duplicates(library: Library, above: float) -> list[Duplicates]:
             yield unit_rows(block, zero, library.info.spans).astype(np.float32)
 
     pairs, values = duplicate_pairs(Rows(len(library), library.info.width, read), above)
+    candidates, unread = len(pairs), dict[int, str]()
+    checked = len(np.unique(pairs)) <= MOST_CHECKED if check is None else check
+    if checked and candidates:
+        ids = library.table["id"]
+        say(
+            f"comparing the pictures of {len(np.unique(pairs))} rows, {candidates} pairs that are alike by their vectors"
+        )
+        kept, unread = check_pairs(pairs, lambda row: str(ids[row]), len(os.sched_getaffinity(0)))
+        pairs, values = pairs[kept], values[kept]
     best: dict[int, float] = {}
     for (first, second), value in zip(pairs.tolist(), values.tolist(), strict=True):
         for row in (first, second):
             best[row] = max(best.get(row, -1.0), value)
     starts, ends = (library.table[name].to_numpy() for name in ("start", "end"))
     seconds = np.round(ends - starts, 3)
-    return [_group(rows, seconds, best) for rows in duplicate_groups(pairs, len(library))]
+    groups = [_group(rows, seconds, best) for rows in duplicate_groups(pairs, len(library))]
+    return Found(groups, checked, candidates, unread)
 
 
 def _group(rows: NDArray[np.int64], seconds: NDArray[np.float64], best: dict[int, float]) -> Duplicates:
@@ -63,12 +92,15 @@ def _group(rows: NDArray[np.int64], seconds: NDArray[np.float64], best: dict[int
     return Duplicates(tuple(ordered), tuple(best[row] for row in ordered))
 
 
-def duplicates_json(library: Library, groups: Sequence[Duplicates], above: float) -> dict[str, Any]:
+def duplicates_json(library: Library, found: Found, above: float) -> dict[str, Any]:
     """The groups as JSON takes them."""
     return {
         "above": above,
         "rows": len(library),
         "rule": RULE,
+        "candidates": found.candidates,
+        "checked_by_pictures": found.checked,
+        "unread": {library.record(row)["id"]: reason for row, reason in found.unread.items()},
         "groups": [
             {
                 "kept": library.record(group.kept)["id"],
@@ -77,7 +109,7 @@ def duplicates_json(library: Library, groups: Sequence[Duplicates], above: float
                     for row, value in zip(group.rows[1:], group.similarities[1:], strict=True)
                 ],
             }
-            for group in groups
+            for group in found.groups
         ],
     }
 
@@ -109,8 +141,9 @@ def write_duplicates(table: pa.Table, out: Path) -> None:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
-def duplicates_page(library: Library, groups: Sequence[Duplicates], above: float) -> Page:
+def duplicates_page(library: Library, found: Found, above: float) -> Page:
     """Each group, the kept row first."""
+    groups = found.groups
     strips = [
         Strip(
             f"Group {number}",
@@ -131,7 +164,8 @@ def duplicates_page(library: Library, groups: Sequence[Duplicates], above: float
         ("rows beside the kept ones", str(others)),
         ("above", f"{above:g}"),
     ]
-    text = f"Rows whose vectors have a cosine of {above:g} or more, in groups; {RULE}. Nothing is deleted."
+    how = " and whose pictures are the same" if found.checked else ""
+    text = f"Rows whose vectors have a cosine of {above:g} or more{how}, in groups; {RULE}. Nothing is deleted."
     return Page("duplicates", "Near-duplicates", text, facts, strips)
 
 

@@ -99,11 +99,19 @@ def show_clusters(folders: Sequence[str], by: By, count: int | None, out: Path |
 
 
 def show_duplicates(
-    folders: Sequence[str], above: float, out: Path | None, table_file: Path | None, as_json: bool
+    folders: Sequence[str], above: float, out: Path | None, table_file: Path | None, check: bool | None, as_json: bool
 ) -> dict[str, Any]:
     """Print the groups of near-duplicates and write their page and table; gives them as JSON takes them."""
     library = Library(folders)
-    groups = find_duplicates(library, above)
+    found = find_duplicates(library, above, check, console.print)
+    groups = found.groups
+    for row, reason in found.unread.items():
+        console.print(f"cannot be compared by its pictures: {library.record(row)['id']}: {reason}")
+    if not found.checked and found.candidates:
+        console.print(
+            f"note: {found.candidates} pairs are alike by their vectors alone; --check compares their pictures too, which are "
+            "decoded for it"
+        )
     if table_file is not None:
         write_duplicates(duplicates_table(library, groups), table_file)
     others = sum(len(group.rows) - 1 for group in groups)
@@ -118,9 +126,9 @@ def show_duplicates(
         console.print(table)
         console.print(f"{len(groups)} groups; {others} of {len(library)} rows are near-duplicates of one that is kept")
     if out is not None:
-        write_page(duplicates_page(library, groups, above), out)
+        write_page(duplicates_page(library, found, above), out)
         console.print(f"page: {out}")
-    return duplicates_json(library, groups, above)
+    return duplicates_json(library, found, above)
 
 
 def archive_status(folder: str) -> dict[str, Any]:
