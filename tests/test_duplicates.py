@@ -50,7 +50,7 @@ def cosines(table: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
 def check(table: np.ndarray, above: float, mean: np.ndarray | None = None) -> int:
     """Same pairs and similarities as all pairs; how many. No similarity may be as close to `above` as rounding."""
     all_pairs = np.triu(np.nan_to_num(cosines(table, mean)), k=1)
-    assert np.abs(all_pairs - above).min() > 1e-6
+    assert np.abs(all_pairs - above).min() > 1e-7
     pairs, similarity = duplicate_pairs(as_rows(table, "table"), above, mean)
     assert pairs.dtype == np.int64 and similarity.dtype == np.float32
     assert pairs.tolist() == np.argwhere(all_pairs >= above).tolist()
@@ -59,7 +59,7 @@ def check(table: np.ndarray, above: float, mean: np.ndarray | None = None) -> in
 
 
 @pytest.mark.usefixtures("blocks", "precision")
-@pytest.mark.parametrize("above", [0.2, 0.8, 0.9501, 0.999])
+@pytest.mark.parametrize("above", [0.3, 0.8, 0.9501, 0.999])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_pairs_are_those_of_all_pairs(above: float, seed: int) -> None:
     assert check(features(seed), above) > 0

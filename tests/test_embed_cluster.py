@@ -65,7 +65,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[str], out: Path) -> str:
-    status = process.wait(600)
+    status = process.wait(240)
     text = out.with_suffix(".log").read_text()
     assert status == 0, text[-3000:]
     return " ".join(text.split())

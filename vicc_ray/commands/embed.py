@@ -80,6 +80,9 @@ def embed_videos(run: str, source: str, out: str, options: EmbedOptions = NO_OPT
                 ray_session(settings, options.address, options.verbose) as resources,
                 Counter("embedding windows", sum(len(plan.of_block(block)) for block in blocks)) as counter,
             ):
+                if options.address is not None and not resources.use_gpu:
+                    # Of a cluster that shrinks to one CPU, a decode actor must not wait for ever for one of its own.
+                    resources = replace(resources, decode_cpus=0)
                 refused = embed_missing(archive, plan, encoders, experiment, resources, counter.advance)
     for line in reasons(refused):
         console.print(line)

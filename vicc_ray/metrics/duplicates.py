@@ -28,7 +28,7 @@ LIMIT = 50_000_000  # pairs; they take 12 bytes each, and three times that while
 HELD_VALUES = 1 << 29  # values of the rows held in one pass over the table: 2 GiB
 BLOCK = 4096  # rows of the table at a time
 BLOCK_VALUES = 1 << 23  # values of such a block, where rows are long: 64 MiB in float64
-TILE = 512  # held rows whose products with a block are there at once: 4 MiB, near enough a processor's cache
+TILE = 2048  # held rows whose products with a block are there at once: 16 MiB; smaller ones only wait for threads more often
 CHUNK_VALUES = 1 << 18  # values of the pairs that are computed in full at once
 SAMPLE = 2048  # rows that the directions are taken from
 SKETCHES = 32, 64, 128, 256  # the k that are tried on the sample
@@ -51,6 +51,12 @@ class _Units:
     squares: Tensor
     sketches: Tensor
     error: float
+
+    def put(self, place: int, units: _Units) -> _Units:
+        """Copies rows to `place`, where room was made for them, and gives them from there."""
+        mine = slice(place, place + len(units.rows))
+        rows, squares = self.rows[mine].copy_(units.rows), self.squares[mine].copy_(units.squares)
+        return _Units(rows, squares, self.sketches[mine].copy_(units.sketches), units.error)
 
 
 @dataclass(frozen=True)
@@ -97,17 +103,17 @@ def duplicate_pairs(table: Rows, above: float, mean: Features | None = None) -> 
     size = min(BLOCK, max(1, BLOCK_VALUES // table.width))
     basis = _directions(_sample(table, size, mean), above)
     held = min(max(1, HELD_VALUES // table.width // size) * size, table.count)
-    rows = torch.empty(held, table.width)
+    room = _room(held, table.width, basis)
     total = 0
     for start in range(0, table.count, held):
-        for first, second, similarity in _pass(table, size, mean, basis, start, rows, np.float32(above)):
+        for first, second, similarity in _pass(table, size, mean, basis, start, room, np.float32(above)):
             found.add(first, second, similarity)
             total += len(first)
             if total > LIMIT:
                 raise UserError(
                     f"duplicates: more than {LIMIT} pairs are at least {above} similar; raise --above (it can be up to 1)"
                 )
-    del rows
+    del room
     return found.sort()
 
 
@@ -196,6 +202,13 @@ def _sketched(rows: Tensor, basis: Tensor | None) -> _Units:
     return _Units(rows, rows.double().square().sum(dim=1), sketches, float(error))
 
 
+def _room(count: int, width: int, basis: Tensor | None) -> _Units:
+    """Room for the rows of a pass, made at once: small blocks kept between large short-lived ones scatter the heap."""
+    k = width if basis is None else basis.shape[1] + 1
+    squares = torch.empty(count, dtype=torch.float64)
+    return _Units(torch.empty(count, width), squares, torch.empty(count, k, dtype=_precision()), 0.0)
+
+
 def _precision() -> torch.dtype:
     """What sketches are multiplied in: bfloat16, at twice the speed, where the processor can."""
     capabilities: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
@@ -209,19 +222,18 @@ def _pass(
     mean: Features | None,
     basis: Tensor | None,
     start: int,
-    rows: Tensor,
+    room: _Units,
     above: np.float32,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The pairs whose first row is one of the H from `start` on, which are put into `rows` [H,d] as they come by."""
+    """The pairs whose first row is one of the H from `start` on, which are put into `room` as they come by."""
     held: list[_Units] = []  # of `size` rows each
     place = 0
     for block in table.blocks(size):
         if place >= start:
             units = _sketched(_unit(block, mean)[0], basis)
             offset = place - start
-            if offset < len(rows):
-                mine = rows[offset : offset + len(block)]
-                held.append(_Units(mine.copy_(units.rows), units.squares, units.sketches, units.error))
+            if offset < len(room.rows):
+                held.append(room.put(offset, units))
             for number, others in enumerate(held):
                 yield from _between(others, start + number * size, units, place, above)
         place += len(block)
@@ -282,8 +294,6 @@ def _sifted(
 def _similarity(held: _Units, block: _Units, first: Tensor, second: Tensor) -> Tensor:
     """Cosine similarities of pairs, float32 [n]; NaN for rows of length 0. Small chunks: their copies stay in cache."""
     size = max(1, CHUNK_VALUES // held.rows.shape[1])
-    products = [
-        torch.linalg.vecdot(held.rows[left].double(), block.rows[right].double())
-        for left, right in zip(first.split(size), second.split(size), strict=True)  # type: ignore[no-untyped-call]
-    ]
+    chunks = zip(torch.split(first, size), torch.split(second, size), strict=True)
+    products = [torch.linalg.vecdot(held.rows[left].double(), block.rows[right].double()) for left, right in chunks]
     return (torch.cat(products) / (held.squares[first] * block.squares[second]).sqrt()).float()
