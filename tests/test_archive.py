@@ -124,7 +124,9 @@ def test_these_tools_too(tmp_path: Path, tool: str) -> None:
         found = module.read_parquet(files)
         assert found.height == 25 and found["vector"].to_numpy().shape == (25, D)
     elif tool == "duckdb":
-        query = f"select id from '{files}' order by array_cosine_similarity(vector, ?::float[{D}]) desc limit 1"
+        query = (
+            f"select id from '{files}' order by array_cosine_similarity(vector::float[{D}], ?::float[{D}]) desc limit 1"
+        )
         assert module.execute(query, [vectors[3].tolist()]).fetchone() == ("/films/0.mp4@30-40",)
     else:
         import pyarrow.dataset as dataset

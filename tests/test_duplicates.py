@@ -94,6 +94,16 @@ def test_the_bound_of_sketches_is_just_wide_enough() -> None:
     assert (products - same)[~agree].max() > 0.5
 
 
+@pytest.mark.parametrize("least", [-0.5, -0.001, 0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_no_product_that_reaches_a_bound_is_passed_over(least: float, dtype: torch.dtype) -> None:
+    rows = torch.from_numpy(features(11, n=200, d=40)).to(dtype)
+    rows /= rows.square().sum(dim=1, keepdim=True).sqrt()
+    reached = {tuple(place) for place in (rows.double() @ rows.double().T >= least + 0.001).nonzero().tolist()}
+    row, column = duplicates._reaching(rows, rows, least)
+    assert reached and reached <= set(zip(row.tolist(), column.tolist(), strict=True))
+
+
 @pytest.mark.usefixtures("blocks")
 def test_few_values_a_row_and_many_pairs() -> None:
     """Most pairs of 5 values reach 0.2: tiles are sifted by whole products."""
@@ -116,7 +126,7 @@ def test_ties_at_the_bound_are_pairs() -> None:
 @pytest.mark.usefixtures("blocks", "precision")
 def test_copies_of_any_length_have_a_similarity_of_1() -> None:
     table = features(5, copies=0)
-    table[600], table[400], table[401] = table[3], 3 * table[3], -table[3]
+    table[600], table[400], table[401] = np.float32(2.0**-70) * table[3], 3 * table[3], -table[3]
     pairs, similarity = duplicate_pairs(as_rows(table, "table"), 1.0)
     assert pairs.tolist() == [[3, 400], [3, 600], [400, 600]]
     assert similarity.tolist() == [1, 1, 1]

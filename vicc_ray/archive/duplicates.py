@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from vicc_ray import storage
@@ -61,6 +62,8 @@ def find_duplicates(
     for the reader. Rows that cannot be read are in no group then.
     """
     zero = np.zeros(library.info.width, np.float32)
+    # Threads wait for each other after each small product, which costs more than they bring where other jobs run too.
+    torch.set_num_threads(max(len(os.sched_getaffinity(0)) // 2, 1))
 
     def read(size: int) -> Iterator[NDArray[np.float32]]:
         for block in library.blocks():

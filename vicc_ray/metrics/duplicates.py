@@ -26,9 +26,9 @@ from vicc_ray.metrics.search import Features, Floats, Indices, Rows
 
 LIMIT = 50_000_000  # pairs; they take 12 bytes each, and three times that while they are sorted
 HELD_VALUES = 1 << 29  # values of the rows held in one pass over the table: 2 GiB
-BLOCK = 4096  # rows of the table at a time
-BLOCK_VALUES = 1 << 23  # values of such a block, where rows are long: 64 MiB in float64
-TILE = 2048  # held rows whose products with a block are there at once: 16 MiB; smaller ones only wait for threads more often
+BLOCK = 2048  # rows of the table at a time
+BLOCK_VALUES = 1 << 22  # values of such a block, where rows are long: 32 MiB in float64
+TILE = 2048  # held rows whose products with a block are there at once: 8 MiB; smaller ones only wait for threads more often
 CHUNK_VALUES = 1 << 18  # values of the pairs that are computed in full at once
 SAMPLE = 2048  # rows that the directions are taken from
 SKETCHES = 32, 64, 128, 256  # the k that are tried on the sample
@@ -53,7 +53,7 @@ class _Units:
     error: float
 
     def put(self, place: int, units: _Units) -> _Units:
-        """Copies rows to `place`, where room was made for them, and gives them from there."""
+        """Copies n rows to places [place, place + n), where room was made for them, and gives them from there."""
         mine = slice(place, place + len(units.rows))
         rows, squares = self.rows[mine].copy_(units.rows), self.squares[mine].copy_(units.squares)
         return _Units(rows, squares, self.sketches[mine].copy_(units.sketches), units.error)
@@ -68,12 +68,13 @@ class _Found:
     similarity: list[Features]
 
     def add(self, first: Tensor, second: Tensor, similarity: Tensor) -> None:
-        """Pairs: first and second row int64 [p], similarity float32 [p]."""
+        """Row numbers (int64 [n] each) and similarities (float32 [n]) of n more pairs."""
         self.first.append(first.numpy())
         self.second.append(second.numpy())
         self.similarity.append(similarity.numpy())
 
     def sort(self) -> tuple[Indices, Features]:
+        """int64 [p,2] in the order of first and second row, float32 [p]."""
         pairs = np.empty((sum(map(len, self.first)), 2), dtype=np.int64)
         if not len(pairs):
             return pairs, np.empty(0, dtype=np.float32)
