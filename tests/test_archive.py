@@ -32,8 +32,11 @@ from vicc_ray.archive.store import Archive, ArchiveInfo, Maker, Segments, create
 from vicc_ray.cluster.decode_actors import DecodeWindows
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import WINDOWS_A_BLOCK
-from vicc_ray.commands.archive import archive_status, search_archives, show_clusters, show_duplicates
+from vicc_ray.commands.archive_status import archive_status
+from vicc_ray.commands.clusters import show_clusters
+from vicc_ray.commands.duplicates import show_duplicates
 from vicc_ray.commands.embed import EmbedOptions, embed_videos, open_encoders_of
+from vicc_ray.commands.search import search_archives
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_together

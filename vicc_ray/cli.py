@@ -293,7 +293,7 @@ def status(
     from vicc_ray.archive.store import is_archive
 
     if is_archive(run):
-        from vicc_ray.commands.archive import archive_status, print_archive_status
+        from vicc_ray.commands.archive_status import archive_status, print_archive_status
 
         stands = archive_status(run)
         _print_json(stands) if as_json else print_archive_status(stands)
@@ -385,7 +385,7 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Find what in an archive looks most like a video, or a part of one: a table, and a page with moving thumbnails."""
-    from vicc_ray.commands.archive import print_answers, search_archives, write_search_page
+    from vicc_ray.commands.search import print_answers, search_archives, write_search_page
 
     if not query and index == "none":
         raise UserError("vicc search: name a video file, a part of one (file.mp4@12.5-15), or an id of the archive")
@@ -425,7 +425,7 @@ def duplicates(
     debug: Debug = False,
 ) -> None:
     """Groups of near-duplicates in an archive, with the one of each to keep. Nothing is deleted."""
-    from vicc_ray.commands.archive import show_duplicates
+    from vicc_ray.commands.duplicates import show_duplicates
 
     out = page or (None if as_json else Path("duplicates.html"))
     with console_on_stderr(as_json):
@@ -451,7 +451,7 @@ def clusters(
     debug: Debug = False,
 ) -> None:
     """What an archive is made of: clusters, their most central videos as moving thumbnails, and a map."""
-    from vicc_ray.commands.archive import show_clusters
+    from vicc_ray.commands.clusters import show_clusters
 
     out = page or (None if as_json else Path("clusters.html"))
     with console_on_stderr(as_json):
