@@ -21,6 +21,7 @@ from tiny import tiny_experiment, tiny_manifest
 from videos import numbered_frames, write_video
 
 import vicc_ray
+from vicc_ray import storage
 from vicc_ray.archive import embedding
 from vicc_ray.archive.clusters import find_clusters, map_of
 from vicc_ray.archive.duplicates import find_duplicates
@@ -600,6 +601,32 @@ def test_options_that_do_not_fit(run: RunFolder, manifest: Path, tmp_path: Path,
         open_encoders_of(str(run.encoder("RGB-2")), EmbedOptions(stream="flow"))
     experiment, (encoder,) = open_encoders_of(str(run.encoder("RGB-2")), EmbedOptions(overrides=("clip.frames=8",)))
     assert encoder.stream == "rgb" and experiment.clip.frames == 8
+
+
+def test_a_refused_job_leaves_the_archive_as_it_was(run: RunFolder, tmp_path: Path, here: OneProcess) -> None:
+    write_video(tmp_path / "films" / "a.mp4", numbered_frames(40))
+    archive, _ = embed(run, tmp_path / "films", tmp_path / "a", cut="0.8s")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="holds other vectors than these settings give"):
+        embed(run, tmp_path / "films", tmp_path / "a", stream="both")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()} == before
+    with console.capture() as printed:
+        answers = search_archives([archive.folder], [f"{tmp_path}/films/a.mp4@0-0.8"], 50, False, "none", None)
+    assert len(answers[0].matches) == 1 and "-k 50 is more than the 2 rows there are" in printed.get()
+
+
+def test_an_archive_in_a_bucket(run: RunFolder, tmp_path: Path, here: OneProcess, bucket: str) -> None:
+    """Videos and archive in an object store; searched from there."""
+    film = write_video(tmp_path / "films" / "a.mp4", numbered_frames(40))
+    storage.upload(film, f"{bucket}/films/a.mp4")
+    with console.capture():
+        made = embed_videos(str(run), f"{bucket}/films", f"{bucket}/archive", EmbedOptions(workers=1, cut="0.8s"))
+    assert made.table()["id"].to_pylist() == [f"{bucket}/films/a.mp4@0-0.8", f"{bucket}/films/a.mp4@0.8-1.6"]
+    (answer,) = search(f"{bucket}/archive", f"{bucket}/films/a.mp4@0-0.8")
+    assert [match.id for match in answer.matches] == [f"{bucket}/films/a.mp4@0.8-1.6"]
+    (answer,) = search(f"{bucket}/archive", str(film), k=1)
+    assert answer.matches[0].similarity > 0.9
+    assert archive_status(f"{bucket}/archive")["rows"] == 2
 
 
 def test_two_jobs_do_not_write_into_one_archive(

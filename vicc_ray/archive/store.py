@@ -204,19 +204,25 @@ def vectors_of(column: Any) -> Features:
 
 def create_archive(folder: str, info: ArchiveInfo) -> Archive:
     """Make an archive, or open the one that is there to go on with it; `UserError` where its vectors are of another kind."""
-    there = storage.exists(_info_name(folder))
-    if there:
-        found = _read_info(folder)
-        if found.key != info.key:
-            raise UserError(
-                f"{folder}: holds other vectors than these settings give ({'; '.join(_differences(found, info))}); name another "
-                "folder with --out"
-            )
+    there = is_archive(folder)
+    check_kind(folder, info)
     try:
         storage.write_bytes(_info_name(folder), (json.dumps(asdict(info), indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({_one_line(error)})") from error
     return Archive(folder, info, _parts(folder, info) if there else [])
+
+
+def check_kind(folder: str, info: ArchiveInfo) -> None:
+    """`UserError` where the folder holds an archive of vectors of another kind."""
+    if not is_archive(folder):
+        return
+    found = _read_info(folder)
+    if found.key != info.key:
+        raise UserError(
+            f"{folder}: holds other vectors than these settings give ({'; '.join(_differences(found, info))}); name another "
+            "folder with --out"
+        )
 
 
 def open_archive(folder: str, rows_needed: bool = True) -> Archive:

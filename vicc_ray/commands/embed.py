@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vicc_ray import storage
 from vicc_ray.archive.embedding import embed_missing, make_embedding_plan, reasons
-from vicc_ray.archive.store import Archive, ArchiveInfo, Maker, create_archive
+from vicc_ray.archive.store import Archive, ArchiveInfo, Maker, check_kind, create_archive
 from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import this_machine
 from vicc_ray.cluster.session import ray_session
@@ -62,6 +62,7 @@ def embed_videos(run: str, source: str, out: str, options: EmbedOptions = NO_OPT
     out = storage.absolute(out)
     storage.refuse_credentials(out, "--out")
     experiment, encoders = open_encoders_of(run, options)
+    check_kind(out, _info(encoders, experiment, options, 0, source))  # before anything is written
     rows = _rows(source, out, options)
     if any(encoder.stream == "flow" for encoder in encoders):
         check_stored(experiment.flow, experiment.clip.decode_size, rows, experiment.data)

@@ -32,6 +32,8 @@ def search_archives(
             f"{index} index of {len(library)} rows built in {time.monotonic() - began:.0f} s; it finds {recall:.1%} of the 10 "
             "nearest that the exact search finds"
         )
+    if queries and k > len(library):
+        console.print(f"note: -k {k} is more than the {len(library)} rows there are; all are shown")
     return search(library, queries, k, exclude_group=exclude_group, index=index != "none") if queries else []
 
 
