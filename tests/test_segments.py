@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from videos import numbered_frames, read_number, shifted_texture, write_video
 from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.config import ClipConfig, FlowConfig, make_experiment
 from vicc_ray.console import console
-from vicc_ray.data import samples
+from vicc_ray.data import decode, samples
 from vicc_ray.data.changes import Changes, by_second, decode_changes
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.cutting import STILL, Cutting, named_row, parse_cut
@@ -164,6 +166,29 @@ def test_a_long_file_is_not_walked(film: VideoRow, monkeypatch: pytest.MonkeyPat
     assert seen(film, [60]) == [[60, 61, 62, 63]]
     images = read_frames(film.video, np.array([70, 3]), timeline=decode_table(film.frame_table))
     assert [read_number(image) for image in images] == [70, 3]
+
+
+def test_of_clips_far_apart_only_their_surroundings_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clips of one sample may lie hours apart."""
+    row = probe(str(write_video(tmp_path / "a.mp4", numbered_frames(240), gop=12)))
+    monkeypatch.setattr(samples, "WALKED", 50)
+    decoded = 0
+    decode_from = decode.decode_from
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        nonlocal decoded
+        for frame in decode_from(*arguments):
+            decoded += 1
+            yield frame
+
+    monkeypatch.setattr(decode, "decode_from", counted)
+    assert seen(row, [5, 200]) == [[5, 6, 7, 8], [200, 201, 202, 203]]
+    assert decoded < 40
+    decoded = 0
+    assert seen(row, [5, 30]) == [[5, 6, 7, 8], [30, 31, 32, 33]]  # what is near is decoded in one go
+    assert decoded <= 34
 
 
 def test_a_table_of_another_file_is_not_believed(film: VideoRow, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ DECODERS: tuple[Decoder, ...] = ("decord", "pyav", "pyav-sequential")
 # earlier ones raise by default.
 _ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
+# Frames between two wanted ones, up to the key before the later one, from which on opening the file anew costs less than decoding.
+SKIPPED = 30
 MOST_OF_FFMPEG = (1 << 31) - 1  # of its own bound of pixels
 _bound = MAX_PIXELS  # see `bound_pixels`
 
@@ -244,8 +246,8 @@ def read_frames(
 ) -> Images:
     """The frames `indices` of one video: int64 [n] -> uint8 RGB [n, H, W, 3], upright, scaled while decoding.
 
-    Indices count the pictures that the file shows, from 0; they may repeat and stand in any order, and only the range
-    that they span is decoded, by one thread. `size` is (H, W) of the upright picture; None keeps the file's. `decoder`
+    Indices count the pictures that the file shows, from 0; they may repeat and stand in any order, and only what is
+    around them is decoded, by one thread. `size` is (H, W) of the upright picture; None keeps the file's. `decoder`
     is the manifest's choice for this video; where decord fails, PyAV reads it. `interlaced`: see
     `vicc_ray.data.pictures`; videos for decord have no interlaced pictures. `timeline`: of the file, where it is known; PyAV
     then reads without walking the file first, and where the file turns out to be another one, it is walked. Nothing is kept
@@ -331,9 +333,26 @@ def _read_pyav(path: str, wanted: Indices, scaling: _Scaling, sequential: bool) 
 
 
 def _by_stamps(path: str, timeline: Timeline, wanted: Indices, scaling: _Scaling) -> Images | None:
-    """The frames by an exact timeline; None where the decoded pictures have other time stamps."""
+    """The frames by an exact timeline; None where the decoded pictures have other time stamps.
+
+    Of clips that lie far apart in a long file only what is around each is decoded.
+    """
     if wanted[-1] >= len(timeline):
         return None
+    keys = timeline.keys[np.searchsorted(timeline.keys, wanted[1:], side="right") - 1]
+    parts = []
+    for run in np.split(wanted, np.flatnonzero(keys - wanted[:-1] > SKIPPED) + 1):
+        images = _run_by_stamps(path, timeline, run, scaling)
+        if images is None:
+            return None
+        parts.append(images)
+    if len({images.shape[1:] for images in parts}) > 1:
+        raise VideoError("the picture's size changes in it; give a size to scale all frames to")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _run_by_stamps(path: str, timeline: Timeline, wanted: Indices, scaling: _Scaling) -> Images | None:
+    """Frames that are decoded in one go."""
     key = int(np.searchsorted(timeline.keys, wanted[0], side="right")) - 1
     # Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
     for start in timeline.keys[[key, max(key - 2, 0)]]:
