@@ -62,11 +62,12 @@ def embed_videos(run: str, source: str, out: str, options: EmbedOptions = NO_OPT
     out = storage.absolute(out)
     storage.refuse_credentials(out, "--out")
     experiment, encoders = open_encoders_of(run, options)
-    check_kind(out, _info(encoders, experiment, options, 0, source))  # before anything is written
+    info = _info(encoders, experiment, options, source)
+    check_kind(out, info)  # before anything is written
     rows = _rows(source, out, options)
     if any(encoder.stream == "flow" for encoder in encoders):
         check_stored(experiment.flow, experiment.clip.decode_size, rows, experiment.data)
-    info = _info(encoders, experiment, options, len(rows), source)
+    info = replace(info, planned=len(rows))
     with _alone(out):
         archive = create_archive(out, info)
         encoders = [_kept(archive, encoder) for encoder in encoders]
@@ -175,9 +176,7 @@ def is_manifest(source: str) -> bool:
         return False
 
 
-def _info(
-    encoders: Sequence[EncoderOnDisk], experiment: Experiment, options: EmbedOptions, planned: int, source: str
-) -> ArchiveInfo:
+def _info(encoders: Sequence[EncoderOnDisk], experiment: Experiment, options: EmbedOptions, source: str) -> ArchiveInfo:
     settings: dict[str, Any] = {"windows": options.windows, "every": options.every}
     for encoder in encoders:
         settings |= source_of(encoder, Side((), options.windows), experiment).protocol
@@ -187,7 +186,6 @@ def _info(
         settings=settings,
         experiment=experiment.model_dump(mode="json", exclude_defaults=True),
         half=options.half,
-        planned=planned,
         source=storage.absolute(source) if storage.exists(source) else source,
     )
 
