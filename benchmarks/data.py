@@ -39,7 +39,7 @@ from benchmarks.data_rivals import (
 from benchmarks.long_files import LONG, SHORT, compare_lengths
 from vicc_ray.cluster.resources import Decoders
 from vicc_ray.cluster.session import ray_session
-from vicc_ray.cluster.stream import iterate_blocks, training_iterators
+from vicc_ray.cluster.stream import iterate_steps, training_iterators
 from vicc_ray.config import Experiment, make_experiment
 from vicc_ray.console import quiet
 from vicc_ray.data.augment import augment, draw
@@ -117,7 +117,7 @@ def stream(plan: TrainingPlan, first: int, last: int, consumers: int, actors: in
 
     def consume(iterator: Any) -> None:
         try:
-            for step, block in enumerate(iterate_blocks(iterator), first):
+            for step, block in enumerate(iterate_steps(iterator), first):
                 use(to_batch(plan, step, block)[0])
                 done.put(len(block["slot"]))
             done.put(None)
@@ -176,7 +176,7 @@ def endure(plan: TrainingPlan, actors: int) -> Endurance:
     started = waited = step_seconds = 0.0
     with Watch() as watch:
         (iterator,) = training_iterators(plan, first, stage.end, workers=1, decoders=Decoders(actors))
-        blocks = iterate_blocks(iterator)
+        blocks = iterate_steps(iterator)
         for done in range(total):
             watch.epoch = done // epoch
             requested = time.perf_counter()

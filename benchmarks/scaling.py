@@ -127,11 +127,11 @@ def _step_and_messages(rank: int, workers: int, folder: Path) -> tuple[float, fl
     return seconds, waiting / 1e6 / PROFILED
 
 
-def _noise(clip: ClipConfig, requests: Sequence[Request]) -> list[Clips]:
+def _noise(clip: ClipConfig, requests: Sequence[Request], into: Sequence[Clips] | None = None) -> Sequence[Clips]:
     """Clips of the right shapes, without a file."""
-    made = []
-    for _, starts, streams in requests:
-        rng = np.random.default_rng(list(starts))
-        blank = empty_clips(len(starts), streams, clip)
-        made.append({stream: rng.integers(0, 256, clips.shape, np.uint8) for stream, clips in blank.items()})
+    made = into or [empty_clips(len(starts), streams, clip) for _, starts, streams in requests]
+    for (_, starts, _streams), clips in zip(requests, made, strict=True):
+        rng = np.random.default_rng([abs(start) for start in starts])
+        for array in clips.values():
+            array[...] = rng.integers(0, 256, array.shape, np.uint8)
     return made

@@ -18,7 +18,7 @@ from videos import numbered_frames, read_number, shifted_texture, write_video
 from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.config import ClipConfig, FlowConfig, make_experiment
 from vicc_ray.console import console
-from vicc_ray.data import decode, samples
+from vicc_ray.data import decode, samples, segments
 from vicc_ray.data.changes import Changes, by_second, decode_changes
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.cutting import STILL, Cutting, named_row, parse_cut
@@ -162,7 +162,7 @@ def test_a_long_file_is_not_walked(film: VideoRow, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vicc_ray.data.decode.read_timeline", lambda *_: pytest.fail("walked"))
     monkeypatch.setattr("vicc_ray.data.decode.open_decord", lambda *_: pytest.fail("decord walks it too"))
     assert seen(part, [1]) == [[51, 52, 53, 54]]
-    monkeypatch.setattr(samples, "WALKED", 50)
+    monkeypatch.setattr(segments, "WALKED", 50)
     assert seen(film, [60]) == [[60, 61, 62, 63]]
     images = read_frames(film.video, np.array([70, 3]), timeline=decode_table(film.frame_table))
     assert [read_number(image) for image in images] == [70, 3]
@@ -173,7 +173,7 @@ def test_of_clips_far_apart_only_their_surroundings_are_decoded(
 ) -> None:
     """Two clips of one sample may lie hours apart."""
     row = probe(str(write_video(tmp_path / "a.mp4", numbered_frames(240), gop=12)))
-    monkeypatch.setattr(samples, "WALKED", 50)
+    monkeypatch.setattr(segments, "WALKED", 50)
     decoded = 0
     decode_from = decode.decode_from
 

@@ -186,42 +186,99 @@ def index(
     index_videos(source, out, options)
 
 
-@app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")
-def flow(
-    manifest: Annotated[str, typer.Argument(help="Manifest that 'vicc index' wrote, path or URI.")],
-    store: Annotated[str | None, typer.Option(help="Folder or URI of the store; made, or filled up.")] = None,
-    experiment: Annotated[
-        Path | None, typer.Option("--for", help="Experiment file whose flow settings, decode size and store are taken.")
-    ] = None,
+FilledManifest = Annotated[str, typer.Argument(help="Manifest that 'vicc index' wrote, path or URI.")]
+FilledStore = Annotated[str | None, typer.Option(help="Folder or URI of the store; made, or filled up.")]
+SettingsFor = Annotated[
+    Path | None, typer.Option("--for", help="Experiment file whose flow settings, decode size and store are taken.")
+]
+PackSize = Annotated[
+    str,
+    typer.Option(help="Height x width of the decoded frames; auto: clip.decode_size of the experiment, else 128x171."),
+]
+Weights = Annotated[str | None, typer.Option(help="File with RAFT's weights.")]
+FlowGpu = Annotated[bool, typer.Option("--gpu", help="One GPU an actor, for raft and tvl1_torch.")]
+PackWorkers = Annotated[int | None, typer.Option(min=1, help="Actors at once; default: one a CPU (GPU).")]
+CheckStore = Annotated[
+    bool, typer.Option("--check", help="Read all that is stored and pack again what is not what was written.")
+]
+FLOW_NAMES = "dis, farneback, tvl1, tvl1_torch, motion_vectors or raft"
+
+
+@app.command(epilog="Example: vicc pack videos.parquet --store packed --flow dis")
+def pack(
+    manifest: FilledManifest,
+    store: FilledStore = None,
+    experiment: SettingsFor = None,
     overrides: Overrides = None,
     scale: AtScale = "full",
-    algorithm: Annotated[
-        str | None, typer.Option(help="dis, farneback, tvl1, tvl1_torch, motion_vectors or raft; default: dis.")
+    size: PackSize = "auto",
+    flow: Annotated[
+        str | None,
+        typer.Option(help=f"{FLOW_NAMES}, or none for pictures alone; default: the experiment's, else dis."),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Height x width of the decoded frames; default: 128x171.")] = None,
-    weights: Annotated[str | None, typer.Option(help="File with RAFT's weights.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor, for raft and tvl1_torch.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Actors at once; default: one a CPU (GPU).")] = None,
+    weights: Weights = None,
+    gpu: FlowGpu = False,
+    workers: PackWorkers = None,
+    check: CheckStore = False,
     address: Address = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the optical flow of a manifest's videos once and store it. The same command goes on after an interruption."""
-    from vicc_ray.commands.flow import FlowOptions, store_flow
-    from vicc_ray.data.manifest import Manifest
-    from vicc_ray.runs.scale import experiment_at
+    """Decode a manifest's videos once, at training size, and store their pictures and flow for fast training.
 
-    changes = list(overrides or [])
-    changes += [f"flow.algorithm={algorithm}"] * (algorithm is not None)
-    changes += [f"flow.weights={weights}"] * (weights is not None)
-    changes += [f"clip.decode_size=[{size.replace('x', ', ')}]"] if size else []
-    settings = experiment_at(experiment, changes, scale)
-    where = store or settings.flow.store
-    if where is None:
-        raise UserError("--store: is not set; name a folder or URI for the flow, for example --store flow/tvl1")
-    options = FlowOptions(workers, gpu, address, verbose, settings.data.max_refused, settings.data.interlaced)
-    store_flow(Manifest.read(manifest), where, settings.flow, settings.clip.decode_size, options)
+    The same command goes on after an interruption, and does only what is new or has changed when it is run again.
+    """
+    from vicc_ray.commands.pack import PackOptions, PackRequest, pack_request
+
+    streams: tuple[Literal["rgb", "flow"], ...] = ("rgb",) if flow == "none" else ("rgb", "flow")
+    options = PackOptions(streams, workers, gpu, address, verbose, check)
+    algorithm = None if flow == "none" else flow
+    where = pack_request(
+        manifest, PackRequest(store, experiment, tuple(overrides or ()), scale, size, algorithm, weights), options
+    )
+    console.print(f"train with it: --set clip.source=store --set clip.store={where}")
+
+
+@app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")
+def flow(
+    manifest: FilledManifest,
+    store: FilledStore = None,
+    experiment: SettingsFor = None,
+    overrides: Overrides = None,
+    scale: AtScale = "full",
+    algorithm: Annotated[str | None, typer.Option(help=f"{FLOW_NAMES}; default: dis.")] = None,
+    size: PackSize = "auto",
+    weights: Weights = None,
+    gpu: FlowGpu = False,
+    workers: PackWorkers = None,
+    check: CheckStore = False,
+    address: Address = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """The flow part of 'vicc pack' alone, for pictures that are decoded from the videos. It goes on after an interruption."""
+    from vicc_ray.commands.pack import PackOptions, PackRequest, pack_request
+
+    options = PackOptions(("flow",), workers, gpu, address, verbose, check)
+    where = pack_request(
+        manifest, PackRequest(store, experiment, tuple(overrides or ()), scale, size, algorithm, weights), options
+    )
     console.print(f"train with it: --set flow.source=store --set flow.store={where}")
+
+
+@app.command(epilog="Example: vicc unpack packed v_Biking_g01_c01.avi --out taken")
+def unpack(
+    store: Annotated[str, typer.Argument(help="Folder or URI of a packed store.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Videos, by path, id or file name; none: list what the store holds.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URI for the files; default: the current one.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Take videos out of a packed store, as MP4 files that any player opens: pictures, and flow as u above v in gray."""
+    from vicc_ray.commands.unpack import unpack as take_out
+
+    take_out(store, names or (), out)
 
 
 @app.command(epilog="Example: vicc preview experiments/quickstart.yaml --set data.manifest=videos.parquet")

@@ -13,6 +13,7 @@ A file appears under its name only when it is whole, locally and in a store; an 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posixpath
 import re
@@ -402,6 +403,35 @@ def whole_file(target: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def only_writer(folder: str, what: str) -> Iterator[None]:
+    """UserError where another process of this machine (or file system, where that has locks) writes there; `what` names it.
+
+    The lock goes with its process, however that ends. In an object store there is none: there writers are safe side by side,
+    at the price of work done twice.
+    """
+    local = local_path(folder)
+    if local is None:
+        yield
+        return
+    try:
+        os.makedirs(local, exist_ok=True)
+        handle = os.open(Path(local, "_lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another {what} is at work on it; wait for its end") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(handle)
 
 
 def upload(path: Path, name: str) -> None:

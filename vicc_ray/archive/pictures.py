@@ -21,8 +21,7 @@ from vicc_ray.data.cutting import named_row
 from vicc_ray.data.decode import MOST_OF_FFMPEG, bound_pixels, read_frames
 from vicc_ray.data.frame_table import decode_table
 from vicc_ray.data.guarded import Failure, run_guarded
-from vicc_ray.data.samples import by_table
-from vicc_ray.data.segments import frame_times
+from vicc_ray.data.segments import by_table, frame_times
 
 RATE = 8.0  # pictures a second
 MOST_PICTURES = 960  # two minutes; of a longer row its beginning is compared

@@ -15,9 +15,10 @@ import numpy as np
 from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
 from vicc_ray.data.clips import evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.reader import make_reader
 from vicc_ray.data.samples import Clips, empty_clips, positions
-from vicc_ray.training.batches import Block, TrainingPlan, decode_share
+from vicc_ray.data.store.store import PackedStore
+from vicc_ray.training.batches import Block, TrainingPlan, decode_shares
 
 
 class DecodeWindows:
@@ -34,58 +35,60 @@ class DecodeWindows:
         size: int,
         experiment: Experiment,
         streams: Sequence[Decoded] = tuple(CHANNELS),
+        opened: dict[str, PackedStore] | None = None,
     ) -> None:
         self.videos, self.windows, self.size, self.experiment = videos, windows, size, experiment
         self.streams = tuple(streams)
-        self.reader = ClipReader(experiment.clip, experiment.flow, experiment.data)
+        self.reader = make_reader(experiment, opened)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
         """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
         first = int(rows["unit"][0]) * self.size
         wanted = self.windows[first : first + self.size]
         runs = {number: [start for _, start in run] for number, run in groupby(wanted, key=lambda window: window[0])}
-        answers = self.reader.read_all([(self.videos[number], runs[number], self.streams) for number in runs])
-        parts = [
-            self._block(number, starts, answer) for (number, starts), answer in zip(runs.items(), answers, strict=True)
+        clips = empty_clips(len(wanted), self.streams, self.experiment.clip)
+        ends = np.cumsum([len(starts) for starts in runs.values()]).tolist()
+        into: list[Clips] = [
+            {name: clips[name][end - len(starts) : end] for name in self.streams}
+            for end, starts in zip(ends, runs.values(), strict=True)
         ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _block(self, number: int, starts: list[int], answer: Clips | VideoError) -> Block:
-        if isinstance(answer, VideoError):
-            clips, reason = (
-                empty_clips(len(starts), self.streams, self.experiment.clip),
-                str(answer) or "cannot be read",
-            )
-        else:
-            clips, reason = answer, ""
+        answers = self.reader.read_all([(self.videos[number], runs[number], self.streams) for number in runs], into)
+        reasons = [(str(answer) or "cannot be read") if isinstance(answer, VideoError) else "" for answer in answers]
         block: Block = {
-            "video": np.full(len(starts), number, np.int64),
-            "start": np.array(starts, np.int64),
-            "refused": np.array([reason] * len(starts), object),
+            "video": np.array([number for number, _ in wanted], np.int64),
+            "start": np.array([start for _, start in wanted], np.int64),
+            "refused": np.repeat(np.array(reasons, object), [len(starts) for starts in runs.values()]),
         }
-        return block | dict(clips)
+        return block | {name: clips[name] for name in clips}
 
 
 class DecodeShares:
-    """A decode actor of training: a unit (step and rank in one number) in, its block out.
+    """A decode actor of training: a unit (step and rank in one number) in, its block out, of one step or several.
 
     Units below 0 count the monitor's videos from the end of their list, one centre window each.
     """
 
-    def __init__(self, plan: TrainingPlan, workers: int, monitored: Sequence[VideoRow]) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        workers: int,
+        monitored: Sequence[VideoRow],
+        opened: dict[str, PackedStore] | None = None,
+    ) -> None:
         self.plan, self.workers = plan, workers
         windows = list_windows(monitored, plan.experiment.clip, "centre")
         windows += windows[-1:] * (-len(windows) % workers)  # the last one fills up the last round
         self.monitored = len(windows)
-        self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment)
+        self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment, opened=opened)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1] -> the block of step unit // workers for worker unit % workers."""
+        """`unit` and `steps` int64 [1] -> the block of so many steps from unit // workers on, for worker unit % workers."""
         unit = int(rows["unit"][0])
         if unit < 0:
             return self.decode_windows({"unit": [unit + self.monitored]})
         step, rank = divmod(unit, self.workers)
-        return decode_share(self.plan, step, rank, self.workers, self.decode_windows.reader.read_all)
+        steps = range(step, step + (int(rows["steps"][0]) if "steps" in rows else 1))
+        return decode_shares(self.plan, steps, rank, self.workers, self.decode_windows.reader.read_all)
 
 
 def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> list[tuple[int, int]]:

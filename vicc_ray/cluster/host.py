@@ -17,7 +17,7 @@ from ray.train.torch import get_device
 
 from vicc_ray import distributed
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.cluster.stream import iterate_blocks, segments, training_iterators
+from vicc_ray.cluster.stream import iterate_steps, segments, training_iterators
 from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
@@ -147,7 +147,7 @@ class _Segment:
         distributed.barrier()  # waits no longer than train.collective_timeout for worker 0; the next would for ever
         handles = broadcast_from_rank_zero(streams)
         assert handles is not None
-        self.rest = iterate_blocks(handles[distributed.rank()])
+        self.rest = iterate_steps(handles[distributed.rank()])
         pool = ThreadPoolExecutor(1, thread_name_prefix="first-block")
         self.first = pool.submit(next, self.rest)
         pool.shutdown(wait=False)

@@ -24,9 +24,9 @@ from vicc_ray.cluster.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
-from vicc_ray.data.flow.identity import flow_identity
-from vicc_ray.data.flow.store import check_stored
+from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
@@ -73,16 +73,16 @@ def run_task(
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
     check_sinks(experiment)
     plan = task.plan(experiment, manifest)
-    without = check_stored(experiment.flow, experiment.clip.decode_size, plan.rows, experiment.data)
+    streams = sorted({stream for stage in plan.stages for stream in stage.decoded}, reverse=True)
+    without = check_stored(experiment, plan.rows, streams)
     if without:
         console.print(
-            f"note: {len(without)} of {len(plan.rows)} videos are not in the flow store; stages that need their flow leave "
-            f"them out (the first: {without[0].video})",
+            f"note: {len(without)} of {len(plan.rows)} videos are not in the store; stages that need them leave them out (the "
+            f"first: {without[0].video})",
         )
     # Refuses what cannot fit before anything is written.
     local = plan_local(experiment.train, this_machine()) if address is None else None
-    measures = any("flow" in stage.decoded for stage in plan.stages)
-    flow = flow_identity(experiment.flow, experiment.data.interlaced) if measures else None
+    flow = flow_identity(experiment) if "flow" in streams else None
     # Nothing of a run that another driver is at work on is changed, so the lock comes first.
     with alone_in(folder):
         with folder.as_user_errors():

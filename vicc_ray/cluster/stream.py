@@ -8,7 +8,7 @@ and the worker checks it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -18,10 +18,20 @@ from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Exec
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
-from vicc_ray.cluster.resources import PREFETCH, Decoders, ResourcePlan, buffer_bytes, training_buffer_bytes
+from vicc_ray.cluster.resources import (
+    PREFETCH,
+    Decoders,
+    ResourcePlan,
+    buffer_bytes,
+    steps_a_block,
+    tasks_an_actor,
+    training_buffer_bytes,
+)
 from vicc_ray.config import CHANNELS, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.training.batches import Block, TrainingPlan
+from vicc_ray.data.store.checking import open_stores
+from vicc_ray.training.batches import Block, TrainingPlan, split_steps
+from vicc_ray.training.schedule import Stage, locate
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
 SEGMENT_BLOCKS = 2048
@@ -70,12 +80,28 @@ def training_iterators(
     share the stream because a stream of their own would start actors of its own.
     """
     rounds = -(-len(monitored) // workers)
-    units = [*range(-rounds * workers, 0), *range(first_step * workers, last_step * workers)]
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
-    buffer = training_buffer_bytes(plan.experiment.clip, samples, workers, decoders.actors)
-    decoded = _decode(units, DecodeShares, (plan, workers, tuple(monitored)), decoders, buffer, nodes)
+    clip = plan.experiment.clip
+    units = [{"unit": unit, "steps": 1} for unit in range(-rounds * workers, 0)]
+    most = steps_a_block(clip, samples)
+    for steps in step_runs(plan.stages, range(first_step, last_step), most):
+        first = steps.start * workers
+        units += [{"unit": unit, "steps": len(steps)} for unit in range(first, first + workers)]
+    buffer = training_buffer_bytes(clip, samples, workers, decoders.actors)
+    arguments = plan, workers, tuple(monitored), open_stores(plan.experiment)
+    decoded = _decode(units, DecodeShares, arguments, decoders, buffer, nodes, tasks_an_actor(most))
     iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
     return iterators
+
+
+def step_runs(stages: Sequence[Stage], steps: range, most: int) -> Iterator[range]:
+    """Consecutive steps in runs of at most `most`, each of one stage."""
+    start = steps.start
+    while start < steps.stop:
+        stage, _ = locate(stages, start)
+        stop = min(start + most, stage.end, steps.stop)
+        yield range(start, stop)
+        start = stop
 
 
 def evaluation_windows(
@@ -90,8 +116,10 @@ def evaluation_windows(
     Columns: video, start, refused and the streams named.
     """
     buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
-    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams))
-    return _decode(range(-(-len(windows) // WINDOWS_A_BLOCK)), DecodeWindows, arguments, decoders, buffer)
+    stores = open_stores(experiment, streams)
+    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams), stores)
+    units = [{"unit": unit} for unit in range(-(-len(windows) // WINDOWS_A_BLOCK))]
+    return _decode(units, DecodeWindows, arguments, decoders, buffer)
 
 
 def through_models(
@@ -127,6 +155,12 @@ def iterate_blocks(iterator: DataIterator) -> Iterator[Block]:
     yield from iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
 
 
+def iterate_steps(iterator: DataIterator) -> Iterator[Block]:
+    """The blocks of training, one a step; those of the monitor's videos as they are."""
+    for block in iterate_blocks(iterator):
+        yield from split_steps(block) if "step" in block else (block,)
+
+
 def configure_context() -> None:
     """Settings of Ray Data for this process: one block a call, whatever its size; quiet."""
     context = DataContext.get_current()
@@ -138,17 +172,18 @@ def configure_context() -> None:
 
 
 def _decode(
-    units: Sequence[int],
+    units: Sequence[Mapping[str, int]],
     actor: type,
     arguments: tuple[Any, ...],
     decoders: Decoders,
     buffer: int,
     nodes: Sequence[str] = (),
+    tasks: int = 2,
 ) -> Dataset:
     configure_context()
     # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that need CPUs of their own, and
     # where training holds every CPU they wait for ever.
-    source = ray.data.from_blocks([pa.table({"unit": [unit]}) for unit in units])
+    source = ray.data.from_blocks([pa.Table.from_pylist([dict(unit)]) for unit in units])
     actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
     decoded = source.map_batches(
         actor,
@@ -159,7 +194,7 @@ def _decode(
         label_selector=labels or None,
         ray_remote_args_fn=None if cpus or labels else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
         # Actors that reserve no CPU are not started one by one as Ray Data finds room: there is always room.
-        compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=tasks),
     )
     limits = ExecutionResources.for_limits(object_store_memory=buffer)
     decoded.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)

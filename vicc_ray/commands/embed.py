@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +15,12 @@ from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import this_machine
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.commands.index import IndexOptions, index_videos
-from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, with_overrides
+from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, decoded_for, with_overrides
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.cutting import STILL
-from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.manifest import ALL, Manifest, VideoRow
 from vicc_ray.data.segments import cut_evenly
+from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.stored import Side, source_of
 from vicc_ray.models.encoder_file import load_encoder
@@ -65,10 +62,9 @@ def embed_videos(run: str, source: str, out: str, options: EmbedOptions = NO_OPT
     info = _info(encoders, experiment, options, source)
     check_kind(out, info)  # before anything is written
     rows = _rows(source, out, options)
-    if any(encoder.stream == "flow" for encoder in encoders):
-        check_stored(experiment.flow, experiment.clip.decode_size, rows, experiment.data)
+    check_stored(experiment, rows, tuple(decoded_for(encoder.stream for encoder in encoders)))
     info = replace(info, planned=len(rows))
-    with _alone(out):
+    with storage.only_writer(out, "'vicc embed'"):
         archive = create_archive(out, info)
         encoders = [_kept(archive, encoder) for encoder in encoders]
         plan = make_embedding_plan(archive, rows, experiment, options.windows)
@@ -220,25 +216,3 @@ def train_settings(experiment: Experiment, workers: int | None = None, address: 
             "decode_actors": None if machine.gpus and train.use_gpu else workers,
         }
     )
-
-
-@contextmanager
-def _alone(out: str) -> Iterator[None]:
-    """UserError where another process of this machine embeds into the archive; the lock goes with its process."""
-    local = storage.local_path(out)
-    if local is None:
-        yield
-        return
-    try:
-        os.makedirs(local, exist_ok=True)
-        handle = os.open(Path(local, "_lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another 'vicc embed' is at work on it; wait for its end") from None
-        yield
-    finally:
-        os.close(handle)

@@ -12,12 +12,12 @@ import optuna
 
 from vicc_ray import storage
 from vicc_ray.cluster.resources import this_machine
-from vicc_ray.config import Experiment, SearchConfig, load_experiment, with_settings
+from vicc_ray.config import Experiment, SearchConfig, decoded_for, load_experiment, with_settings
 from vicc_ray.config.published import experiment_file
 from vicc_ray.console import console, quiet
-from vicc_ray.data.flow.identity import flow_identity
-from vicc_ray.data.flow.store import check_stored
+from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import training_samples
@@ -101,17 +101,17 @@ def _check_flow(experiment: Experiment, search: SearchConfig, manifest: Manifest
     seen = []
     for point in corners(search):
         changed = with_settings(experiment, point, "search.space")
-        kind = (changed.flow, changed.clip.decode_size)
+        kind = (changed.flow, changed.clip)
         if kind not in seen:
             seen.append(kind)
-            check_stored(changed.flow, changed.clip.decode_size, videos, changed.data)
+            check_stored(changed, videos, decoded_for(changed.streams))
 
 
 def _flow_of(sweep: PreparedSweep) -> dict[str, Any] | None:
     """What decides the flow that trials learn from; None where no stage does."""
     if not any("flow" in stage.decoded for stage in sweep.stages):
         return None
-    return flow_identity(sweep.experiment.flow, sweep.experiment.data.interlaced)
+    return flow_identity(sweep.experiment)
 
 
 def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool = False) -> SweepFolder:

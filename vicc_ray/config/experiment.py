@@ -141,6 +141,10 @@ class ClipConfig(Section):
         "flow",
         description="the stream next to RGB: flow: optical flow; difference: of consecutive RGB frames, no flow is measured",
     )
+    source: Literal["stream", "store"] = Field(
+        "stream", description="stream: decoded from the videos; store: read, with its flow, from what `vicc pack` wrote"
+    )
+    store: str | None = Field(None, description="folder or URI that `vicc pack` wrote, for source: store")
 
     @model_validator(mode="after")
     def _check(self) -> ClipConfig:
@@ -152,6 +156,8 @@ class ClipConfig(Section):
             )
         if min(self.decode_size) < 8:
             raise ValueError(f"decode_size: {list(self.decode_size)} is too small; each side needs at least 8 pixels")
+        if self.source == "store" and not self.store:
+            raise ValueError("store: is not set; source: store reads what 'vicc pack' wrote, so name that folder")
         return self
 
 
@@ -165,8 +171,13 @@ class FlowConfig(Section):
     )
     options: dict[str, Any] = Field({}, description="settings of a flow algorithm of another package")
     bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
-    source: Literal["stream", "store"] = Field("stream", description="measured while streaming, or read from a store")
-    store: str | None = Field(None, description="folder or URI that `vicc flow` wrote, for source: store")
+    source: Literal["stream", "store"] = Field(
+        "stream",
+        description="stream: measured while streaming, or what clip.store holds; store: read from a store of its own",
+    )
+    store: str | None = Field(
+        None, description="folder or URI that `vicc flow` or `vicc pack` wrote, for source: store"
+    )
     weights: str | None = Field(None, description="file with RAFT's weights, for algorithm: raft")
 
     @model_validator(mode="after")
@@ -584,7 +595,7 @@ class Experiment(Section):
     @property
     def places(self) -> dict[str, str]:
         """The settings that name a file or folder, by path or URI; those that are not set are left out."""
-        places = (self.runs, self.data.manifest, self.flow.store, self.flow.weights)
+        places = (self.runs, self.data.manifest, self.clip.store, self.flow.store, self.flow.weights)
         named = dict(zip(PLACES, places, strict=True))
         return {field: place for field, place in named.items() if place is not None}
 
@@ -600,7 +611,7 @@ class Experiment(Section):
 
 
 # Fields that name a file or folder; see `Experiment.places`.
-PLACES = ("runs", "data.manifest", "flow.store", "flow.weights")
+PLACES = ("runs", "data.manifest", "clip.store", "flow.store", "flow.weights")
 
 # Fields whose change leaves what is learnt as it is: a run may be resumed under another value of them.
 FREE_FIELDS = (
@@ -617,7 +628,8 @@ FREE_FIELDS = (
     "data.max_refused",
     "data.decode_timeout",
     "data.max_pixels",
-    # By content and not by name: see `data.flow.identity`.
+    # By content and not by name: see `data.identity`.
+    "clip.store",
     "flow.store",
     "flow.weights",
 )

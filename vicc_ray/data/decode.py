@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import av
@@ -236,6 +237,30 @@ def decode_from(video: str, timeline: Timeline, start: int) -> Iterator[VideoFra
             raise VideoError(f"damaged: decoding stops {where} ({error.strerror})") from error
 
 
+def iterate_frames(
+    path: str, first: int, count: int, timeline: Timeline, sequential: bool = False
+) -> Iterator[VideoFrame]:
+    """Decoded pictures from frame `first` of a local file on, `count` of them where it has as many, in order.
+
+    By time stamps from the key before, where these can be trusted and `sequential` does not forbid it; else counted from the
+    file's start.
+    """
+    done = 0
+    if first and timeline.exact and not sequential and first < len(timeline):
+        for start in _keys_before(timeline, first):
+            try:
+                for index, frame in _located(path, timeline, start, first):
+                    if index >= first:
+                        yield frame
+                        done += 1
+                    if done == count:
+                        return
+            except _StampsDisagree:
+                if done:
+                    break
+    yield from islice(decode_from(path, timeline, 0), first + done, first + count)
+
+
 def read_frames(
     video: str,
     indices: Indices,
@@ -353,14 +378,21 @@ def _by_stamps(path: str, timeline: Timeline, wanted: Indices, scaling: _Scaling
 
 def _run_by_stamps(path: str, timeline: Timeline, wanted: Indices, scaling: _Scaling) -> Images | None:
     """Frames that are decoded in one go."""
-    key = int(np.searchsorted(timeline.keys, wanted[0], side="right")) - 1
-    # Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
-    for start in timeline.keys[[key, max(key - 2, 0)]]:
+    for start in _keys_before(timeline, int(wanted[0])):
         try:
-            return _collect(_located(path, timeline, int(start), int(wanted[0])), wanted, scaling, len(timeline))
+            return _collect(_located(path, timeline, start, int(wanted[0])), wanted, scaling, len(timeline))
         except _StampsDisagree:
             pass
     return None
+
+
+def _keys_before(timeline: Timeline, frame: int) -> tuple[int, int]:
+    """Where to begin decoding for a frame, and where if that fails.
+
+    Containers without an index (MPEG-TS, -PS) land past the requested key, but hardly past three.
+    """
+    key = int(np.searchsorted(timeline.keys, frame, side="right")) - 1
+    return int(timeline.keys[key]), int(timeline.keys[max(key - 2, 0)])
 
 
 def _beyond(frame: int, frames: int) -> VideoError:

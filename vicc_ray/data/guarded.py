@@ -62,6 +62,7 @@ class Guarded(Generic[Item, Result]):
     `timeout_seconds`; a fresh process then takes the next item. It is replaced too, between two items, when its own
     memory has grown by more than `recycle_rss_growth_bytes` since its first ones. It gets `memory_bytes` of address space
     beyond its start, and what fails for want of it fails its item (None: any; a GPU's libraries take far more than they use).
+    `views`: a result's arrays lie in the memory that both share and hold until the next call, which saves a copy.
     The process starts with the first call and ends with `close`, with this object or with the parent. `function` and the
     items must be picklable, and `function` must not be one of the main module's. Calls come one at a time; `close` may come
     from another thread.
@@ -73,8 +74,10 @@ class Guarded(Generic[Item, Result]):
         timeout_seconds: float,
         recycle_rss_growth_bytes: int = RECYCLE_BYTES,
         memory_bytes: int | None = MEMORY_BYTES,
+        views: bool = False,
     ) -> None:
         self.function, self.timeout_seconds, self.memory_bytes = function, timeout_seconds, memory_bytes
+        self.views = views
         self.recycle_rss_growth_bytes = recycle_rss_growth_bytes
         self._lock = threading.Lock()
         self._closed = False
@@ -127,7 +130,7 @@ class Guarded(Generic[Item, Result]):
                 raise Closed
             if self._child is not None and self._child.alive:
                 return self._child
-            self._child = child = _Child()
+            self._child = child = _Child(self.views)
         try:
             child.prepare(self.function, self.memory_bytes)
         except (EOFError, OSError) as error:
@@ -141,7 +144,8 @@ class Guarded(Generic[Item, Result]):
 class _Child:
     """One process, the pipe to it and the memory for its results."""
 
-    def __init__(self) -> None:
+    def __init__(self, views: bool) -> None:
+        self.views = views
         self.pipe, far = _pipe()
         self.memory = _anonymous_file()
         self.map: mmap.mmap | None = None
@@ -184,16 +188,17 @@ class _Child:
             self._first_bytes = max(self._first_bytes, answer.own_bytes)
         self.growth = answer.own_bytes - self._first_bytes
         self.address_growth = answer.address_growth
-        return pickle.loads(answer.outcome, buffers=self._copies(answer.sizes))
+        return pickle.loads(answer.outcome, buffers=self._buffers(answer.sizes))
 
-    def _copies(self, sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        """The result's buffers, copied out: the memory is written anew by the next answer."""
+    def _buffers(self, sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """The result's buffers, copied out unless views are wanted: the memory is written anew by the next answer."""
         if sizes and (self.map is None or len(self.map) < sum(sizes)):
             self.map = mmap.mmap(self.memory, 0)
         start = 0
         for size in sizes:
             # numpy's own memory comes in huge pages, which makes this copy twice as fast as one to bytes.
-            yield np.frombuffer(self.map or b"", np.uint8, size, start).copy()
+            view = np.frombuffer(self.map or b"", np.uint8, size, start)
+            yield view if self.views else view.copy()
             start += size
 
     def stop(self) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, Decoded, FlowConfig
+import numpy as np
+
+from vicc_ray.config import MAX_PIXELS, ClipConfig, DataConfig, Decoded, Experiment, FlowConfig
 from vicc_ray.data.decode import bound_pixels
 from vicc_ray.data.flow.algorithms import uses_torch
 from vicc_ray.data.flow.sources import FlowSource, flow_source
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure, Guarded
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.pictures import Interlaced
-from vicc_ray.data.samples import Clips, Request, by_file, read_together
-
-Answer: TypeAlias = Clips | VideoError
+from vicc_ray.data.samples import Answer, Clips, Request, by_file, read_together
+from vicc_ray.data.store.checking import store_of
+from vicc_ray.data.store.store import PackedStore
+from vicc_ray.data.store_reader import StoreReader
 
 
 class ClipReader:
@@ -44,12 +47,17 @@ class ClipReader:
             raise answer
         return answer
 
-    def read_all(self, requests: Sequence[Request]) -> list[Answer]:
-        """As `read`, for several, in their order; those of one file are read one after another while it is at hand."""
+    def read_all(self, requests: Sequence[Request], into: Sequence[Clips] | None = None) -> list[Answer]:
+        """As `read`, for several, in their order; those of one file are read one after another while it is at hand.
+
+        `into`: arrays of the right shapes that the clips are written to, which are the answers then.
+        """
         answers: list[Answer] = [VideoError("was not read")] * len(requests)
         for places in by_file(requests):
             for place, answer in zip(places, self._of_file([requests[place] for place in places]), strict=True):
-                answers[place] = answer
+                answers[place] = (
+                    answer if isinstance(answer, VideoError) else _kept(answer, into[place] if into else None)
+                )
         return answers
 
     def _of_file(self, requests: list[Request]) -> list[Answer]:
@@ -67,8 +75,12 @@ class ClipReader:
             return outcome
         if len(requests) == 1:
             return [VideoError(outcome.reason)]
-        # One of them did it: each by itself costs only that one.
-        return [answer for request in requests for answer in self._of_file([request])]
+        # One of them did it: each by itself costs only that one. What the child shares holds until its next answer.
+        return [
+            answer if isinstance(answer, VideoError) else _kept(answer, None)
+            for request in requests
+            for answer in self._of_file([request])
+        ]
 
     def _decoded_by(self, row: VideoRow) -> VideoRow:
         return replace(row, decoder="pyav") if self.data.decoder == "pyav" and row.decoder == "decord" else row
@@ -79,7 +91,7 @@ class ClipReader:
             heavy = self.flow.source == "stream" and uses_torch(self.flow.algorithm)
             # In proportion, where larger pictures are allowed than usual.
             memory = None if heavy else MEMORY_BYTES * max(1, -(-self.data.max_pixels // MAX_PIXELS))
-            self._guarded = Guarded(reading, self.data.decode_timeout, memory_bytes=memory)
+            self._guarded = Guarded(reading, self.data.decode_timeout, memory_bytes=memory, views=True)
         return self._guarded
 
     def close(self) -> None:
@@ -87,6 +99,38 @@ class ClipReader:
         if self._guarded is not None:
             self._guarded.close()
             self._guarded = None
+
+
+def _kept(clips: Clips, into: Clips | None) -> Clips:
+    """Clips out of the memory that is written anew by the next answer."""
+    if into is None:
+        return {name: array.copy() for name, array in clips.items()}
+    for name, array in clips.items():
+        np.copyto(into[name], array)
+    return into
+
+
+def make_reader(experiment: Experiment, opened: dict[str, PackedStore] | None = None) -> ClipReader | StoreReader:
+    """What reads an experiment's clips: from its packed store, or from the videos; `opened`: stores that are open already."""
+    if store_of(experiment, "rgb") is not None:
+        return StoreReader(experiment, opened)
+    return ClipReader(experiment.clip, experiment.flow, experiment.data)
+
+
+def read_here(
+    experiment: Experiment, requests: Sequence[Request], into: Sequence[Clips] | None = None
+) -> Sequence[Answer]:
+    """As `ClipReader.read_all`, in this process and with nothing kept: for a caller that no file may end is `make_reader`."""
+    if store_of(experiment, "rgb") is not None:
+        with closing(StoreReader(experiment)) as reader:
+            return reader.read_all(requests, into)
+    answers = read_together(requests, experiment.clip, experiment.flow, experiment.data.interlaced)
+    if into is None:
+        return answers
+    return [
+        answer if isinstance(answer, VideoError) else _kept(answer, out)
+        for answer, out in zip(answers, into, strict=True)
+    ]
 
 
 @dataclass

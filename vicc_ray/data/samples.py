@@ -12,24 +12,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vicc_ray.config import CHANNELS, ClipConfig, Decoded, FlowConfig
 from vicc_ray.data.clips import frame_indices, frames_at_rate, frames_at_stamps, grid_points
-from vicc_ray.data.decode import Timeline, VideoError, fetched, read_frames, timeline_of
+from vicc_ray.data.decode import VideoError, fetched, read_frames, timeline_of
 from vicc_ray.data.flow.sources import FlowSource, flow_source
 from vicc_ray.data.frame_table import decode_table
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import Interlaced
+from vicc_ray.data.segments import by_table
 
 Clips = dict[Decoded, NDArray[np.uint8]]
+Answer: TypeAlias = Clips | VideoError
 # A row, the positions at which its clips begin, and what is wanted of them.
 Request = tuple[VideoRow, Sequence[int], Sequence[Decoded]]
-# Frames of a file that is read by its frame table, where it is longer: a minute and more.
-WALKED = 1500
 NOTHING, NO_NUMBERS = np.empty(0, np.uint8), np.empty(0, np.int64)
+
+
+class ReadAll(Protocol):
+    """Reads the clips of several requests."""
+
+    def __call__(self, requests: Sequence[Request], into: Sequence[Clips] | None = None) -> Sequence[Answer]:
+        """The clips of each, or why there are none; `into`: arrays that they are written to, which are the answers then."""
+        ...
 
 
 def positions(video: VideoRow, clip: ClipConfig) -> int:
@@ -51,18 +60,20 @@ def read_clips(
     `interlaced` is the experiment's `data.interlaced`, `source` its source of flow, which is made here where it is not given.
     Raises `VideoError` with the reason where the file cannot deliver them.
     """
-    places = positions(video, clip)
-    points = np.stack([frame_indices(start, clip.frames, clip.stride, places) for start in starts])  # [c, T]
+    points = clip_points(video, starts, clip)
     if "flow" in streams:
         source = source or flow_source(flow, clip)
         if not source.needs_file and list(streams) == ["flow"] and clip.fps is None:
             return {"flow": _flow(source, video, "", points + video.first_frame, NOTHING, NO_NUMBERS)}
     timeline = decode_table(video.frame_table) if by_table(video) else None
     with fetched(video.video) as path:
-        frames = _frames_at(points, video, timeline or path, clip)
+        seconds = None
+        if clip.fps is not None and not video.constant_rate:
+            seconds = (timeline or timeline_of(path)).seconds[video.first_frame :]
+        frames = clip_frames(points, video, seconds, clip)
         numbers = np.unique(frames) if "rgb" in streams else NO_NUMBERS
         if "flow" in streams and source is not None:
-            numbers = np.union1d(numbers, source.frames(_origins(frames, video), video))
+            numbers = np.union1d(numbers, source.frames(flow_origins(frames, video), video))
         images = (
             read_frames(path, numbers, clip.decode_size, video.decoder, interlaced, timeline)
             if len(numbers)
@@ -74,6 +85,12 @@ def read_clips(
         if "flow" in streams and source is not None:
             clips["flow"] = _flow(source, video, path, frames, images, numbers)
     return clips
+
+
+def clip_points(video: VideoRow, starts: Sequence[int], clip: ClipConfig) -> NDArray[np.int64]:
+    """The positions of a row that each clip's pictures are taken from: int64 [c, T]."""
+    places = positions(video, clip)
+    return np.stack([frame_indices(start, clip.frames, clip.stride, places) for start in starts])
 
 
 def by_file(requests: Sequence[Request]) -> list[list[int]]:
@@ -125,43 +142,38 @@ def _flow(
     numbers: NDArray[np.int64],
 ) -> NDArray[np.uint8]:
     """Quantised flow of the clips whose frames are [c, T]: uint8 [c, T, H, W, 2]; see `FlowSource.fields`."""
-    origins = _origins(frames, video)
+    origins = flow_origins(frames, video)
     fields = source.fields(video, path, origins, images, numbers)
-    return fields[np.searchsorted(origins, _origin(frames, video))]
+    return fields[np.searchsorted(origins, flow_origin(frames, video))]
 
 
-def _origins(frames: NDArray[np.int64], video: VideoRow) -> NDArray[np.int64]:
+def flow_origins(frames: NDArray[np.int64], video: VideoRow) -> NDArray[np.int64]:
     """The frames that the fields of `frames` lead from, ascending, each once."""
-    return np.unique(_origin(frames, video))
+    return np.unique(flow_origin(frames, video))
 
 
-def _origin(frames: NDArray[np.int64], video: VideoRow) -> NDArray[np.int64]:
-    # Flow leads from a frame to the next one; the last frame has no next one and repeats the field before it.
+def flow_origin(frames: NDArray[np.int64], video: VideoRow) -> NDArray[np.int64]:
+    """The frames that the fields of some frames lead from, same shape: each itself, but the last one has no next one and repeats
+    the field before it."""
     return np.minimum(frames, max(video.last_frame - 1, video.first_frame))
 
 
-def by_table(video: VideoRow) -> bool:
-    """Whether a row's frames are found by its frame table, with PyAV: where opening the file would mean to walk it.
-
-    decord walks it each time, and for short files of which it was seen to be right it takes as long as PyAV with a table.
-    """
-    return bool(video.frame_table) and video.decoder != "pyav-sequential" and (video.is_part or video.frames > WALKED)
-
-
-def _frames_at(
-    points: NDArray[np.int64], video: VideoRow, times: Timeline | str, clip: ClipConfig
+def clip_frames(
+    points: NDArray[np.int64], video: VideoRow, seconds: NDArray[np.float64] | None, clip: ClipConfig
 ) -> NDArray[np.int64]:
-    """The file's frames at these positions of a row, same shape; `times` is the file's timeline, or the file itself."""
-    first, last = video.first_frame, video.last_frame
+    """The file's frames at these positions of a row, same shape.
+
+    `seconds` [n]: when the row's frames are shown, counted from any moment; only for `clip.fps` in a row at uneven times.
+    """
+    first = video.first_frame
     if clip.fps is None:
         return points + first
-    if video.constant_rate:
+    if seconds is None:
         return first + frames_at_rate(points, clip.fps, video.fps, video.frames)
-    seconds = (timeline_of(times) if isinstance(times, str) else times).seconds[first:]
-    return np.minimum(first + frames_at_stamps(points, clip.fps, seconds - seconds[0]), last)
+    return np.minimum(first + frames_at_stamps(points, clip.fps, seconds - seconds[0]), video.last_frame)
 
 
-def empty_clips(clips: int, streams: Sequence[Decoded], clip: ClipConfig) -> Clips:
-    """Zeros of the shapes that `read_clips` gives, for a row that only fills a block."""
-    shape = (clips, clip.frames, *clip.decode_size)
+def empty_clips(clips: int | tuple[int, ...], streams: Sequence[Decoded], clip: ClipConfig) -> Clips:
+    """Zeros for this many clips, of the shapes that `read_clips` gives; with several numbers uint8 [*clips, T, H, W, 3 or 2]."""
+    shape = (*((clips,) if isinstance(clips, int) else clips), clip.frames, *clip.decode_size)
     return {stream: np.zeros((*shape, CHANNELS[stream]), np.uint8) for stream in streams}

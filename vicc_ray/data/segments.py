@@ -23,6 +23,16 @@ from vicc_ray.data.manifest import VideoRow, seconds_text
 # A table's last part may end this much after its file: tables are made of other copies of a video, or of rounded lengths.
 MOST_BEYOND = 1.0
 LEAST_FRAMES = 2  # one picture has no motion
+# Frames of a file that is read by its frame table, where it is longer: a minute and more.
+WALKED = 1500
+
+
+def by_table(video: VideoRow) -> bool:
+    """Whether a row's frames are found by its frame table, with PyAV: where opening the file would mean to walk it.
+
+    decord walks it each time, and for short files of which it was seen to be right it takes as long as PyAV with a table.
+    """
+    return bool(video.frame_table) and video.decoder != "pyav-sequential" and (video.is_part or video.frames > WALKED)
 
 
 def frame_times(row: VideoRow) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from vicc_ray import storage
 from vicc_ray.config import Experiment
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.reader import make_reader
 from vicc_ray.data.samples import positions
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import versions
@@ -124,7 +124,7 @@ def unseen_files(folder: str, names: Sequence[str]) -> tuple[str, ...]:
 def try_videos(experiment: Experiment, videos: Sequence[VideoRow]) -> list[VideoTry]:
     """Decode the middle clip of each video as training would."""
     clip = experiment.clip
-    reader = ClipReader(clip, experiment.flow, experiment.data)
+    reader = make_reader(experiment)
     tries = []
     try:
         for video in videos:

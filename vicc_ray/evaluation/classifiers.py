@@ -18,7 +18,7 @@ from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.cluster.launch import run_task
 from vicc_ray.cluster.progress import Counter
 from vicc_ray.config import Duration, Experiment, flatten, is_free
-from vicc_ray.data.flow.identity import flow_identity
+from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
 from vicc_ray.data.refusals import check_share
@@ -283,7 +283,7 @@ def _own_folder(
         "data": manifest.fingerprint(),
         "times": manifest.times_fingerprint() if experiment.clip.fps else None,
         "pictures": RULES,
-        "flow": flow_identity(experiment.flow, experiment.data.interlaced) if needs_flow else None,
+        "flow": flow_identity(experiment) if needs_flow else None,
         "settings": {
             key: value for key, value in settings.items() if not is_free(key) or key.startswith(f"{protocol}.")
         },

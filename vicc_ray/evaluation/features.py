@@ -12,8 +12,8 @@ from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import evaluation_windows, through_models
 from vicc_ray.config import Experiment
-from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.refusals import check_share
+from vicc_ray.data.store.checking import check_stored
 from vicc_ray.evaluation.feature_store import read_refused
 from vicc_ray.evaluation.model_actors import EncodeWindows
 from vicc_ray.evaluation.passes import Pass, passes, write_means
@@ -67,8 +67,7 @@ def _check_refused(files: Sequence[FeatureFile], experiment: Experiment) -> None
 
 def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads: int) -> None:
     videos, windows = part.videos, part.windows(experiment)
-    if "flow" in part.decoded:
-        check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
+    check_stored(experiment, videos, tuple(part.decoded))
     paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
     keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.decoded)

@@ -11,8 +11,8 @@ from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import evaluation_windows, through_models
 from vicc_ray.config import STREAMS, Experiment, decoded_for, stream_titled
-from vicc_ray.data.flow.store import check_stored
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.means import Probabilities, mean_over_windows
 from vicc_ray.evaluation.model_actors import ClassifyWindows
@@ -41,8 +41,7 @@ def classify_videos(
     if not videos:
         raise UserError("classification: there are no videos to classify; is the split empty?")
     clips = decoded_for(file.stream for file in opened.values())
-    if "flow" in clips:
-        check_stored(experiment.flow, experiment.clip.decode_size, videos, experiment.data)
+    check_stored(experiment, videos, tuple(clips))
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), clips)
     arguments = dict(files), experiment, resources.use_gpu, threads

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from vicc_ray.config import Experiment
-from vicc_ray.data.flow.identity import flow_identity
+from vicc_ray.data.identity import flow_identity, pictures_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
 from vicc_ray.errors import UserError
@@ -95,8 +95,11 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
         "seed": experiment.seed if random else None,
     }
     if encoder.stream == "flow":
-        flow = json.dumps(flow_identity(experiment.flow, experiment.data.interlaced), sort_keys=True)
+        flow = json.dumps(flow_identity(experiment), sort_keys=True)
         protocol |= {"style": augment.style, "flow": flow}
+    packed = pictures_identity(experiment)
+    if packed is not None:
+        protocol["packed"] = json.dumps(packed, sort_keys=True)
     return Source(encoder.name, encoder.hash, side.fingerprint, protocol)
 
 

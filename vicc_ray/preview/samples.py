@@ -19,8 +19,9 @@ from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, a
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.reader import ClipReader
+from vicc_ray.data.reader import ClipReader, make_reader
 from vicc_ray.data.samples import positions
+from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.training.batches import Batch, TrainingPlan, decode_share, to_batch
 from vicc_ray.training.schedule import Stage
 from vicc_ray.training.step import augment_settings
@@ -97,11 +98,13 @@ def preview_samples(plan: TrainingPlan, stage: Stage, samples: int) -> Iterator[
     Read as a decode actor reads them, in a process that lives as long as this: no file can end or hang the caller.
     """
     experiment = plan.experiment
-    with closing(ClipReader(experiment.clip, experiment.flow, experiment.data)) as reader:
+    with closing(make_reader(experiment)) as reader:
         yield from _samples(plan, stage, samples, reader)
 
 
-def _samples(plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader) -> Iterator[PreviewSample]:
+def _samples(
+    plan: TrainingPlan, stage: Stage, samples: int, reader: ClipReader | StoreReader
+) -> Iterator[PreviewSample]:
     for number in range(min(samples, stage.samples)):
         step, slot = divmod(number, stage.global_batch)
         step += stage.first_step
@@ -154,7 +157,7 @@ def _operations(params: ClipParameters) -> tuple[str, ...]:
     return tuple(done)
 
 
-def _window(experiment: Experiment, video: VideoRow, stage: Stage, reader: ClipReader) -> PreviewWindow:
+def _window(experiment: Experiment, video: VideoRow, stage: Stage, reader: ClipReader | StoreReader) -> PreviewWindow:
     """The middle one of the video's evaluation windows."""
     clip = experiment.clip
     starts = evaluation_starts(positions(video, clip), clip.frames, clip.stride, experiment.evaluate.windows)

@@ -15,8 +15,7 @@ from vicc_ray.data.frame_table import decode_table
 from vicc_ray.data.guarded import Failure, Guarded
 from vicc_ray.data.manifest import VideoRow, part_in, probe
 from vicc_ray.data.pictures import Images
-from vicc_ray.data.samples import by_table
-from vicc_ray.data.segments import part_between
+from vicc_ray.data.segments import by_table, part_between
 
 LONG_SIDE = 96  # pixels
 FRAMES = 16

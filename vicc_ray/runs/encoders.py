@@ -56,6 +56,9 @@ def encoder_settings(file: EncoderFile, name: str) -> Experiment:
     if not settings:
         spec = file.spec
         settings = {"model": {"backbone": spec.backbone, "width": spec.width, "embedding_dim": spec.embedding_dim}}
+    # Its videos are other ones than those that it learnt from, which are all that a store of that run has.
+    for section in ("clip", "flow"):
+        settings = settings | {section: dict(settings.get(section, {})) | {"source": "stream"}}
     return make_experiment(settings, name)
 
 

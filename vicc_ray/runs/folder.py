@@ -258,7 +258,7 @@ class RunFolder:
     ) -> bool:
         """Claim the folder for an experiment; True where it resumes a run.
 
-        flow: what decides the flow that is learnt from (`data.flow.identity`); None where there is none. times: of the videos'
+        flow: what decides the flow that is learnt from (`data.identity`); None where there is none. times: of the videos'
         times (`Manifest.times_fingerprint`), where `clip.fps` counts by them. UserError where the folder holds a run that would
         learn something else, naming each difference.
         """

@@ -83,6 +83,7 @@ def _sizes(full: Experiment, videos: int | None) -> dict[str, Any]:
         "clip.fps": full.clip.fps and full.clip.fps * frames / full.clip.frames,
         "clip.decode_size": decode_size,
         "clip.size": min(SIZE, full.clip.size),
+        "clip.source": "stream",
         "flow.store": f"flow/smoke_{SMOKE['flow.algorithm']}_{decode_size[0]}x{decode_size[1]}",
         "schedule.cycles": min(full.schedule.cycles, 2),
         "train.workers": min(MOST_WORKERS, full.train.workers.max),

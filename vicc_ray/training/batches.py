@@ -7,9 +7,10 @@ be read carries the reason. `decode_share` runs in decode actors and imports no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
-from vicc_ray.data.samples import Clips, Request, empty_clips, positions, read_together
+from vicc_ray.data.reader import read_here
+from vicc_ray.data.samples import Clips, ReadAll, Request, empty_clips, positions
 from vicc_ray.training.schedule import Stage, locate, make_stages
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 Block = dict[str, np.ndarray[Any, Any]]
 PADDING = -1
-# Requests (row, starts, streams) -> the clips of each, or why there are none.
-Read = Callable[[Sequence[Request]], Sequence[Clips | VideoError]]
 
 
 @dataclass(frozen=True)
@@ -95,37 +95,52 @@ def training_samples(experiment: Experiment, manifest: Manifest) -> tuple[VideoR
     return tuple(row for row in rows for _ in range(max(int(row.duration_seconds / seconds + 0.5), 1)))
 
 
-def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: Read | None = None) -> Block:
+def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: ReadAll | None = None) -> Block:
     """The block of worker `rank` for a global step: step, slot, video, refused and the clips, `width` rows each.
 
     `read` gives the clips of all its samples, by default in this process.
     """
-    stage, _ = locate(plan.stages, step)
-    epoch, videos = plan.epoch_and_videos(step)
+    return decode_shares(plan, range(step, step + 1), rank, workers, read)
+
+
+def decode_shares(plan: TrainingPlan, steps: range, rank: int, workers: int, read: ReadAll | None = None) -> Block:
+    """As `decode_share`, for consecutive global steps of one stage, one after another in one block; see `split_steps`."""
+    stage, _ = locate(plan.stages, steps.start)
     slots = share(stage.global_batch, rank, workers)
     width = -(-stage.global_batch // workers)
-    wanted: list[Request] = [
-        (plan.videos[video], plan.sample(stage, epoch, video).starts[: plan.views], stage.decoded)
-        for video in map(int, videos[slots.start : slots.stop])
-    ]
-    experiment = plan.experiment
-    answers = (
-        read(wanted)
-        if read is not None
-        else read_together(wanted, experiment.clip, experiment.flow, experiment.data.interlaced)
-    )
-    nothing = empty_clips(plan.views, stage.decoded, experiment.clip)
-    rows = [nothing if isinstance(answer, VideoError) else answer for answer in answers]
-    reasons = [(str(answer) or "cannot be read") if isinstance(answer, VideoError) else "" for answer in answers]
-    padding = width - len(rows)
-    rows += [nothing] * padding
+    padding = [PADDING] * (width - len(slots))
+    wanted: list[Request] = []
+    numbers: list[int] = []
+    places: list[int] = []  # in the block, of the rows that are no padding
+    for step in steps:
+        epoch, videos = plan.epoch_and_videos(step)
+        own = videos[slots.start : slots.stop].tolist()
+        places += range(len(numbers), len(numbers) + len(own))
+        numbers += [*own, *padding]
+        wanted += [
+            (plan.videos[video], plan.sample(stage, epoch, video).starts[: plan.views], stage.decoded) for video in own
+        ]
+    clips = empty_clips((len(numbers), plan.views), stage.decoded, plan.experiment.clip)
+    into: list[Clips] = [{name: clips[name][place] for name in stage.decoded} for place in places]
+    answers = (read or partial(read_here, plan.experiment))(wanted, into)
+    reasons = np.full(len(numbers), "", object)
+    for place, answer in zip(places, answers, strict=True):
+        if isinstance(answer, VideoError):
+            reasons[place] = str(answer) or "cannot be read"
     block: Block = {
-        "step": np.full(width, step, np.int64),
-        "slot": np.array([*slots, *[PADDING] * padding], np.int64),
-        "video": np.array([*videos[slots.start : slots.stop], *[PADDING] * padding], np.int64),
-        "refused": np.array([*reasons, *[""] * padding], object),
+        "step": np.repeat(np.array(steps, np.int64), width),
+        "slot": np.array([*slots, *padding] * len(steps), np.int64),
+        "video": np.array(numbers, np.int64),
+        "refused": reasons,
     }
-    return block | {name: np.stack([row[name] for row in rows]) for name in stage.decoded}
+    return block | {name: clips[name] for name in clips}
+
+
+def split_steps(block: Block) -> Iterator[Block]:
+    """The blocks of the single steps that a block holds, in order: views of its arrays."""
+    edges = [0, *(np.flatnonzero(np.diff(block["step"])) + 1).tolist(), len(block["step"])]
+    for start, stop in pairwise(edges):
+        yield {name: rows[start:stop] for name, rows in block.items()}
 
 
 def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[Batch, list[tuple[str, str]]]:
@@ -148,9 +163,8 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
     clips: dict[Decoded, Tensor] = {}
     for name in stage.decoded:
         rows = np.asarray(block[name])
-        # Ray gives read-only memory; indexing copies only where rows are left out.
-        rows = rows if whole else rows[taken]
-        clips[name] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+        # Indexing copies only where rows are left out. Nobody writes to clips: augmenting and moving them makes new tensors.
+        clips[name] = torch.from_numpy(_shared(rows) if whole else rows[taken])
     batch = Batch(
         slots=torch.from_numpy(slots[taken].copy()),
         videos=torch.from_numpy(videos[taken].copy()),
@@ -159,3 +173,17 @@ def to_batch(plan: TrainingPlan, step: int, block: Mapping[str, Any]) -> tuple[B
         clips=clips,
     )
     return batch, [(plan.videos[videos[row]].id, str(block["refused"][row])) for row in np.flatnonzero(refused)]
+
+
+class _Shared:
+    """Read-only memory, which Ray gives, behind the interface of writable arrays: torch warns of any other."""
+
+    def __init__(self, rows: np.ndarray[Any, Any]) -> None:
+        self.rows = rows  # keeps the memory
+        facts = dict(rows.__array_interface__)
+        self.__array_interface__ = facts | {"data": (facts["data"][0], False)}
+
+
+def _shared(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same memory and shape; nobody may write to it."""
+    return rows if rows.flags.writeable else np.asarray(_Shared(rows))

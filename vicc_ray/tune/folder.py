@@ -38,6 +38,7 @@ _MAY_CHANGE = (
     "data.decode_timeout",
     "data.max_pixels",
     "data.manifest",
+    "clip.store",
     "flow.store",
     "flow.weights",
     "search.budget",
@@ -148,7 +149,7 @@ class SweepFolder:
     def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
         """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's.
 
-        flow: what decides the flow that trials learn from (`data.flow.identity`).
+        flow: what decides the flow that trials learn from (`data.identity`).
         """
         facts = {"data_fingerprint": data_fingerprint, "flow": flow}
         there = self.exists()

@@ -58,6 +58,8 @@ def describe_shared(
 ) -> str:
     """One line: what is made once and reused by every trial, and what none has to train."""
     reused = ["the manifest"]
+    if experiment.clip.source == "store":
+        reused.append(f"the packed store {experiment.clip.store}")
     if experiment.flow.source == "store":
         reused.append(f"the flow store {experiment.flow.store}")
     if not shared:

@@ -1,6 +1,8 @@
-"""A whole video -> its quantised flow, in order and in bounded memory: what is put into a flow store.
+"""A video, or a part of one, in order and in bounded memory: its pictures, and its quantised flow.
 
-The frames are those that `read_frames` gives for clips of the video, so that stored and streamed flow agree.
+The frames are those that `read_frames` gives for clips of the video, so that what is packed and what is streamed agree.
+
+Legend: n frames of a row, H x W the decode size; pictures are uint8 RGB [m, H, W, 3], codes uint8 [m, H, W, 2], some at a time.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vicc_ray.data.decode import VideoError, decode_from, fetched, open_decord, timeline_of
+from vicc_ray.data.decode import Timeline, VideoError, fetched, iterate_frames, open_decord, timeline_of
 from vicc_ray.data.flow.algorithms import BOUND, NO_OPTIONS, flow_algorithm, flow_of_frames, quantise
 from vicc_ray.data.flow.contract import Field, FileFlowAlgorithm, FlowAlgorithm
-from vicc_ray.data.flow.store import field_count
+from vicc_ray.data.frame_table import decode_table
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import Images, Interlaced, to_image
+from vicc_ray.data.segments import by_table
 
 # Frames at a time: bounded memory, and on a GPU so many that it is not idle between the launches of few.
 CHUNK = {"cpu": 64, "cuda": 256}
@@ -34,57 +37,76 @@ def compute_codes(
     interlaced: Interlaced = "weave",
     options: Mapping[str, Any] = NO_OPTIONS,
 ) -> Iterator[NDArray[np.uint8]]:
-    """All quantised fields of a video at the decode size (H, W): uint8 [up to `chunk`, H, W, 2] at a time.
+    """All quantised fields of a row at the decode size (H, W): uint8 [up to `chunk`, H, W, 2] at a time.
 
-    `chunk` is `CHUNK`'s where it is not given. Decodes the file once, from its start; a remote one is fetched first. There
-    are `frames` - 1 fields in all; a one-frame video has one, of no motion. `interlaced`: how pictures marked so are read
-    (`vicc_ray.data.pictures`). Raises `VideoError` where the file does not
-    deliver, `UserError` as `flow_between` does.
+    `chunk` is `CHUNK`'s where it is not given. Decodes the row once; a remote file is fetched first. There are n - 1 fields in
+    all; one frame has one, of no motion. `interlaced`: how pictures marked so are read (`vicc_ray.data.pictures`). Raises
+    `VideoError` where the file does not deliver, `UserError` as `flow_between` does.
     """
     chunk = chunk or CHUNK[device.partition(":")[0]]
     made = flow_algorithm(algorithm, weights, device, options)
     with fetched(row.video) as path:
         if isinstance(made, FileFlowAlgorithm):
-            fields = _of_file(row, path, size, chunk, made)
+            fields = fields_of_file(row, path, size, chunk, made)
         else:
-            fields = _of_pictures(row, _frames(row, path, size, chunk, interlaced), made)
+            running = RunningFlow(made, row.frames)
+            fields = (running.add(pictures) for pictures in row_pictures(row, path, size, chunk, interlaced))
         for field in fields:
-            yield quantise(field, bound)
+            if len(field):
+                yield quantise(field, bound)
 
 
-def _of_pictures(row: VideoRow, pictures: Iterator[Images], algorithm: FlowAlgorithm) -> Iterator[Field]:
-    last: Images | None = None
-    for frames in pictures:
-        if row.frames == 1:
-            frames = np.repeat(frames, 2, axis=0)
-        joined = frames if last is None else np.concatenate([last, frames])
-        last = joined[-1:].copy()
-        if len(joined) > 1:
-            yield flow_of_frames(algorithm, joined)
+class RunningFlow:
+    """Flow between the `frames` pictures of a row, which come some at a time."""
+
+    def __init__(self, algorithm: FlowAlgorithm, frames: int) -> None:
+        self.algorithm, self.frames = algorithm, frames
+        self._last: Images | None = None
+
+    def add(self, pictures: Images) -> Field:
+        """The fields float32 [k, H, W, 2] that end with the next pictures uint8 [m, H, W, 3]; of one frame one of no motion."""
+        joined = pictures if self._last is None else np.concatenate([self._last, pictures])
+        self._last = joined[-1:].copy()
+        return flow_of_frames(self.algorithm, np.repeat(joined, 2, axis=0) if self.frames == 1 else joined)
 
 
-def _of_file(
+def fields_of_file(
     row: VideoRow, path: str, size: tuple[int, int], chunk: int, algorithm: FileFlowAlgorithm
 ) -> Iterator[Field]:
+    """The fields float32 [m, H, W, 2] of a row's motion that the file holds."""
     if row.frames == 1:
         yield np.zeros((1, *size, 2), np.float32)
         return
-    fields = islice(algorithm.iterate_file(path, size, row.decoder), field_count(row))
+    if row.is_part:
+        for first in range(row.first_frame, row.last_frame, chunk):
+            origins = np.arange(first, min(first + chunk, row.last_frame))
+            yield algorithm.fields_of_file(path, origins, size, row.decoder)
+        return
+    fields = islice(algorithm.iterate_file(path, size, row.decoder), row.frames - 1)
     while block := list(islice(fields, chunk)):
         yield np.stack(block)
 
 
-def _frames(row: VideoRow, path: str, size: tuple[int, int], chunk: int, interlaced: Interlaced) -> Iterator[Images]:
-    """The video's frames in order, uint8 RGB [up to `chunk`, H, W, 3] at a time, `row.frames` in all."""
+def row_timeline(row: VideoRow, path: str) -> Timeline:
+    """When the pictures of a row's local file are shown: from its frame table, else by walking the file."""
+    table = decode_table(row.frame_table) if by_table(row) else None
+    return table or timeline_of(path)
+
+
+def row_pictures(
+    row: VideoRow, path: str, size: tuple[int, int], chunk: int, interlaced: Interlaced
+) -> Iterator[Images]:
+    """A row's frames in order, uint8 RGB [up to `chunk`, H, W, 3] at a time, all of them; `VideoError` where there are fewer."""
     done = 0
-    if row.decoder == "decord":
-        for images in _decord(path, row.frames, size, chunk):
+    if row.decoder == "decord" and not by_table(row):
+        for images in _decord(path, row.first_frame, row.frames, size, chunk):
             done += len(images)
             yield images
     if done == row.frames:
         return
     # decord stopped, or PyAV is this video's reader.
-    pictures = islice(decode_from(path, timeline_of(path), 0), done, row.frames)
+    sequential = row.decoder == "pyav-sequential"
+    pictures = iterate_frames(path, row.first_frame + done, row.frames - done, row_timeline(row, path), sequential)
     while block := [to_image(frame, size, interlaced) for frame in islice(pictures, chunk)]:
         done += len(block)
         yield np.stack(block)
@@ -92,7 +114,7 @@ def _frames(row: VideoRow, path: str, size: tuple[int, int], chunk: int, interla
         raise VideoError(f"decoding ended after {done} of {row.frames} frames: the file is cut short or damaged")
 
 
-def _decord(path: str, frames: int, size: tuple[int, int], chunk: int) -> Iterator[Images]:
+def _decord(path: str, first: int, frames: int, size: tuple[int, int], chunk: int) -> Iterator[Images]:
     """Chunks for as long as decord delivers the frames."""
     import decord
 
@@ -100,8 +122,8 @@ def _decord(path: str, frames: int, size: tuple[int, int], chunk: int) -> Iterat
     if reader is None:
         return
     try:
-        for start in range(0, frames, chunk):
-            numbers = list(range(start, min(start + chunk, frames)))
+        for start in range(first, first + frames, chunk):
+            numbers = list(range(start, min(start + chunk, first + frames)))
             images: Images = reader.get_batch(numbers).asnumpy()
             if images.shape != (len(numbers), *size, 3) or images.dtype != np.uint8:
                 return

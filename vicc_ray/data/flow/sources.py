@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from vicc_ray.config import ClipConfig, FlowConfig
 from vicc_ray.data.flow.algorithms import flow_algorithm, flow_of_frames, quantise
 from vicc_ray.data.flow.contract import FileFlowAlgorithm, FlowAlgorithm
-from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.store.reading import EntryReader
+from vicc_ray.data.store.store import PackedStore
 
 Codes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -77,7 +78,7 @@ class StoredFlow:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self._store: FlowStore | None = None
+        self._reader: EntryReader | None = None
 
     def frames(self, origins: Numbers, video: VideoRow) -> Numbers:
         """None."""
@@ -87,9 +88,9 @@ class StoredFlow:
         self, video: VideoRow, path: str, origins: Numbers, images: NDArray[np.uint8], numbers: Numbers
     ) -> Codes:
         """As `FlowSource`."""
-        if self._store is None:
-            self._store = FlowStore.open(self.where)
-        return self._store.read(video, origins)
+        if self._reader is None:
+            self._reader = EntryReader(PackedStore.open(self.where))
+        return self._reader.read(video, "flow", origins)
 
 
 class FileFlow:

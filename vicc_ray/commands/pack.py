@@ -1,0 +1,247 @@
+"""`vicc pack` and `vicc flow`: the pictures and the flow of a manifest's videos, made once on the whole cluster and stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vicc_ray import storage
+from vicc_ray.cluster.jobs import run_on_cluster
+from vicc_ray.cluster.progress import Counter
+from vicc_ray.cluster.session import job_session
+from vicc_ray.config import Decoded, FlowConfig
+from vicc_ray.console import console, quiet, scratch_log
+from vicc_ray.data.flow.algorithms import fingerprint, uses_torch
+from vicc_ray.data.guarded import MEMORY_BYTES, Failure
+from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.packing import Packer, PackWork, split_work
+from vicc_ray.data.pictures import Interlaced
+from vicc_ray.data.store.store import NAMES, Header, PackedStore, picture_facts
+from vicc_ray.data.store.writing import SHARD_BYTES, Key, NotWritten, list_loose, repair, seal
+from vicc_ray.errors import UserError
+from vicc_ray.runs.scale import Scale, experiment_at
+
+# What opening and decoding a video may take, and each of its frames, before its process counts as hung. TV-L1 takes 0.25 s
+# a field at 320 x 240 on one core.
+START_SECONDS = 120.0
+FRAME_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Where and how the job runs; see the verb's help. `streams`: rgb for pictures, flow, or both."""
+
+    streams: tuple[Decoded, ...] = ("rgb", "flow")
+    workers: int | None = None
+    use_gpu: bool = False
+    address: str | None = None
+    verbose: bool = False
+    check: bool = False
+    max_refused: float = 0.01
+    interlaced: Interlaced = "weave"
+    shard_bytes: int = SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """What the command line says of the clips: where they go, and what they are made with; None: the experiment's."""
+
+    store: str | None = None
+    experiment: Path | None = None
+    overrides: tuple[str, ...] = ()
+    scale: Scale = "full"
+    size: str = "auto"
+    algorithm: str | None = None
+    weights: str | None = None
+
+
+def pack_request(manifest: str, request: PackRequest, options: PackOptions) -> str:
+    """Pack as the command line says; the store's place."""
+    changes = list(request.overrides)
+    changes += [f"flow.algorithm={request.algorithm}"] * (request.algorithm is not None)
+    changes += [f"flow.weights={request.weights}"] * (request.weights is not None)
+    changes += [f"clip.decode_size={_size(request.size)}"] if request.size != "auto" else []
+    settings = experiment_at(request.experiment, changes, request.scale)
+    own = (settings.clip.store, settings.flow.store) if "rgb" in options.streams else (settings.flow.store,)
+    where = request.store or next((place for place in own if place), None)
+    if where is None:
+        raise UserError("--store: is not set; name a folder or URI for the clips, for example --store packed")
+    options = replace(options, max_refused=settings.data.max_refused, interlaced=settings.data.interlaced)
+    pack_videos(Manifest.read(manifest), where, settings.flow, settings.clip.decode_size, options)
+    return where
+
+
+def _size(text: str) -> str:
+    if re.fullmatch(r"\d+x\d+", text) is None:
+        raise UserError(f"--size {text}: is neither auto nor height x width, such as 128x171")
+    return f"[{text.replace('x', ', ')}]"
+
+
+def pack_videos(
+    manifest: Manifest, folder: str, flow: FlowConfig, size: tuple[int, int], options: PackOptions
+) -> PackedStore:
+    """Fill a store with what it lacks of the manifest's videos; the same call goes on after an interruption.
+
+    UserError where the store holds something else or cannot be written, and at the end where too many videos could not be done.
+    """
+    folder = storage.absolute(folder)
+    storage.refuse_credentials(folder, "--store")
+    wanted = _header(flow, size, options)
+    with storage.only_writer(folder, "'vicc pack' or 'vicc flow'"):
+        store = PackedStore.create(folder, wanted)
+        for line in repair(store, options.streams, options.check):
+            console.print(line)
+        job = _Job(store, manifest, options)
+        job.run(Packer(store, flow, options.interlaced, "cuda" if options.use_gpu else "cpu"))
+        job.report()
+    return store
+
+
+def _header(flow: FlowConfig, size: tuple[int, int], options: PackOptions) -> Header:
+    made, bound = None, None
+    if "flow" in options.streams:
+        made = json.loads(fingerprint(flow.algorithm, flow.weights, options.interlaced, flow.options))
+        bound = float(flow.bound)
+    pictures = picture_facts() if "rgb" in options.streams else None
+    return Header(size, options.interlaced, pictures, made, bound)
+
+
+@dataclass
+class _Job:
+    """One call: what is there, what is left, what came of it."""
+
+    store: PackedStore
+    manifest: Manifest
+    options: PackOptions
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def run(self, packer: Packer) -> None:
+        """Pack what is missing and move what is whole into shards."""
+        rows, loose = self.manifest.videos, list_loose(self.store)
+        work = self._left(rows, loose)
+        with _Sealing(self.store, rows, self.options.shard_bytes) as sealing:
+            sealing.add(loose)
+            if work:
+                self._pack(packer, work, sealing)
+        for stream in self.options.streams:
+            self.store.forget(stream)
+
+    def _left(self, rows: Sequence[VideoRow], loose: Mapping[Key, int]) -> list[PackWork]:
+        """What is neither in a shard nor waits for one."""
+        lacking: dict[str, list[Decoded]] = {}
+        for stream in self.options.streams:
+            for row in self.store.missing(rows, stream):
+                if Key.of(row, stream) not in loose:
+                    lacking.setdefault(row.id, []).append(stream)
+        there = len(rows) - len(lacking)
+        if there and lacking:
+            console.print(f"{self.store.folder}: {there} of {len(rows)} videos are there already")
+        left = [row for row in rows if row.id in lacking]
+        return split_work(left, [lacking[row.id] for row in left])
+
+    def _pack(self, packer: Packer, work: Sequence[PackWork], sealing: _Sealing) -> None:
+        options = self.options
+        names = " and ".join(
+            f"{packer.flow.algorithm} flow" if stream == "flow" else NAMES[stream] for stream in options.streams
+        )
+        memory = None if "flow" in options.streams and uses_torch(packer.flow.algorithm) else MEMORY_BYTES
+        gpus = 1 if options.use_gpu else 0
+        with (
+            quiet(scratch_log("pack"), options.verbose),
+            job_session(options.workers, options.use_gpu, options.address, options.verbose) as actors,
+            Counter(f"packing {names}, frames", sum(piece.frames for piece in work)) as counter,
+        ):
+            for place, outcome in run_on_cluster(packer, work, actors, _seconds, gpus, memory):
+                counter.advance(work[place].frames)
+                if isinstance(outcome, Failure):
+                    self.refused |= {row.id: outcome.reason for row in work[place].rows}
+                    continue
+                sealing.add(outcome.entries)
+                self.refused |= outcome.refused
+                if outcome.not_written is not None:
+                    raise _full(self.store, outcome.not_written)
+
+    def report(self) -> None:
+        """Name what could not be read, count what is there; UserError for more than `max_refused`."""
+        rows, options, folder = self.manifest.videos, self.options, self.store.folder
+        missing = {row.id: row for stream in options.streams for row in self.store.missing(rows, stream)}
+        for name in missing:
+            console.print(f"refused: {name}: {self.refused.get(name, 'was not packed; run the same command again')}")
+        what = " and ".join(NAMES[stream] for stream in options.streams)
+        console.print(f"{folder}: {what} of {len(rows) - len(missing)} videos stored, {len(missing)} refused")
+        if len(missing) > options.max_refused * len(rows):
+            raise UserError(
+                f"{len(missing)} of {len(rows)} videos could not be packed, more than data.max_refused = "
+                f"{options.max_refused:g} allows; index them again, or raise data.max_refused"
+            )
+
+
+class _Sealing:
+    """Moves entries into shards beside the job, as soon as there are enough of them; the rest at the end."""
+
+    def __init__(self, store: PackedStore, rows: Sequence[VideoRow], shard_bytes: int) -> None:
+        self.store, self.shard_bytes = store, shard_bytes
+        # Shards are in the manifest's order as far as what is finished together allows: evaluation reads on.
+        self._places: dict[tuple[str, int], int] = {}
+        for place, row in enumerate(rows):
+            self._places.setdefault((row.content_hash, row.first_frame), place)
+        self._waiting: dict[Decoded, dict[Key, int]] = {}
+        self._moving: list[Future[int]] = []
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+
+    def __enter__(self) -> _Sealing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Seal the rest where all went well; entries that stay loose are sealed by the next call."""
+        try:
+            if kind is None:
+                for stream in list(self._waiting):
+                    self._seal(stream)
+                with _as_full(self.store):
+                    for move in self._moving:
+                        move.result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def add(self, entries: Mapping[Key, int]) -> None:
+        """Entries that are whole, with their bytes."""
+        for key, size in entries.items():
+            waiting = self._waiting.setdefault(key.stream, {})
+            waiting[key] = size
+            if sum(waiting.values()) >= self.shard_bytes:
+                self._seal(key.stream)
+        for move in self._moving:
+            if move.done():
+                with _as_full(self.store):
+                    move.result()
+
+    def _seal(self, stream: Decoded) -> None:
+        keys = self._waiting.pop(stream, {})
+        last = len(self._places)
+        order = sorted(keys, key=lambda key: (self._places.get((key.content_hash, key.first_frame), last), key))
+        if order:
+            self._moving.append(self._pool.submit(seal, self.store, order))
+
+
+@contextmanager
+def _as_full(store: PackedStore) -> Iterator[None]:
+    try:
+        yield
+    except NotWritten as error:
+        raise _full(store, str(error)) from error
+
+
+def _full(store: PackedStore, reason: str) -> UserError:
+    return UserError(
+        f"store {store.folder}: cannot be written: {reason}; what is packed stays: make room, then run the same command again"
+    )
+
+
+def _seconds(work: PackWork) -> float:
+    return START_SECONDS + FRAME_SECONDS * work.frames
