@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from vicc_ray.config import load_experiment
 from vicc_ray.console import console
@@ -27,6 +27,7 @@ BENCHES = {
     "embed": "segments/s of vicc embed beside a bare loop of decoding and encoding; clips/s a core",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
+    "formats": "formats of a packed store of decoded clips: time of a clip from disk and S3, bytes beside JPEG, PSNR",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "pruning": "training that stopping trials early saves, and the recall that it loses, on recorded curves",
     "recovery": "seconds from a node's death to the next optimiser step",
@@ -151,8 +152,20 @@ def _print(name: str, outcome: Outcome) -> None:
     _print_bars(outcome.bars)
 
 
+# More contenders than this are rows of the table of details, not columns.
+MOST_COLUMNS = 12
+
+
 def _details(details: Mapping[str, Mapping[str, float]]) -> Table:
-    """A column each contender, by its number, and a row each figure: names as columns would be too wide."""
+    """A column each contender, by its number, and a row each figure: names as columns would be too wide.
+
+    The other way round where contenders are many.
+    """
+    if len(details) > MOST_COLUMNS:
+        table = Table("contender", *(Column(name, justify="right") for name in next(iter(details.values()))))
+        for contender, figures in details.items():
+            table.add_row(contender, *(f"{value:.3g}" for value in figures.values()))
+        return table
     table = Table(title="contenders numbered in the order above")
     table.add_column("figure")
     for number in range(1, len(details) + 1):
