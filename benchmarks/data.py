@@ -36,7 +36,18 @@ from benchmarks.data_rivals import (
     rgb_only,
     write_pictures,
 )
+from benchmarks.data_store import (
+    OwnPicturedSteps,
+    PackedSteps,
+    compare,
+    copy_store,
+    from_store,
+    pack,
+    pictured_batches,
+)
 from benchmarks.long_files import LONG, SHORT, compare_lengths
+from benchmarks.object_store import ObjectStore, object_store
+from vicc_ray import storage
 from vicc_ray.cluster.resources import Decoders
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.cluster.stream import iterate_steps, training_iterators
@@ -62,6 +73,9 @@ SMALL_SIDE = 256  # a store of pictures made smaller than the videos, which save
 
 FLOOR, ONE, TWO = "bare loop", "Ray Data, one consumer", "Ray Data, two consumers"
 AUGMENTED, LOADER = "Ray Data, consumer augments", "torch DataLoader"
+STORE, STORE_AUGMENTED, STORE_LOADER = "packed store", "packed store, consumer augments", "DataLoader, same store"
+STORE_S3, SMALL_AUGMENTED = "packed store on S3", f"JPEG, short side {SMALL_SIDE}, our augmentation"
+STORE_COUNTED = 50  # steps a core on the clock of a store's readers
 PUBLISHED, SMALL = "JPEG + PIL, videos' size", f"JPEG + PIL, short side {SMALL_SIDE}"
 
 Use = Callable[[Batch], Any]
@@ -76,11 +90,23 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch, _one_thread():
         videos = _videos(Path(scratch), manifest)
         plan = make_bench_plan(videos, f"{(RAMP + COUNTED + TAIL) * cores} steps", cores)
-        with quiet(Path(scratch) / "ray.log"), ray_session(plan.experiment.train) as resources:
-            outcome = _compare(Course(plan, cores), rounds, Path(scratch))
+        with (
+            object_store() as served,
+            quiet(Path(scratch) / "ray.log"),
+            ray_session(plan.experiment.train) as resources,
+        ):
+            packed = str(Path(scratch) / "packed")
+            packing = pack(plan.experiment, videos, packed, cores)
+            fidelity = compare(plan.experiment, videos, packed)
+            outcome = _compare(Course(plan, cores), rounds, Path(scratch), _Packed(packed, served))
             lengths = compare_lengths(rounds, Path(scratch))
             long = endure(make_bench_plan(videos[:LONG_VIDEOS], f"{EPOCHS} epochs", cores), cores)
         outcome.facts["object store's limit, MB"] = round(resources.object_store / MEGABYTE)
+    outcome.bars += [packing.bar(), *fidelity.bars()]
+    outcome.facts |= {
+        "packing": f"{packing.packed:.0f} frames/s, bare loop {packing.bare:.0f}",
+        "stored beside the originals": f"{fidelity.clips} clips",
+    }
     outcome.bars += [*long.bars(), Bar(f"{LONG} / {SHORT}", _median_ratio(lengths), MOST_OF_SHORT, at_least=False)]
     outcome.facts |= {f"ms, {name}": round(1000 * statistics.median(times)) for name, times in lengths.items()}
     outcome.facts |= long.facts() | _sizes(plan, manifest, cores)
@@ -198,10 +224,14 @@ def endure(plan: TrainingPlan, actors: int) -> Endurance:
 
 @dataclass(frozen=True)
 class Course:
-    """The global steps that all contenders take. The clock runs over the same ones for all."""
+    """The global steps that all contenders take. The clock runs over the same ones for all.
+
+    `counted`: steps a core on the clock; more for contenders whose steps are short.
+    """
 
     plan: TrainingPlan
     cores: int
+    counted: int = COUNTED
 
     @property
     def begin(self) -> int:
@@ -211,11 +241,11 @@ class Course:
     @property
     def steps(self) -> range:
         """What the others take, whose processes are there already."""
-        return range(self.begin + (RAMP - LEAD) * self.cores, self.begin + (RAMP + COUNTED + TAIL) * self.cores)
+        return range(self.begin + (RAMP - LEAD) * self.cores, self.begin + (RAMP + self.counted + TAIL) * self.cores)
 
     def time(self, deliveries: Iterable[int], ramp: int = LEAD) -> float:
         """Samples/s on the clock, which starts after `ramp` steps a core."""
-        return pace(deliveries, ramp * self.cores * BATCH, COUNTED * self.cores * BATCH)
+        return pace(deliveries, ramp * self.cores * BATCH, self.counted * self.cores * BATCH)
 
     def stream(self, consumers: int, use: Use) -> float:
         """Samples/s through Ray Data."""
@@ -231,12 +261,48 @@ class Course:
 
         return self.time(deliveries())
 
+    def augmented(self, loader: Loader, use: Use) -> float:
+        """Samples/s of batches made from stored pictures that are augmented as ours are."""
+
+        def deliveries() -> Iterator[int]:
+            for batch in pictured_batches(self.plan, loader.steps(self.steps)):
+                use(batch)
+                yield len(batch.slots)
+
+        return self.time(deliveries())
+
     def pictures(self, loader: Loader) -> float:
         """Samples/s of batches made from stored pictures."""
         return self.time(len(views["rgb"]) for _, views in loader.steps(self.steps))
 
 
-def _compare(course: Course, rounds: int, scratch: Path) -> Outcome:
+@dataclass(frozen=True)
+class _Packed:
+    """A packed store of the videos, and the S3 server that a copy of it goes to."""
+
+    folder: str
+    served: ObjectStore | None
+
+    def contenders(self, course: Course, augmented: Use) -> dict[str, Callable[[], float]]:
+        """Its readers, over more steps than the others, as their steps are short."""
+        length = f"{(RAMP + STORE_COUNTED + TAIL) * course.cores} steps"
+        longer = make_bench_plan(course.plan.videos, length, course.cores)
+        own = Course(from_store(longer, self.folder), course.cores, STORE_COUNTED)
+        loader = Loader(PackedSteps(own.plan), course.cores)
+        found: dict[str, Callable[[], float]] = {
+            STORE: lambda: own.stream(1, _take),
+            STORE_AUGMENTED: lambda: own.stream(1, augmented),
+            STORE_LOADER: lambda: own.blocks(loader),
+        }
+        if self.served is not None:
+            place = storage.join(self.served.bucket, "packed")
+            copy_store(self.folder, place)
+            remote = Course(from_store(longer, place), course.cores, STORE_COUNTED)
+            found[STORE_S3] = lambda: remote.stream(1, _take)
+        return found
+
+
+def _compare(course: Course, rounds: int, scratch: Path, packed: _Packed) -> Outcome:
     plan, cores = course.plan, course.cores
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     augmenting: list[float] = []
@@ -265,12 +331,28 @@ def _compare(course: Course, rounds: int, scratch: Path) -> Outcome:
             AUGMENTED: lambda: course.stream(1, augmented),
             LOADER: lambda: course.blocks(blocks),
             **{name: partial(course.pictures, loader) for name, loader in pictures.items()},
+            **packed.contenders(course, augmented),
         }
+        if SMALL in stores:
+            own = Loader(OwnPicturedSteps(plan, stores[SMALL]), cores)
+            contenders[SMALL_AUGMENTED] = lambda: course.augmented(own, augmented)
         outcome = Outcome("samples/s", take_turns(contenders, rounds))
     outcome.bars = [
         Bar(f"{one} / {other}", outcome.ratio(one, other), bar)
-        for one, other, bar in ((ONE, FLOOR, 0.85), (TWO, FLOOR, 0.85), (ONE, LOADER, 1.0), (ONE, PUBLISHED, 1.5))
+        for one, other, bar in (
+            (ONE, FLOOR, 0.85),
+            (TWO, FLOOR, 0.85),
+            (ONE, LOADER, 1.0),
+            (ONE, PUBLISHED, 1.5),
+            (STORE, ONE, 5.0),
+            (STORE, STORE_LOADER, 1.0),
+            (STORE_AUGMENTED, SMALL_AUGMENTED, 2.5),
+            (STORE_S3, STORE, 0.8),
+        )
+        if {one, other} <= outcome.figures.keys()
     ]
+    if packed.served is not None:
+        outcome.facts["S3 server"] = packed.served.server
     outcome.facts = {f"{AUGMENTED} / {name}": round(outcome.ratio(AUGMENTED, name), 3) for name in stores}
     outcome.facts |= _picture_facts(stores, len(course.steps) * BATCH) | {
         "augmentation": f"{1000 * statistics.median(augmenting):.0f} ms a sample on {device}, done in "

@@ -9,20 +9,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
 
 import av
 import numpy as np
@@ -30,6 +23,7 @@ from PIL import Image
 
 from benchmarks import Outcome, take_turns
 from benchmarks.formats_layouts import CODECS, Codec, Files, Shards, folder_bytes, pack, peak_signal_noise
+from benchmarks.object_store import ObjectStore, object_store
 from vicc_ray import storage
 from vicc_ray.data.decode import read_frames
 from vicc_ray.data.layouts import scan
@@ -51,16 +45,6 @@ PAIR = ", 2 clips"
 
 Reader = Files | Shards
 
-# An object store that ends when its input does.
-_SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
-
 
 @dataclass
 class _Store:
@@ -81,7 +65,8 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicc-bench-")))
         videos = _videos(Manifest.read(manifest) if manifest else _synthetic(scratch))
         jpeg = _jpeg_bytes(videos)
-        bucket = stack.enter_context(_object_store())
+        served = stack.enter_context(object_store())
+        bucket = served.bucket if served else None
         stores: dict[str, _Store] = {}
         for codec in codecs:
             stores |= _stores(codec, videos, jpeg, scratch / "stores" / codec.folder, bucket)
@@ -95,7 +80,7 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
             for name, made in stores.items()
             for place in made.readers
         }
-        outcome.facts = _facts(videos, jpeg, readers, bucket) | {"skipped": lacking or "nothing"}
+        outcome.facts = _facts(videos, jpeg, readers, served) | {"skipped": lacking or "nothing"}
     return outcome
 
 
@@ -188,7 +173,9 @@ def _details(store: _Store, pairs: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _facts(videos: Sequence[Images], jpeg: int, readers: Mapping[str, Reader], bucket: str | None) -> dict[str, str]:
+def _facts(
+    videos: Sequence[Images], jpeg: int, readers: Mapping[str, Reader], served: ObjectStore | None
+) -> dict[str, str]:
     frames = sum(len(images) for images in videos)
     files = {reader.codec.name: reader.decoder() for reader in readers.values() if isinstance(reader, Files)}
     facts = {
@@ -196,13 +183,11 @@ def _facts(videos: Sequence[Images], jpeg: int, readers: Mapping[str, Reader], b
         f"JPEG of quality {JPEG_QUALITY}": f"{jpeg / frames:.0f} bytes a frame",
         "PyAV": f"{av.__version__}, FFmpeg {av.ffmpeg_version_info}; decoders of files: {json.dumps(files)}",
     }
-    if bucket is None:
+    if served is None:
         return facts | {"S3": "not measured, as moto is not installed (it comes with the extra 'dev')"}
-    # The server reads the whole object for each range of it, so that large objects pay for what a real store does not do.
+    # moto reads the whole object for each range of it, so that large objects pay for what a real store does not do.
     floors = [f"{name.partition(', shards')[0]} {_floor(reader)}" for name, reader in _remote_shards(readers)]
-    return facts | {
-        "S3": f"moto {version('moto')} in a process of this machine, without delay; 1 byte of a shard: {'; '.join(floors)}"
-    }
+    return facts | {"S3": f"{served.server}; 1 byte of a shard: {'; '.join(floors)}"}
 
 
 def _remote_shards(readers: Mapping[str, Reader]) -> Iterator[tuple[str, Shards]]:
@@ -220,31 +205,3 @@ def _floor(reader: Shards) -> str:
         times.append((time.perf_counter() - started) * 1000)
     size = max(entry.starts[-1] for entry in reader.entries if entry.shard == 0)
     return f"{statistics.median(times):.1f} ms ({size / 1e6:.1f} MB)"
-
-
-@contextmanager
-def _object_store() -> Iterator[str | None]:
-    """An empty bucket `s3://NAME` of a server with an interpreter of its own; None where moto is not installed."""
-    if find_spec("moto") is None:
-        yield None
-        return
-    import boto3
-
-    command = [sys.executable, "-c", _SERVER]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        settings = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}",
-            "AWS_ACCESS_KEY_ID": "bench",
-            "AWS_SECRET_ACCESS_KEY": "bench",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        try:
-            with patch.dict(os.environ, settings):
-                bucket = f"b{uuid.uuid4().hex}"  # connections are kept for the whole process, by name
-                boto3.client("s3").create_bucket(Bucket=bucket)
-                yield f"s3://{bucket}"
-        finally:
-            server.stdin.close()

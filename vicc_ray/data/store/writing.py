@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -137,7 +137,17 @@ def seal(store: PackedStore, keys: Sequence[Key]) -> int:
             storage.remove(shard_name(store.folder, shard))
         for key in keys:
             storage.remove(storage.join(store.folder, "loose", key.name))
+        _remove_empty_folders(store, keys)
     return len(columns["bytes"])
+
+
+def _remove_empty_folders(store: PackedStore, keys: Sequence[Key]) -> None:
+    """Object stores have no folders; elsewhere empty ones would stay."""
+    local = storage.local_path(storage.join(store.folder, "loose"))
+    if local is not None:
+        for folder in [*sorted({Path(local, key.name).parent for key in keys}), Path(local)]:
+            with suppress(OSError):  # another writer's entry is in it
+                folder.rmdir()
 
 
 @contextmanager
