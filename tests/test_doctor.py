@@ -24,13 +24,13 @@ from vicc_ray.doctor.checks import (
     Finding,
     Transfer,
     check_clocks,
-    check_flow_store,
     check_gpus,
     check_memory,
     check_network,
     check_nodes,
     check_processors,
     check_storage,
+    check_stores,
     check_versions,
     check_videos,
 )
@@ -101,7 +101,7 @@ def worst(findings: Sequence[Finding]) -> str:
             "cannot write to /runs: read-only",
         ),
         (lambda n: check_storage(n, "/runs"), {"unseen": ("b",)}, "failure", "a does not see in /runs what b wrote"),
-        (check_flow_store, {"flow_error": "is not there"}, "failure", "a: is not there"),
+        (check_stores, {"store_error": "is not there"}, "failure", "a: is not there"),
         (
             check_videos,
             {"videos": (VideoTry("v", 0.1, "gone"), VideoTry("w", 0.1))},
@@ -264,9 +264,9 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_flow_store_that_is_not_there(tmp_path: Path) -> None:
     experiment = tiny_experiment(flow={"source": "store", "store": str(tmp_path / "flow")})
-    assert gather("me", Question(experiment=experiment)).flow_error == "is not there"
+    assert gather("me", Question(experiment=experiment)).store_error == "is not there"
     (tmp_path / "flow").mkdir()
-    assert gather("me", Question(experiment=experiment)).flow_error is None
+    assert gather("me", Question(experiment=experiment)).store_error is None
 
 
 # -- real nodes

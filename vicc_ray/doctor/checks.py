@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ DECISIVE = (
 )
 CLOCK_WARNING, CLOCK_FAILURE = 2.0, 60.0
 SLOW_CLIP_SECONDS = 2.0
+# Of a GPU in training, for orientation; what yours does is in the run's progress.
+GPU_SAMPLES = 100
 SLOW_NETWORK = 100e6
 MEMORY_FREE_SHARE = 0.1
 
@@ -71,8 +75,9 @@ def check_nodes(nodes: Sequence[NodeFacts], driver: dict[str, str], folder: str 
         lambda: check_memory(answering),
         lambda: check_clocks(answering),
         lambda: check_storage(answering, folder) if folder else [],
-        lambda: check_flow_store(answering),
+        lambda: check_stores(answering),
         lambda: check_videos(answering),
+        lambda: check_supply(answering),
     ]
     return findings + [finding for check in checks for finding in check()]
 
@@ -201,13 +206,36 @@ def check_storage(nodes: Sequence[NodeFacts], folder: str) -> list[Finding]:
     return findings or [Finding("storage", "ok", f"every node writes to {folder} and sees what the others wrote")]
 
 
-def check_flow_store(nodes: Sequence[NodeFacts]) -> list[Finding]:
-    """The flow store can be read from every node, where the experiment has one."""
+def check_stores(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    """The stores of clips and flow can be read from every node, where the experiment has any."""
     return [
-        Finding("flow store", "failure", f"{node.name}: {node.flow_error}", "name it by URI, or mount it on every node")
+        Finding("store", "failure", f"{node.name}: {node.store_error}", "name it by URI, or mount it on every node")
         for node in nodes
-        if node.flow_error
+        if node.store_error
     ]
+
+
+def check_supply(nodes: Sequence[NodeFacts]) -> list[Finding]:
+    """How many samples a second a core delivers, and so how many cores a GPU needs, from the videos and from a packed store."""
+    rates = {}
+    for source in ("videos", "store"):
+        times = [one.sample_seconds[source] for node in nodes for one in node.videos if source in one.sample_seconds]
+        if times:
+            rates[source] = 1 / statistics.median(times)
+    if not rates:
+        return []
+    names = {"videos": "from the videos", "store": "from the packed store"}
+    parts = [
+        f"{rate:.3g} samples/s {names[source]} ({math.ceil(GPU_SAMPLES / rate)} cores)"
+        for source, rate in rates.items()
+    ]
+    message = f"a core delivers {' and '.join(parts)}; in brackets what a GPU that trains {GPU_SAMPLES} samples/s needs"
+    remedy = (
+        ""
+        if "store" in rates
+        else "train.decode_actors sets how many decode; 'vicc pack' stores the clips and needs fewer"
+    )
+    return [Finding("supply of clips", "ok", message, remedy)]
 
 
 def check_videos(nodes: Sequence[NodeFacts]) -> list[Finding]:

@@ -9,16 +9,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vicc_ray import storage
-from vicc_ray.config import Experiment
+from vicc_ray.config import Experiment, decoded_for
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.manifest import VideoError, VideoRow
-from vicc_ray.data.reader import make_reader
+from vicc_ray.data.reader import ClipReader, make_reader
 from vicc_ray.data.samples import positions
+from vicc_ray.data.store.checking import store_of
+from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.errors import UserError
 from vicc_ray.runs.folder import versions
 
@@ -42,11 +45,16 @@ class Question:
 
 @dataclass(frozen=True)
 class VideoTry:
-    """A clip of a video: seconds until it was decoded, or why it could not be (`refused`)."""
+    """A clip of a video: seconds until it was decoded, or why it could not be (`refused`).
+
+    `sample_seconds`: of a training sample, two clips of both streams, by where they are read: `videos`, and `store` where the
+    experiment has a packed one.
+    """
 
     video: str
     seconds: float
     refused: str | None = None
+    sample_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class NodeFacts:
     clock_error: float = 0.0
     storage_error: str | None = None
     unseen: tuple[str, ...] = ()
-    flow_error: str | None = None
+    store_error: str | None = None
     videos: tuple[VideoTry, ...] = ()
 
 
@@ -96,7 +104,7 @@ def gather(name: str, question: Question) -> NodeFacts:
         gpu_memory=gpu_memory,
         gpu_error=gpu_error,
         storage_error=leave_file(question.folder, name) if question.folder else None,
-        flow_error=_flow_error(question.experiment),
+        store_error=_store_error(question.experiment),
         videos=tuple(try_videos(question.experiment, question.videos)) if question.experiment else (),
     )
 
@@ -122,9 +130,11 @@ def unseen_files(folder: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def try_videos(experiment: Experiment, videos: Sequence[VideoRow]) -> list[VideoTry]:
-    """Decode the middle clip of each video as training would."""
+    """Decode the middle clip of each video as training would, then a sample of it."""
     clip = experiment.clip
     reader = make_reader(experiment)
+    streamed = make_reader(experiment.model_copy(update={"clip": clip.model_copy(update={"source": "stream"})}))
+    readers = {"videos": streamed} | ({"store": reader} if clip.source == "store" else {})
     tries = []
     try:
         for video in videos:
@@ -133,12 +143,31 @@ def try_videos(experiment: Experiment, videos: Sequence[VideoRow]) -> list[Video
             try:
                 reader.read(video, starts, ("rgb",))
                 refused = None
-            except VideoError as error:
+            except (VideoError, UserError) as error:
                 refused = str(error) or "cannot be read"
-            tries.append(VideoTry(video.video, time.perf_counter() - began, refused))
+            seconds = time.perf_counter() - began
+            samples = {} if refused else _sample_seconds(experiment, video, readers)
+            tries.append(VideoTry(video.video, seconds, refused, samples))
     finally:
         reader.close()
+        streamed.close()
     return tries
+
+
+def _sample_seconds(
+    experiment: Experiment, video: VideoRow, readers: Mapping[str, ClipReader | StoreReader]
+) -> dict[str, float]:
+    """How long each reader takes for a training sample of a video, its first and its last window; left out where it cannot."""
+    clip, streams, found = experiment.clip, decoded_for(experiment.streams), {}
+    windows = evaluation_starts(positions(video, clip), clip.frames, clip.stride, "all")
+    for name, reader in readers.items():
+        # Where the videos lie may be known to the machine that packed them alone.
+        with suppress(VideoError, UserError):
+            reader.read(video, [windows[0], windows[-1]], streams)  # what is started once
+            began = time.perf_counter()
+            reader.read(video, [windows[0], windows[-1]], streams)
+            found[name] = time.perf_counter() - began
+    return found
 
 
 def gpus_here() -> tuple[tuple[int, ...], str | None]:
@@ -178,10 +207,14 @@ def _cgroup_memory() -> int | None:
     return None if text == "max" else int(text)
 
 
-def _flow_error(experiment: Experiment | None) -> str | None:
-    if experiment is None or experiment.flow.source != "store" or experiment.flow.store is None:
+def _store_error(experiment: Experiment | None) -> str | None:
+    if experiment is None:
         return None
     try:
-        return None if storage.exists(experiment.flow.store) else "is not there"
+        for stream in decoded_for(experiment.streams):
+            where = store_of(experiment, stream)
+            if where is not None and not storage.exists(where):
+                return f"{where} is not there"
     except (OSError, UserError) as error:
         return " ".join(str(error).split())[:300]
+    return None
