@@ -26,7 +26,7 @@ from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.store.checking import check_stored
+from vicc_ray.data.store.checking import check_stored, with_absolute_stores
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
@@ -72,6 +72,7 @@ def run_task(
 ) -> RunFolder:
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
     check_sinks(experiment)
+    experiment = with_absolute_stores(experiment)
     plan = task.plan(experiment, manifest)
     streams = sorted({stream for stage in plan.stages for stream in stage.decoded}, reverse=True)
     without = check_stored(experiment, plan.rows, streams)

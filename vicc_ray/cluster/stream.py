@@ -29,7 +29,7 @@ from vicc_ray.cluster.resources import (
 )
 from vicc_ray.config import CHANNELS, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.data.store.checking import open_stores
+from vicc_ray.data.store.checking import open_stores, with_absolute_stores
 from vicc_ray.training.batches import Block, TrainingPlan, split_steps
 from vicc_ray.training.schedule import Stage, locate
 
@@ -116,6 +116,7 @@ def evaluation_windows(
     Columns: video, start, refused and the streams named.
     """
     buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
+    experiment = with_absolute_stores(experiment)
     stores = open_stores(experiment, streams)
     arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams), stores)
     units = [{"unit": unit} for unit in range(-(-len(windows) // WINDOWS_A_BLOCK))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vicc_ray import storage
 from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import RULES
@@ -17,6 +18,16 @@ def store_of(experiment: Experiment, stream: Decoded) -> str | None:
     if stream == "flow" and flow.source == "store":
         return flow.store
     return clip.store if clip.source == "store" else None
+
+
+def with_absolute_stores(experiment: Experiment) -> Experiment:
+    """The experiment with stores that mean the same in every process: those of Ray have other folders to work in."""
+    sections = {
+        name: getattr(experiment, name).model_copy(update={"store": storage.absolute(where)})
+        for name in ("clip", "flow")
+        if (where := getattr(experiment, name).store) is not None
+    }
+    return experiment.model_copy(update=sections)
 
 
 def open_stores(experiment: Experiment, streams: Sequence[Decoded] = ("rgb", "flow")) -> dict[str, PackedStore]:
