@@ -23,7 +23,7 @@ from vicc_ray.runs.records import write_text
 BENCHES = {
     "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
     "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
-    "data": "samples/s of Ray Data beside a bare loop, a DataLoader and stored JPEG frames; waiting, memory, long files",
+    "data": "samples/s of Ray Data, streamed and from a packed store, beside a bare loop, a DataLoader and JPEG frames; memory, S3",
     "embed": "segments/s of vicc embed beside a bare loop of decoding and encoding; clips/s a core",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
@@ -33,6 +33,7 @@ BENCHES = {
     "recovery": "seconds from a node's death to the next optimiser step",
     "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
     "retrieval": "queries/s of exact search beside faiss",
+    "store": "opening the index of a packed store of 1,000,000 entries: seconds, memory",
     "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
     "tune": "recall that the sampler of sweeps finds beside random search, on a made-up surface",
 }

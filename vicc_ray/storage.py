@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -304,8 +304,9 @@ def read_bytes(name: str) -> bytes:
     return data
 
 
-def parquet_table(data: bytes) -> pa.Table:
-    """The table of a Parquet file's bytes, read by this thread alone; ArrowException or OSError where they are none, or damaged.
+def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a Parquet file's bytes (None: all its columns), read by this thread alone; ArrowException or OSError where
+    they are none, or damaged.
 
     pyarrow's pools of threads (it reads files by path with one, too) may still be starting when a short command leaves: its
     process then ends with SIGABRT.
@@ -313,7 +314,9 @@ def parquet_table(data: bytes) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(
+        None if columns is None else list(columns), use_threads=False
+    )
 
 
 def write_bytes(name: str, data: bytes) -> None:

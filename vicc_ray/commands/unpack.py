@@ -37,7 +37,7 @@ class Entry:
 def entries_of(store: PackedStore) -> Iterator[Entry]:
     """All entries, shard after shard."""
     for stream in CHANNELS:
-        for part in read_parts(store.folder, stream, store.header.id) if store.header.id else ():
+        for part in read_parts(store.folder, stream, store.header.id, names=True) if store.header.id else ():
             for row in part.table.to_pylist():
                 places = [row[name] for name in ("offset", "head", "bytes", "first_frame", "frames")]
                 yield Entry(row["video"], stream, Location(part.shard, *places))

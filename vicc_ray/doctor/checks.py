@@ -225,11 +225,11 @@ def check_supply(nodes: Sequence[NodeFacts]) -> list[Finding]:
     if not rates:
         return []
     names = {"videos": "from the videos", "store": "from the packed store"}
-    parts = [
-        f"{rate:.3g} samples/s {names[source]} ({math.ceil(GPU_SAMPLES / rate)} cores)"
-        for source, rate in rates.items()
-    ]
-    message = f"a core delivers {' and '.join(parts)}; in brackets what a GPU that trains {GPU_SAMPLES} samples/s needs"
+    parts = [f"{rate:.3g} samples/s {names[source]}" for source, rate in rates.items()]
+    cores = [str(math.ceil(GPU_SAMPLES / rate)) for rate in rates.values()]
+    message = (
+        f"a core delivers {', '.join(parts)}; cores that feed a GPU at {GPU_SAMPLES} samples/s: {', '.join(cores)}"
+    )
     remedy = (
         ""
         if "store" in rates

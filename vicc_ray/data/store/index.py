@@ -46,7 +46,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Part:
-    """The index of one shard: the shard's name, its bytes, its entries as a table of `COLUMNS` and `video`."""
+    """The index of one shard: the shard's name, its bytes, its entries as a table of `COLUMNS`, with `video` or without."""
 
     shard: str
     shard_bytes: int
@@ -65,9 +65,11 @@ class Index:
         table = pa.concat_tables(tables) if tables else _schema().empty_table().select(COLUMNS)
         digests = np.frombuffer(b"".join(_buffers(table)), ">u8").reshape(-1, 2)
         first = table["first_frame"].to_numpy().astype(np.int32)
-        order = np.lexsort((first, digests[:, 1], digests[:, 0]))
-        self.high = digests[order, 0].astype(np.uint64)
-        self.low = digests[order, 1].astype(np.uint64)
+        high, low = digests[:, 0].astype(np.uint64), digests[:, 1].astype(np.uint64)
+        order = np.argsort(high)
+        if (high[order[1:]] == high[order[:-1]]).any():  # files with several entries
+            order = np.lexsort((first, low, high))
+        self.high, self.low = high[order], low[order]
         self.first = first[order]
         self.frames = table["frames"].to_numpy().astype(np.int32)[order]
         self.offset = table["offset"].to_numpy()[order]
@@ -170,11 +172,12 @@ def list_shards(folder: str) -> dict[str, int]:
     return {_stem(entry.name): entry.bytes for entry in _listed(storage.join(folder, "shards"))}
 
 
-def read_parts(folder: str, stream: Decoded, store: str) -> list[Part]:
-    """The index files of one stream; `UserError` where one is damaged or another store's."""
-    names = [entry.name for entry in _listed(storage.join(folder, "index")) if _stem(entry.name).startswith(stream)]
+def read_parts(folder: str, stream: Decoded, store: str, names: bool = False) -> list[Part]:
+    """The index files of one stream, with the videos' `names` or without; `UserError` where one is damaged or another store's."""
+    files = [entry.name for entry in _listed(storage.join(folder, "index")) if _stem(entry.name).startswith(stream)]
+    columns = (*COLUMNS, "video") if names else COLUMNS
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="index") as pool:
-        return list(pool.map(lambda name: _read_part(name, store), names))
+        return list(pool.map(lambda file: _read_part(file, store, columns), files))
 
 
 def _listed(folder: str) -> list[storage.FileEntry]:
@@ -185,13 +188,16 @@ def _stem(name: str) -> str:
     return posixpath.basename(name).rpartition(".")[0]
 
 
-def _read_part(name: str, store: str) -> Part:
+def _read_part(name: str, store: str, columns: Sequence[str]) -> Part:
     import pyarrow as pa
 
     try:
-        table = storage.parquet_table(storage.read_bytes(name))
+        table = storage.parquet_table(storage.read_bytes(name), columns)
         facts = json.loads(table.schema.metadata[METADATA])
-        part = Part(_stem(name), int(facts["bytes"]), table.select([*COLUMNS, "video"]).cast(_schema()))
+        due = pa.schema([_schema().field(column) for column in columns])
+        if not table.schema.equals(due):
+            raise ValueError(f"its columns are {', '.join(table.schema.names)}")
+        part = Part(_stem(name), int(facts["bytes"]), table)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{name}: cannot be read as the index of a shard ({' '.join(str(error).split())[:150]}); remove this file and run "
