@@ -96,7 +96,7 @@ def pack(
 
 
 def row_of(frames: int, digits: str = "ab", video: str = "", first: int = 0, whole: int = 0) -> VideoRow:
-    """A row of `DIGITS.mp4` whose content hash is made of two digits; with `whole` the part of a file of so many frames from `first` on."""
+    """A row of `DIGITS.mp4`, whose content hash are these digits; with `whole` a part of so many frames from `first` on."""
     video = video or f"{digits}.mp4"
     row = VideoRow(video=video, frames=frames, fps=25.0, content_hash=digits * 16, decoder="pyav")
     if not whole:

@@ -689,7 +689,7 @@ def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             PackedStore.open(str(tmp_path))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be read: .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be read: .*Not a directory"):
         make_store(tmp_path / "file" / "store", SIZE)
 
 
