@@ -204,7 +204,7 @@ class _Here:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def read_all(self, requests: Any) -> Any:
-        from vicc_ray.data.samples import read_together
+    def read_all(self, requests: Any, into: Any = None) -> Any:
+        from vicc_ray.data.reader import read_here
 
-        return read_together(requests, self.experiment.clip, self.experiment.flow)
+        return read_here(self.experiment, requests, into)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from vicc_ray.data.flow.store import Codes, FlowStore
 
 from benchmarks import Bar, Outcome, take_turns
 from benchmarks.tvl1 import Tvl1Pair
@@ -22,7 +23,6 @@ from vicc_ray.data.decode import read_frames
 from vicc_ray.data.flow.algorithms import BOUND, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow.codes import compute_codes
 from vicc_ray.data.flow.contract import Field
-from vicc_ray.data.flow.store import Codes, FlowStore
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import index

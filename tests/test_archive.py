@@ -40,7 +40,7 @@ from vicc_ray.commands.embed import EmbedOptions, embed_videos, open_encoders_of
 from vicc_ray.commands.search import search_archives
 from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.samples import read_together
+from vicc_ray.data.reader import read_here
 from vicc_ray.data.segments import cut_evenly
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.model_actors import EncodeWindows
@@ -457,8 +457,8 @@ class OneProcess:
 
         return nullcontext(ResourcePlan(1, 1, False, 1, 1, 1 << 28))
 
-    def read_all(self, requests: Sequence[Any]) -> Any:
-        return read_together(requests, self.experiment.clip, self.experiment.flow)
+    def read_all(self, requests: Sequence[Any], into: Any = None) -> Any:
+        return read_here(self.experiment, requests, into)
 
     def through(self, clips: Any, actor: Any, arguments: Any, resources: Any, on_windows: Any) -> Iterator[Any]:
         rows, windows, self.experiment, _, streams = clips

@@ -220,7 +220,7 @@ def test_buffer_is_the_streams_own() -> None:
         )
         experiment = experiment.model_copy(update={"train": train})
         capacity = Capacity((Node(Machine(workers + actors, 0, 1 << 40)),), None, 1 << 40)
-        blocks = workers * (PREFETCH + 2) + 2 * actors
+        blocks = workers * (PREFETCH + 3) + 2 * actors
         real = buffer_bytes(experiment.clip, clips=2 * -(-batch // workers), blocks=blocks)
         assert demand_of(experiment, batch, capacity).buffer == real
 

@@ -126,7 +126,7 @@ RECIPE = {
 # What nothing was published about: where things lie, how they are read, and what changes the speed only.
 OURS = {
     "name", "runs", "data.max_refused", "data.decoder", "data.interlaced", "data.decode_timeout", "data.max_pixels",
-    "flow.source", "flow.store", "flow.weights",
+    "clip.source", "clip.store", "flow.source", "flow.store", "flow.weights",
     "model.backbone", "optim.micro_batch", "linear.momentum", "linear.global_batch", "finetune.momentum",
     "evaluate.retrieval", "evaluate.monitor_every", "evaluate.monitor_videos", "evaluate.neighbours",
 }  # fmt: skip

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packed import make_store as packed_store
 from tiny import tiny_experiment
 
 from vicc_ray.config import Experiment, FlowConfig
 from vicc_ray.data.flow import algorithms as flow_module
-from vicc_ray.data.flow.algorithms import fingerprint
-from vicc_ray.data.flow.identity import flow_identity
-from vicc_ray.data.flow.store import FlowStore
+from vicc_ray.data.identity import flow_identity, pictures_identity
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation import classifiers
@@ -26,12 +25,20 @@ from vicc_ray.tune.folder import SweepFolder
 
 def make_store(folder: Path, made_by: str = "dis", bound: float = 8.0) -> str:
     shutil.rmtree(folder, ignore_errors=True)
-    FlowStore.create(str(folder), fingerprint(made_by), bound, (32, 32))
+    packed_store(folder, (32, 32), ["flow"], FlowConfig(algorithm=made_by, bound=bound))
     return str(folder)
 
 
-def stored(folder: Path | str) -> FlowConfig:
-    return FlowConfig(source="store", store=str(folder), bound=8.0)
+def measured(**flow: Any) -> Experiment:
+    return tiny_experiment(flow={"bound": 20.0} | flow)
+
+
+def stored(folder: Path | str) -> Experiment:
+    return measured(source="store", store=str(folder), bound=8.0)
+
+
+def packed(folder: Path | str) -> Experiment:
+    return tiny_experiment(clip={"source": "store", "store": str(folder)})
 
 
 def test_a_store_is_what_it_was_made_with_wherever_it_lies(tmp_path: Path) -> None:
@@ -39,16 +46,32 @@ def test_a_store_is_what_it_was_made_with_wherever_it_lies(tmp_path: Path) -> No
     assert flow_identity(stored(make_store(tmp_path / "b"))) == first
     assert flow_identity(stored(make_store(tmp_path / "a", "farneback"))) != first
     assert flow_identity(stored(make_store(tmp_path / "a", bound=9.0))) != first
-    assert flow_identity(FlowConfig(bound=8.0)) != first  # measured anew, not what a store keeps of it
+    assert flow_identity(measured(bound=8.0)) != first  # measured anew, not what a store keeps of it
     with pytest.raises(UserError, match="there is none"):
         flow_identity(stored(tmp_path / "absent"))
 
 
 def test_streamed_flow_is_its_parameters_and_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = flow_identity(FlowConfig())
-    assert flow_identity(FlowConfig(bound=7)) != first != flow_identity(FlowConfig(algorithm="tvl1"))
+    first = flow_identity(measured())
+    assert flow_identity(measured(bound=7)) != first != flow_identity(measured(algorithm="tvl1"))
     monkeypatch.setattr(flow_module.cv2, "__version__", "0.0.1")  # type: ignore[attr-defined]
-    assert flow_identity(FlowConfig()) == first | {"opencv": "0.0.1"}
+    assert flow_identity(measured()) == first | {"opencv": "0.0.1"}
+
+
+def test_pictures_of_a_packed_store_are_those_of_its_encoder(tmp_path: Path) -> None:
+    assert pictures_identity(measured()) is None and pictures_identity(stored(make_store(tmp_path / "f"))) is None
+    packed_store(tmp_path / "a", (32, 32), flow=FlowConfig(bound=8))
+    packed_store(tmp_path / "b", (32, 32), flow=FlowConfig(bound=8))
+    first = pictures_identity(packed(tmp_path / "a"))
+    assert first is not None and first["encoder"]["qp"] == "14"
+    assert pictures_identity(packed(tmp_path / "b")) == first
+    # Where the clips come from a packed store their flow does too, unless another store is named for it.
+    assert flow_identity(packed(tmp_path / "a")) == flow_identity(stored(tmp_path / "a"))
+    other = make_store(tmp_path / "other", "farneback")
+    both = tiny_experiment(
+        clip={"source": "store", "store": str(tmp_path / "a")}, flow={"source": "store", "store": other}
+    )
+    assert flow_identity(both) == flow_identity(stored(other)) != flow_identity(packed(tmp_path / "a"))
 
 
 def test_features_are_of_the_stores_content(tmp_path: Path, videos: Manifest) -> None:
@@ -114,7 +137,7 @@ def test_whatever_changes_what_a_classifier_learns_makes_another(
     names = [digest(experiment, videos, encoders) for experiment in (one, other)]
     assert names[0] != names[1]
     for name, experiment in zip(names, (one, other), strict=True):
-        RunFolder(tmp_path / name).open(experiment, videos.fingerprint(), flow_identity(experiment.flow))
+        RunFolder(tmp_path / name).open(experiment, videos.fingerprint(), flow_identity(experiment))
 
 
 def test_what_does_not_change_it_finds_it_again(videos: Manifest, encoders: dict[str, EncoderOnDisk]) -> None:
@@ -127,12 +150,12 @@ def test_what_does_not_change_it_finds_it_again(videos: Manifest, encoders: dict
 def test_a_run_goes_on_with_the_flow_that_it_began_with(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     experiment = tiny_experiment(flow={"source": "store", "store": make_store(tmp_path / "a")})
-    assert not folder.open(experiment, "data", flow_identity(experiment.flow))
+    assert not folder.open(experiment, "data", flow_identity(experiment))
     moved = tiny_experiment(flow={"source": "store", "store": make_store(tmp_path / "b")})
-    assert folder.open(moved, "data", flow_identity(moved.flow))
+    assert folder.open(moved, "data", flow_identity(moved))
     make_store(tmp_path / "b", "farneback")
     with pytest.raises(UserError, match="the flow's algorithm: was dis, now farneback"):
-        folder.open(moved, "data", flow_identity(moved.flow))
+        folder.open(moved, "data", flow_identity(moved))
     # Runs of earlier versions did not say what their flow was; weights are known by content, not by name.
     old = RunFolder(tmp_path / "old")
     raft: dict[str, Any] = {"algorithm": "raft", "weights": "a.pth"}
@@ -143,7 +166,7 @@ def test_a_run_goes_on_with_the_flow_that_it_began_with(tmp_path: Path) -> None:
 def test_a_sweep_goes_on_with_the_flow_that_it_began_with(tmp_path: Path) -> None:
     sweep = SweepFolder.at(str(tmp_path / "sweep"))
     experiment = tiny_experiment()
-    flow = flow_identity(experiment.flow)
+    flow = flow_identity(experiment)
     assert not sweep.open(experiment, "data", flow)
     assert sweep.open(experiment, "data", flow)
     with pytest.raises(UserError, match=r"the flow's opencv: was .*, now 0.0.1"):

@@ -1,4 +1,4 @@
-"""Indexing and the flow job on a real Ray on this machine: crashes cost their item, a second call does only what is left."""
+"""Indexing and the jobs that fill stores on a real Ray on this machine: crashes cost their item, a second call does only what is left."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from afflicted import work
+from packed import BOTH
 from tiny import tiny_experiment
 from videos import numbered_frames, write_video
 
 from vicc_ray.cluster.jobs import run_on_cluster
 from vicc_ray.cluster.session import job_session
-from vicc_ray.commands.flow import FlowOptions, store_flow
 from vicc_ray.commands.index import IndexOptions, index_videos
+from vicc_ray.commands.pack import PackOptions, pack_videos
 from vicc_ray.config import FlowConfig
-from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.guarded import Failure
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
+from vicc_ray.data.store.store import PackedStore
+from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.errors import UserError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -59,15 +61,16 @@ def test_indexing_on_a_cluster_is_indexing(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("actors")
-def test_the_flow_job_fills_what_is_left(tmp_path: Path, videos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flow_job_fills_what_is_left(tmp_path: Path, videos: Manifest) -> None:
     rows = videos.videos[:5]
-    folder, flow = str(tmp_path / "store"), FlowConfig(bound=8)
-    store_flow(Manifest(rows[:2]), folder, flow, (32, 32), FlowOptions())
-    done = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.mkv")}
+    folder, flow, options = str(tmp_path / "store"), FlowConfig(bound=8), PackOptions(("flow",))
+    pack_videos(Manifest(rows[:2]), folder, flow, (32, 32), options)
+    done = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("flow-*")}
     assert len(done) == 2
-    store = store_flow(Manifest(rows), folder, flow, (32, 32), FlowOptions())
-    assert store.missing(rows) == []
+    store = pack_videos(Manifest(rows), folder, flow, (32, 32), options)
+    assert store.missing(rows, "flow") == [] and store.missing(rows, "rgb") == rows
     assert {path: path.stat().st_mtime_ns for path in done} == done  # not measured again
+    assert len(PackedStore.open(folder).index("flow")) == 5
     clip = tiny_experiment().clip
     stored = FlowConfig(bound=8, source="store", store=folder)
     for row in rows:
@@ -79,17 +82,34 @@ def test_the_flow_job_fills_what_is_left(tmp_path: Path, videos: Manifest, monke
         assert (steps > 1).mean() < 0.02
         alone = read_clips(row, [0, 3], ("flow",), clip, stored)
         np.testing.assert_array_equal(alone["flow"], ours["flow"])
-    with pytest.raises(UserError, match="holds other fields than these settings give"):
-        store_flow(Manifest(rows), folder, FlowConfig(bound=9), (32, 32), FlowOptions())
+    with pytest.raises(UserError, match="holds other clips than these settings give"):
+        pack_videos(Manifest(rows), folder, FlowConfig(bound=9), (32, 32), options)
 
 
 @pytest.mark.usefixtures("actors")
-def test_too_many_videos_without_flow_end_with_the_list(
+def test_the_packing_job_fills_a_store_that_clips_are_read_from(tmp_path: Path, videos: Manifest) -> None:
+    rows = videos.videos[:6]
+    folder, flow = str(tmp_path / "store"), FlowConfig(bound=8)
+    pack_videos(Manifest(rows[:2]), folder, flow, (32, 32), PackOptions(shard_bytes=1))
+    store = pack_videos(Manifest(rows), folder, flow, (32, 32), PackOptions())
+    assert all(store.missing(rows, stream) == [] for stream in BOTH)
+    assert len(list(Path(folder, "shards").iterdir())) == 4 + 2 and not list(Path(folder).rglob("*.rgb"))
+    experiment = tiny_experiment(clip={"source": "store", "store": folder})
+    reader = StoreReader(experiment)
+    for row in rows:
+        ours = reader.read(row, [0, 3], BOTH)
+        streamed = read_clips(row, [0, 3], BOTH, experiment.clip, flow)
+        assert np.abs(ours["rgb"].astype(int) - streamed["rgb"]).mean() < 8  # small pictures of sharp colours
+        assert np.abs(ours["flow"].astype(int) - streamed["flow"]).mean() < 0.5
+    reader.close()
+
+
+@pytest.mark.usefixtures("actors")
+def test_too_many_videos_that_cannot_be_packed_end_with_the_list(
     tmp_path: Path, videos: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = replace(videos.videos[1], video=str(tmp_path / "gone.mp4"), content_hash="0" * 32)
-    with pytest.raises(UserError, match=r"1 of 2 videos have no flow, more than data.max_refused = 0.01 allows"):
-        store_flow(
-            Manifest([videos.videos[0], gone]), str(tmp_path / "s"), FlowConfig(bound=8), (32, 32), FlowOptions()
-        )
-    assert FlowStore.open(str(tmp_path / "s")).missing([videos.videos[0], gone]) == [gone]
+    rows, folder = [videos.videos[0], gone], str(tmp_path / "s")
+    with pytest.raises(UserError, match=r"1 of 2 videos could not be packed, more than data.max_refused = 0.01 allows"):
+        pack_videos(Manifest(rows), folder, FlowConfig(bound=8), (32, 32), PackOptions())
+    assert all(PackedStore.open(folder).missing(rows, stream) == [gone] for stream in BOTH)

@@ -20,9 +20,10 @@ from vicc_ray.cluster.decode_actors import DecodeWindows, list_windows, video_ke
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Experiment
 from vicc_ray.data.augment import AugmentSettings, draw_jitter, evaluation_input
-from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
+from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.randomness import jitter_key
-from vicc_ray.data.samples import Clips, Request, read_clips, read_together
+from vicc_ray.data.reader import read_here
+from vicc_ray.data.samples import Answer, Clips, Request, read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation import feature_store, features, joined, neighbours
 from vicc_ray.evaluation import passes as passes_module
@@ -67,8 +68,8 @@ class Here:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def read_all(self, requests: Sequence[Request]) -> list[Clips | VideoError]:
-        return read_together(requests, self.experiment.clip, self.experiment.flow)
+    def read_all(self, requests: Sequence[Request], into: Sequence[Clips] | None = None) -> Sequence[Answer]:
+        return read_here(self.experiment, requests, into)
 
 
 @dataclass(frozen=True)

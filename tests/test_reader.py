@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from packed import make_store, pack
 from videos import OPEN_GOPS, numbered_frames, read_number, shifted_texture, write_interlaced, write_video
 
-from vicc_ray.config import ClipConfig, DataConfig, Decoded, FlowConfig
+from vicc_ray.config import ClipConfig, DataConfig, Decoded, Experiment, FlowConfig
 from vicc_ray.data.decode import read_frames
-from vicc_ray.data.flow.algorithms import dequantise, fingerprint, flow_between, quantise
-from vicc_ray.data.flow.codes import compute_codes
-from vicc_ray.data.flow.identity import flow_identity
-from vicc_ray.data.flow.store import FlowStore, check_stored
+from vicc_ray.data.flow.algorithms import dequantise, flow_between, quantise
+from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import VideoError, VideoRow, probe
 from vicc_ray.data.reader import ClipReader
 from vicc_ray.data.samples import Clips, positions, read_clips
+from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import UserError
 
 BOTH: tuple[Decoded, Decoded] = ("rgb", "flow")
@@ -250,18 +250,19 @@ def test_an_algorithm_of_another_package_is_streamed_stored_and_identified(tmp_p
     frames = read_frames(row.video, np.arange(3, 10), clip.decode_size, row.decoder)
     expected = quantise(Brightness(None, "cpu", {"scale": 0.5}).fields(frames))
     assert np.array_equal(streamed[0], expected)
-    store = FlowStore.create(
-        str(tmp_path / "store"), fingerprint(OTHER, options={"scale": 0.5}), flow.bound, clip.decode_size
-    )
-    store.write(row, compute_codes(row, OTHER, clip.decode_size, options={"scale": 0.5}))
+    pack(make_store(tmp_path / "store", clip.decode_size, ["flow"], flow), [row], ["flow"], flow)
     stored = flow.model_copy(update={"source": "store", "store": str(tmp_path / "store")})
-    assert check_stored(stored, clip.decode_size, [row]) == []
-    with pytest.raises(UserError, match=r"flow.options: is \{'scale': 2\}, the flow store .* holds \{'scale': 0.5\}"):
-        check_stored(stored.model_copy(update={"options": {"scale": 2}}), clip.decode_size, [row])
+
+    def asked(flow: FlowConfig) -> Experiment:
+        return Experiment(clip=clip, flow=flow)
+
+    assert check_stored(asked(stored), [row]) == []
+    with pytest.raises(UserError, match=r"flow.options: is \{'scale': 2\}, the store .* holds \{'scale': 0.5\}"):
+        check_stored(asked(stored.model_copy(update={"options": {"scale": 2}})), [row])
     again = read_clips(row, [3], ("flow",), clip, stored)["flow"]
     # Frames that are decoded in one go and those that are sought may differ by a value here and there.
     assert np.abs(again.astype(int) - streamed).max() <= 1
-    assert flow_identity(flow) != flow_identity(flow.model_copy(update={"options": {}}))
+    assert flow_identity(asked(flow)) != flow_identity(asked(flow.model_copy(update={"options": {}})))
 
 
 def test_what_an_algorithm_of_another_package_gives_is_checked() -> None:
@@ -292,8 +293,7 @@ def test_the_last_frame_repeats_the_field_before_it_at_any_stride(tmp_path: Path
     clip = ClipConfig(frames=4, stride=stride, decode_size=(48, 64), size=32)
     flow = FlowConfig(bound=8)
     if source == "store":
-        store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis"), 8, (48, 64))
-        store.write(row, compute_codes(row, "dis", (48, 64), 8))
+        pack(make_store(tmp_path / "store", (48, 64), ["flow"], flow), [row], ["flow"], flow)
         flow = FlowConfig(bound=8, source="store", store=str(tmp_path / "store"))
     start = row.frames - 1 - 3 * stride
     last = dequantise(read_clips(row, [start], ("rgb", "flow"), clip, flow)["flow"][0, -1], 8)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packed import make_store, pack
 from tiny import tiny_experiment
 from videos import numbered_frames, read_number, shifted_texture, write_video
 
@@ -23,9 +24,6 @@ from vicc_ray.data.changes import Changes, by_second, decode_changes
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.cutting import STILL, Cutting, named_row, parse_cut
 from vicc_ray.data.decode import Timeline, VideoError, fetched, read_frames, timeline_of
-from vicc_ray.data.flow.algorithms import fingerprint
-from vicc_ray.data.flow.codes import compute_codes
-from vicc_ray.data.flow.store import FlowStore
 from vicc_ray.data.frame_table import decode_table, encode_table
 from vicc_ray.data.layouts import Found, scan
 from vicc_ray.data.manifest import Manifest, VideoRow, part_id, part_in, probe
@@ -210,15 +208,17 @@ def test_flow_of_a_part_does_not_look_past_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(computed[:3], across[:3])
     np.testing.assert_array_equal(computed[3], computed[2])
     assert (across[3] != across[2]).mean() > 0.3
-    # The store holds the flow of whole files, which all parts of one share.
-    store = FlowStore.create(str(tmp_path / "store"), fingerprint("dis", None), 8, size)
+    # A store may hold the flow of the whole file, which all parts of it share, or that of each part.
     second = part_of_frames(row, 12, 24)
-    assert store.missing([part, second]) == [row]
-    store.write(row, compute_codes(row, "dis", size, 8))
-    stored = FlowConfig(bound=8, source="store", store=store.folder)
-    for one in (part, second):
-        there = read_clips(one, [8], ("flow",), clip, stored)["flow"].astype(int)
-        assert np.abs(there - read_clips(one, [8], ("flow",), clip, flow)["flow"]).max() <= 4
+    for number, rows in enumerate(([row], [part, second])):
+        store = make_store(tmp_path / f"store{number}", size, ["flow"], flow)
+        assert store.missing([part, second], "flow") == [part, second]
+        pack(store, rows, ["flow"], flow)
+        assert store.missing([part, second], "flow") == []
+        stored = FlowConfig(bound=8, source="store", store=store.folder)
+        for one in (part, second):
+            there = read_clips(one, [8], ("flow",), clip, stored)["flow"].astype(int)
+            assert np.abs(there - read_clips(one, [8], ("flow",), clip, flow)["flow"]).max() <= 4
 
 
 def test_requests_of_one_file_are_read_together(

@@ -105,7 +105,7 @@ def as_mp4(head: Head, packets: bytes) -> bytes:
     times = _ticks(head)
     with (
         av.open(io.BytesIO(packets), format="h264") as source,
-        av.open(out, "w", format="mp4", options={"movflags": "+faststart"}) as target,
+        av.open(out, "w", format="mp4") as target,
     ):
         template: Any = source.streams.video[0]
         stream = target.add_stream_from_template(template)

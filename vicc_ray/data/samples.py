@@ -148,7 +148,7 @@ def _flow(
 
 
 def flow_origins(frames: NDArray[np.int64], video: VideoRow) -> NDArray[np.int64]:
-    """The frames that the fields of `frames` lead from, ascending, each once."""
+    """The frames that the fields of `frames` lead from, int64 [n]: ascending, each once."""
     return np.unique(flow_origin(frames, video))
 
 

@@ -109,28 +109,33 @@ class Index:
         right = np.searchsorted(self.high, digests[:, 0], "right")
         first = np.array([row.first_frame for row in rows], np.int64)
         stop = first + np.array([row.frames for row in rows], np.int64)
-        place = self._last_before(left, right, first) - 1
+        place = self._last_before(left, right, digests[:, 1], first) - 1
         places = np.full(len(rows), -1, np.int64)
         todo = np.flatnonzero(place >= left)
         # Nearly always it is that one; where entries overlap, one that begins earlier may reach further.
         while len(todo):
             at = place[todo]
-            fits = (self.low[at] == digests[todo, 1]) & (
-                self.first[at].astype(np.int64) + self.frames[at] >= stop[todo]
-            )
+            same = self.low[at] == digests[todo, 1]
+            fits = same & (self.first[at].astype(np.int64) + self.frames[at] >= stop[todo])
             places[todo[fits]] = at[fits]
             place[todo] -= 1
-            todo = todo[~fits & (place[todo] >= left[todo])]
+            todo = todo[same & ~fits & (place[todo] >= left[todo])]
         return places
 
     def _last_before(
-        self, left: NDArray[np.int64], right: NDArray[np.int64], first: NDArray[np.int64]
+        self,
+        left: NDArray[np.int64],
+        right: NDArray[np.int64],
+        digest: NDArray[np.uint64],
+        first: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Behind the last entry from `left` to before `right` that begins at `first` or earlier: bisection, int64 [rows]."""
+        """Behind the last entry from `left` to before `right` of a lower half `digest` of the content hash, or of that one and
+        beginning at `first` or earlier: bisection, int64 [rows]."""
         low, high = left.copy(), right.copy()
         while (open_ := low < high).any():
             middle = (low + high) // 2
-            early = open_ & (self.first[np.minimum(middle, len(self) - 1)] <= first)
+            at = np.minimum(middle, len(self) - 1)
+            early = open_ & ((self.low[at] < digest) | ((self.low[at] == digest) & (self.first[at] <= first)))
             low = np.where(early, middle + 1, low)
             high = np.where(open_ & ~early, middle, high)
         return low
