@@ -6,19 +6,19 @@ in PyTorch beside OpenCV's.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from vicc_ray.data.flow.store import Codes, FlowStore
 
 from benchmarks import Bar, Outcome, take_turns
 from benchmarks.tvl1 import Tvl1Pair
-from vicc_ray import storage
 from vicc_ray.data.decode import read_frames
 from vicc_ray.data.flow.algorithms import BOUND, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow.codes import compute_codes
@@ -26,6 +26,10 @@ from vicc_ray.data.flow.contract import Field
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import index
+from vicc_ray.data.store.entry import Codes
+from vicc_ray.data.store.reading import EntryReader
+from vicc_ray.data.store.store import Header, PackedStore
+from vicc_ray.data.store.writing import Key, LooseWriter, seal
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.errors import UserError
 
@@ -91,16 +95,14 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch:
         rows = _rows(Manifest.read(manifest) if manifest else _synthetic(Path(scratch)))
         quality = {name: _compare(rows, name, Path(scratch) / name) for name in ALGORITHMS}
-        store = FlowStore.create(str(Path(scratch) / "read"), fingerprint("dis"), BOUND, SIZE)
-        for row in rows:
-            store.write(row, compute_codes(row, "dis", SIZE))
+        stored = _store(rows, "dis", Path(scratch) / "read")
         clips = _clips(rows)
         tvl1 = Tvl1Pair.of([read_frames(row.video, frames, SIZE, row.decoder) for row, frames in clips])
         contenders = {
             "RGB clip from the file": _timed(
                 clips, lambda row, frames: read_frames(row.video, frames, SIZE, row.decoder)
             ),
-            "flow clip from the store": _timed(clips, store.read),
+            "flow clip from the store": _timed(clips, lambda row, frames: stored.read(row, "flow", frames)),
             "flow clip streamed, DIS": _timed(clips, _streamed),
             **tvl1.contenders(),
         }
@@ -136,15 +138,29 @@ def _rows(manifest: Manifest) -> list[VideoRow]:
     return [replace(long[i], frames=min(long[i].frames, STORED_FRAMES)) for i in places]
 
 
-def _compare(rows: Sequence[VideoRow], algorithm: str, folder: Path) -> _Quality:
-    store = FlowStore.create(str(folder), fingerprint(algorithm), BOUND, SIZE)
-    quality = _Quality()
+def _store(rows: Sequence[VideoRow], algorithm: str, folder: Path) -> EntryReader:
+    """The rows' flow in one shard, ready to be read."""
+    made = json.loads(fingerprint(algorithm))
+    store = PackedStore.create(str(folder), Header(SIZE, flow=made, bound=BOUND))
+    keys: list[Key] = []
     for row in rows:
-        row = replace(row, frames=COMPARED_FRAMES)
+        with closing(LooseWriter(store, row, "flow", None)) as writer:
+            for codes in compute_codes(row, algorithm, SIZE):
+                writer.add(codes)
+            writer.finish()
+            keys.append(writer.key)
+    seal(store, keys)
+    return EntryReader(store)
+
+
+def _compare(rows: Sequence[VideoRow], algorithm: str, folder: Path) -> _Quality:
+    rows = [replace(row, frames=COMPARED_FRAMES) for row in rows]
+    reader, quality = _store(rows, algorithm, folder), _Quality()
+    for row in rows:
         field = flow_between(read_frames(row.video, np.arange(COMPARED_FRAMES), SIZE, row.decoder), algorithm)
-        store.write(row, [quantise(field)])
-        entry = next(e for e in storage.list_files(store.folder) if row.content_hash in e.name)
-        quality.add(field, store.read(row, np.arange(len(field))), entry.bytes)
+        where = reader.store.find(row, "flow")
+        assert where is not None
+        quality.add(field, reader.read(row, "flow", np.arange(len(field))), where.bytes)
     return quality
 
 
