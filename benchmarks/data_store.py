@@ -111,7 +111,7 @@ def _bare(experiment: Experiment, row: VideoRow) -> int:
         for codes in quantise(flow_of_frames(algorithm, joined), flow.bound):
             picture = np.pad(np.concatenate([codes[..., 0], codes[..., 1]]), ((0, 0), (0, width % 2)), mode="edge")
             size += sum(packet.size for packet in gray.encode(VideoFrame.from_ndarray(picture, format="gray")))
-    return size + sum(packet.size for coder in (rgb, gray) for packet in coder.encode(None))
+    return size + int(sum(packet.size for coder in (rgb, gray) for packet in coder.encode(None)))
 
 
 def _encoder(stream: Any, height: int, width: int) -> Any:
@@ -198,7 +198,7 @@ class OwnPicturedSteps(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rows = range(len(self.plan.epoch_and_videos(step)[1]))
-        found = {}
+        found: dict[str, Tensor] = {}
         for stream in CHANNELS:
             clips = np.stack(
                 [

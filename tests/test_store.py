@@ -585,7 +585,7 @@ def test_an_index_that_speaks_of_another_entry_is_not_believed(tmp_path: Path) -
     for row in rows:
         write_loose(store, row, "flow", [codes])
     seal_all(store)
-    (part,) = index_module.read_parts(store.folder, "flow", store.header.id)
+    (part,) = index_module.read_parts(store.folder, "flow", store.header.id, names=True)
     columns = part.table.to_pydict()
     columns["content_hash"].reverse()
     index_module.write_part(store.folder, Part(part.shard, part.shard_bytes, part_table(columns)), store.header.id)
