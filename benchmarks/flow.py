@@ -6,19 +6,19 @@ in PyTorch beside OpenCV's.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from vicc_ray.data.flow.store import Codes, FlowStore
 
 from benchmarks import Bar, Outcome, take_turns
 from benchmarks.tvl1 import Tvl1Pair
-from vicc_ray import storage
 from vicc_ray.data.decode import read_frames
 from vicc_ray.data.flow.algorithms import BOUND, dequantise, fingerprint, flow_between, quantise
 from vicc_ray.data.flow.codes import compute_codes
@@ -26,6 +26,10 @@ from vicc_ray.data.flow.contract import Field
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import index
+from vicc_ray.data.store.entry import Codes
+from vicc_ray.data.store.reading import EntryReader
+from vicc_ray.data.store.store import Header, PackedStore
+from vicc_ray.data.store.writing import LooseWriter, seal
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.errors import UserError
 
@@ -91,20 +95,22 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="vicc-bench-") as scratch:
         rows = _rows(Manifest.read(manifest) if manifest else _synthetic(Path(scratch)))
         quality = {name: _compare(rows, name, Path(scratch) / name) for name in ALGORITHMS}
-        store = FlowStore.create(str(Path(scratch) / "read"), fingerprint("dis"), BOUND, SIZE)
+        store = _store(Path(scratch) / "read", "dis")
         for row in rows:
-            store.write(row, compute_codes(row, "dis", SIZE))
+            _write(store, row, compute_codes(row, "dis", SIZE))
+        reader = EntryReader(store)
         clips = _clips(rows)
         tvl1 = Tvl1Pair.of([read_frames(row.video, frames, SIZE, row.decoder) for row, frames in clips])
         contenders = {
             "RGB clip from the file": _timed(
                 clips, lambda row, frames: read_frames(row.video, frames, SIZE, row.decoder)
             ),
-            "flow clip from the store": _timed(clips, store.read),
+            "flow clip from the store": _timed(clips, lambda row, frames: reader.read(row, "flow", frames)),
             "flow clip streamed, DIS": _timed(clips, _streamed),
             **tvl1.contenders(),
         }
         outcome = Outcome("ms a clip", take_turns(contenders, rounds))
+        reader.close()
     ratio = outcome.ratio("flow clip from the store", "RGB clip from the file")
     outcome.bars = [Bar("stored flow / RGB clip, time", ratio, 1.0, at_least=False)]
     for name, found in quality.items():
@@ -137,15 +143,30 @@ def _rows(manifest: Manifest) -> list[VideoRow]:
 
 
 def _compare(rows: Sequence[VideoRow], algorithm: str, folder: Path) -> _Quality:
-    store = FlowStore.create(str(folder), fingerprint(algorithm), BOUND, SIZE)
+    store = _store(folder, algorithm)
     quality = _Quality()
     for row in rows:
         row = replace(row, frames=COMPARED_FRAMES)
         field = flow_between(read_frames(row.video, np.arange(COMPARED_FRAMES), SIZE, row.decoder), algorithm)
-        store.write(row, [quantise(field)])
-        entry = next(e for e in storage.list_files(store.folder) if row.content_hash in e.name)
-        quality.add(field, store.read(row, np.arange(len(field))), entry.bytes)
+        size = _write(store, row, [quantise(field)])
+        with closing(EntryReader(store)) as reader:
+            quality.add(field, reader.read(row, "flow", np.arange(len(field))), size)
     return quality
+
+
+def _store(folder: Path, algorithm: str) -> PackedStore:
+    return PackedStore.create(str(folder), Header(SIZE, flow=json.loads(fingerprint(algorithm)), bound=BOUND))
+
+
+def _write(store: PackedStore, row: VideoRow, chunks: Iterable[Codes]) -> int:
+    """Store the fields of a row, given as uint8 [m, H, W, 2] at a time, in a shard of its own; the entry's bytes."""
+    with closing(LooseWriter(store, row, "flow", None)) as writer:
+        for chunk in chunks:
+            writer.add(chunk)
+        size = writer.finish()
+    seal(store, [writer.key])
+    store.forget("flow")
+    return size
 
 
 def _jpeg_bytes(codes: Codes) -> tuple[int, int]:
