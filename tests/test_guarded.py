@@ -28,7 +28,7 @@ proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the sys
 def guard() -> Iterator[Callable[..., Guarded[Any, Any]]]:
     made: list[Guarded[Any, Any]] = []
 
-    def make(function: Callable[[Any], Any], seconds: float = 20.0, **options: int) -> Guarded[Any, Any]:
+    def make(function: Callable[[Any], Any], seconds: float = 20.0, **options: Any) -> Guarded[Any, Any]:
         made.append(Guarded(function, seconds, **options))
         return made[-1]
 

@@ -1,4 +1,4 @@
-"""Indexing and the jobs that fill stores on a real Ray on this machine: crashes cost their item, a second call does only what is left."""
+"""Indexing and the jobs that fill stores, on a real Ray: crashes cost their item, a second call does only what is left."""
 
 from __future__ import annotations
 

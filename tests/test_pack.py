@@ -27,6 +27,7 @@ from vicc_ray.config import Decoded, FlowConfig
 from vicc_ray.console import console
 from vicc_ray.data import packing
 from vicc_ray.data.decode import read_frames
+from vicc_ray.data.flow import codes as codes_module
 from vicc_ray.data.flow.algorithms import dequantise, flow_between, quantise
 from vicc_ray.data.flow.codes import compute_codes
 from vicc_ray.data.guarded import Failure
@@ -346,12 +347,12 @@ def test_work_is_divided_by_files_and_frames(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-sequential"])
 def test_parts_of_a_file_are_decoded_in_one_go(decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(packing.CHUNK, "cpu", 7)  # type: ignore[index]
+    monkeypatch.setitem(codes_module.CHUNK, "cpu", 7)
     row = replace(probe(str(write_video(tmp_path / "a.mp4", numbered_frames(100)))), decoder=decoder)  # type: ignore[arg-type]
     parts = [part for part in cut_evenly(row, 0.8) if part.start != 1.6]  # a gap, too
     assert [part.frames for part in parts] == [20, 20, 20, 20]
     calls: list[tuple[int, int]] = []
-    real = packing.row_pictures
+    real = codes_module.row_pictures
 
     def counted(whole: VideoRow, *arguments: Any) -> Any:
         calls.append((whole.first_frame, whole.frames))
@@ -442,7 +443,7 @@ def test_one_frame_has_no_motion_and_a_short_file_is_refused(algorithm: str, tmp
     for decoder in ("decord", "pyav"):
         row = replace(row_of(31, "cd", str(path)), decoder=decoder)
         for streams in (("rgb",), ("flow",)):
-            (packed,) = pack(store, [row], streams, flow)  # type: ignore[arg-type]
+            (packed,) = pack(store, [row], streams, flow)
             assert packed.entries == {} and list(packed.refused) == [row.id]
     (packed,) = pack(store, [row_of(5, "ef", str(tmp_path / "none.mp4"))], flow=flow)
     assert packed.refused == {str(tmp_path / "none.mp4"): "no such file"}

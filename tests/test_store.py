@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -274,7 +275,7 @@ def test_the_index_finds_what_covers_a_row(seed: int) -> None:
     parts = []
     for number, (start, stop) in enumerate(itertools.pairwise([0, *cuts, len(entries)])):
         own = entries[start:stop]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "content_hash": [bytes.fromhex(entry[0]) for entry in own],
             "first_frame": [entry[1] for entry in own],
             "frames": [entry[2] for entry in own],
@@ -709,11 +710,12 @@ def test_a_header_of_any_json_is_told(tmp_path: Path) -> None:
     make_store(tmp_path, SIZE)
     header = tmp_path / "store.json"
     whole = json.loads(header.read_text())
-    for change in (
+    changes: tuple[dict[str, object], ...] = (
         {"flow": 7}, {"flow": {}}, {"bound": "x"}, {"bound": None}, {"size": None}, {"size": [1]}, {"size": [1, "x"]},
         {"size": "ab"}, {"size": {"a": 1, "b": 2}}, {"format": [1]}, {"id": 3}, {"pictures": [1]}, {"interlaced": "x"},
         {"interlaced": ["weave"]}, {"earlier": 5}, {"earlier": [2]}, {"more": 1},
-    ):  # fmt: skip  # type: ignore[var-annotated]
+    )  # fmt: skip
+    for change in changes:
         header.write_text(json.dumps(whole | change))
         with pytest.raises(UserError, match="make it again"):
             PackedStore.open(str(tmp_path))
@@ -750,7 +752,7 @@ def test_a_content_hash_leads_nowhere_else(name: str, tmp_path: Path) -> None:
 def _experiment(**changes: object) -> Experiment:
     tree = {"clip": {"frames": 4, "decode_size": [16, 24], "size": 16}}
     for section, values in changes.items():
-        tree[section] = tree.get(section, {}) | values  # type: ignore[assignment,operator]
+        tree[section] = tree.get(section, {}) | values  # type: ignore[operator]
     return make_experiment(tree, "test")
 
 
@@ -875,7 +877,7 @@ def test_damage_in_a_store_of_an_earlier_version_is_noticed(tmp_path: Path) -> N
     store, given = earlier_store(2, tmp_path / "s"), np.load(EARLIER / "codes.npz")["cd"]
     path, row = tmp_path / "s" / "cd" / f"{'cd' * 16}.mkv", row_of(40, "cd")
     whole, draw, reasons = path.read_bytes(), random.Random(3), list[str]()
-    for place in range(whole.index(b"CHECKSUMS") + 20, len(whole) - 150, 23):
+    for place in range(whole.index(b"CHECKSUMS") + 20, len(whole) - 150, 3):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)

@@ -408,7 +408,7 @@ def test_a_worker_gets_one_block_a_step_and_the_monitors_as_they_are(videos: Man
     units = [(run.start, len(run)) for run in step_runs(plan.stages, range(1, 8), 3)]
     blocks = [actor({"unit": np.array([unit]), "steps": np.array([steps])}) for unit, steps in units]
     assert len(blocks) < 7
-    got = list(iterate_steps(_Iterator([monitored, *blocks])))  # type: ignore[arg-type]
+    got = list(iterate_steps(_Iterator([monitored, *blocks])))
     equal(got[0], monitored)
     assert [int(block["step"][0]) for block in got[1:]] == list(range(1, 8))
     for step, block in enumerate(got[1:], 1):
