@@ -72,6 +72,8 @@ class StoreReader:
                     self._decode(part, fetched, out[part.place][part.wanted.stream])
                 except VideoError as error:
                     answers[part.place] = error
+                    for array in out[part.place].values():  # what came of it before
+                        array[...] = 0
         return answers
 
     def close(self) -> None:

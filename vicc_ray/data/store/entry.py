@@ -227,6 +227,9 @@ def _encoder(facts: Facts) -> VideoCodecContext:
     context: Any = av.CodecContext.create("libx264", "w")
     context.height, context.width = coded_size(facts)
     context.pix_fmt = FORMATS[facts.stream]
+    # For players of an unpacked file: they stretch what says nothing.
+    context.color_range = ColorRange.MPEG if facts.stream == "rgb" else ColorRange.JPEG
+    context.colorspace = Colorspace.ITU601
     # The real times are the manifest's; the encoder works by quality, not by rate.
     context.time_base = Fraction(1, 25)
     context.gop_size = GOP

@@ -172,9 +172,9 @@ def _index_name(folder: str, shard: str) -> str:
     return storage.join(folder, "index", f"{shard}.parquet")
 
 
-def list_shards(folder: str) -> dict[str, int]:
-    """The shards that are there, with their bytes."""
-    return {_stem(entry.name): entry.bytes for entry in _listed(storage.join(folder, "shards"))}
+def list_shards(folder: str) -> dict[str, storage.FileEntry]:
+    """The shards that are there."""
+    return {_stem(entry.name): entry for entry in _listed(storage.join(folder, "shards"))}
 
 
 def read_parts(folder: str, stream: Decoded, store: str, names: bool = False) -> list[Part]:

@@ -150,8 +150,8 @@ class PackedStore:
         index, there, lost = self.index(stream), list_shards(self.folder), []
         for shard, due in zip(index.shards, index.shard_bytes, strict=True):
             found = there.get(shard)
-            if found != due:
-                lost.append((shard, "is missing" if found is None else f"has {found:,} bytes instead of {due:,}"))
+            if found is None or found.bytes != due:
+                lost.append((shard, "is missing" if found is None else f"has {found.bytes:,} bytes instead of {due:,}"))
         return lost
 
 

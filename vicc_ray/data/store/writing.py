@@ -12,6 +12,7 @@ import posixpath
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from vicc_ray.data.store.reading import EntryReader, shard_head
 from vicc_ray.data.store.store import PackedStore
 
 SHARD_BYTES = 256 << 20
+ORPHANED_SECONDS = 3600.0
 _LOOSE = re.compile(r"([0-9a-f]{32})-(\d+)-(\d+)\.(rgb|flow)")
 CHUNK = 1 << 20
 
@@ -197,10 +199,11 @@ def repair(store: PackedStore, streams: Sequence[Decoded], check: bool) -> list[
         known |= set(index.shards) - set(lost)
         if lost:
             store.forget(stream)
-    for shard in set(list_shards(store.folder)) - known:
-        # Of a writer that was interrupted before the index was there.
-        if shard.partition("-")[0] in streams:
-            storage.remove(shard_name(store.folder, shard))
+    for shard, file in list_shards(store.folder).items():
+        # Of a writer that was interrupted before the index was there; in an object store, which has no locks, it may be at work.
+        old = storage.local_path(store.folder) is not None or time.time() - file.modified > ORPHANED_SECONDS
+        if shard not in known and shard.partition("-")[0] in streams and old:
+            storage.remove(file.name)
     return lines
 
 
