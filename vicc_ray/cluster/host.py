@@ -20,13 +20,14 @@ from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import iterate_steps, segments, training_iterators
 from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.runs.folder import RunFolder, versions
 from vicc_ray.runs.records import RecordWriter
 from vicc_ray.training.batches import Block, TrainingPlan
 from vicc_ray.training.loop import Notice
 from vicc_ray.training.monitor import Monitor, monitor_plan
-from vicc_ray.training.restore import event
+from vicc_ray.training.restore import agree, event
 
 
 class RayHost:
@@ -130,10 +131,14 @@ class RayHost:
 
     def _segment(self, start: int, end: int, monitored: Sequence[VideoRow]) -> _Segment:
         workers = distributed.world_size()
-        streams = None
+        streams, problem = None, None
         if distributed.rank() == 0:
             decoders = self.resources.decoders(workers)
-            streams = training_iterators(self.plan, start, end, workers, decoders, monitored, self.nodes)
+            try:
+                streams = training_iterators(self.plan, start, end, workers, decoders, monitored, self.nodes)
+            except UserError as error:  # a store that the driver sees and this node does not
+                problem = str(error)
+        agree(problem)
         return _Segment(streams)
 
 
