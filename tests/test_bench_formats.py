@@ -115,7 +115,7 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(formats, "CODECS", (*WANTED, absent))
     monkeypatch.setattr(formats, "_synthetic", lambda folder: None)
     monkeypatch.setattr(formats, "_videos", lambda manifest: VIDEOS)
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.object_store.find_spec", lambda name: None)
     outcome = formats.measure(2)
     names = [f"{codec.name}, {layout}, disk" for codec in WANTED for layout in ("files", "shards")]
     assert list(outcome.figures) == list(outcome.details) == names

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packed import make_store, pack
 from tiny import TINY, tiny_experiment, tiny_manifest
 
 from benchmarks.nodes import local_cluster
@@ -31,6 +32,7 @@ from vicc_ray.doctor.checks import (
     check_processors,
     check_storage,
     check_stores,
+    check_supply,
     check_versions,
     check_videos,
 )
@@ -262,11 +264,34 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did not come back" in (gpus_here()[1] or "")
 
 
-def test_a_flow_store_that_is_not_there(tmp_path: Path) -> None:
-    experiment = tiny_experiment(flow={"source": "store", "store": str(tmp_path / "flow")})
-    assert gather("me", Question(experiment=experiment)).store_error == "is not there"
-    (tmp_path / "flow").mkdir()
+@pytest.mark.parametrize("section", ["clip", "flow"])
+def test_a_store_that_is_not_there(section: str, tmp_path: Path) -> None:
+    place = tmp_path / "packed"
+    experiment = tiny_experiment(**{section: {"source": "store", "store": str(place)}})
+    assert gather("me", Question(experiment=experiment)).store_error == f"{place} is not there"
+    place.mkdir()
     assert gather("me", Question(experiment=experiment)).store_error is None
+
+
+def test_what_a_core_delivers_from_the_videos_and_from_a_store(tmp_path: Path, videos: Manifest) -> None:
+    rows = videos.videos[:2]
+    experiment = tiny_experiment()
+    size, flow = experiment.clip.decode_size, experiment.flow
+    pack(make_store(tmp_path, size, flow=flow), rows, flow=flow)
+    (streamed,) = check_supply([replace(SOUND, videos=tuple(try_videos(experiment, rows)))])
+    assert "samples/s from the videos; cores" in streamed.message and "vicc pack" in streamed.remedy
+    packed = tiny_experiment(clip={"source": "store", "store": str(tmp_path)})
+    tries = try_videos(packed, rows)
+    assert all(one.refused is None and set(one.sample_seconds) == {"videos", "store"} for one in tries)
+    (both,) = check_supply([replace(SOUND, videos=tuple(tries))])
+    assert "from the videos, " in both.message and "from the packed store" in both.message and not both.remedy
+    slow = VideoTry("v", 0.1, sample_seconds={"videos": 0.16, "store": 0.008})
+    assert (
+        "a core delivers 6.25 samples/s from the videos, 125 samples/s"
+        in check_supply([replace(SOUND, videos=(slow,))])[0].message
+    )
+    assert check_supply([replace(SOUND, videos=(slow,))])[0].message.endswith("at 100 samples/s: 16, 1")
+    assert check_supply([SOUND]) == []
 
 
 # -- real nodes
