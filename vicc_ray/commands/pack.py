@@ -14,7 +14,7 @@ from vicc_ray import storage
 from vicc_ray.cluster.jobs import run_on_cluster
 from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.session import job_session
-from vicc_ray.config import Decoded, FlowConfig
+from vicc_ray.config import Decoded, FlowConfig, decoded_for
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.flow.algorithms import fingerprint, uses_torch
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure
@@ -46,6 +46,11 @@ class PackOptions:
     interlaced: Interlaced = "weave"
     shard_bytes: int = SHARD_BYTES
 
+    @property
+    def device(self) -> str:
+        """Where flow is measured."""
+        return "cuda" if self.use_gpu else "cpu"
+
 
 @dataclass(frozen=True)
 class PackRequest:
@@ -71,6 +76,8 @@ def pack_request(manifest: str, request: PackRequest, options: PackOptions) -> s
     where = request.store or next((place for place in own if place), None)
     if where is None:
         raise UserError("--store: is not set; name a folder or URI for the clips, for example --store packed")
+    if request.algorithm is None and options.streams == ("rgb", "flow"):  # an experiment may have no use for flow
+        options = replace(options, streams=decoded_for(settings.streams))
     options = replace(options, max_refused=settings.data.max_refused, interlaced=settings.data.interlaced)
     pack_videos(Manifest.read(manifest), where, settings.flow, settings.clip.decode_size, options)
     return where
@@ -97,7 +104,9 @@ def pack_videos(
         for line in repair(store, options.streams, options.check):
             console.print(line)
         job = _Job(store, manifest, options)
-        job.run(Packer(store, flow, options.interlaced, "cuda" if options.use_gpu else "cpu"))
+        # Without the index, which only the driver needs.
+        packer = Packer(PackedStore(store.folder, store.header), flow, options.interlaced, options.device)
+        job.run(packer)
         job.report()
     return store
 
