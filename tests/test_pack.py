@@ -501,7 +501,7 @@ def test_an_entry_as_an_mp4_has_the_pictures_and_their_times(even: bool, tmp_pat
         stream = container.streams.video[0]
         keys = [packet.is_keyframe for packet in container.demux(stream) if packet.size]
         assert keys == [number % GOP == 0 for number in range(count)]
-    assert Fraction(stream.time_base) == Fraction(1, 90_000)
+        assert Fraction(stream.time_base) == Fraction(1, 90_000)
 
 
 def _packets(store: PackedStore, entry: Any) -> Iterator[bytes]:
