@@ -422,3 +422,15 @@ def test_a_reader_of_a_store_does_not_mix_videos_up(videos: Manifest, packed: Pa
             original = read_clips(row, [0], ("rgb",), tiny_experiment().clip, FlowConfig())["rgb"][0]
             scores = {other.id: psnr(reader.read(other, "rgb", np.arange(8)), original) for other in videos.videos[1:]}
             assert max(scores, key=lambda name: scores[name]) == row.id
+
+
+def test_an_encoder_reads_other_videos_than_those_of_its_store(videos: Manifest) -> None:
+    """What it is given later is in no store: it is read itself, from whatever its run read."""
+    from vicc_ray.evaluation.encoder import Encoder
+    from vicc_ray.models.encoder import build_encoder
+    from vicc_ray.models.encoder_file import EncoderFile
+
+    experiment = tiny_experiment(clip={"source": "store", "store": "nowhere"})
+    made = build_encoder(experiment.model.backbone, width=experiment.model.width, embedding_dim=8)
+    encoder = Encoder(EncoderFile(made.spec, "rgb", made.state_dict()), experiment, "RGB-2")
+    assert encoder.embed(videos.videos[0].video).shape == (made.feature_dim,)

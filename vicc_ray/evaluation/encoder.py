@@ -25,6 +25,7 @@ from vicc_ray.data.augment import stream_input
 from vicc_ray.data.cutting import named_row
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.store.checking import from_videos
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder_file import EncoderFile
 from vicc_ray.models.planar import arrange
@@ -47,7 +48,7 @@ class Encoder:
     """
 
     def __init__(self, file: EncoderFile, experiment: Experiment, name: str, device: str | None = None) -> None:
-        self.file, self.experiment, self.name = file, experiment, name
+        self.file, self.experiment, self.name = file, from_videos(experiment), name
         self.stream: Stream = file.stream
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

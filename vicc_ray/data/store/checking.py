@@ -20,6 +20,12 @@ def store_of(experiment: Experiment, stream: Decoded) -> str | None:
     return clip.store if clip.source == "store" else None
 
 
+def from_videos(experiment: Experiment) -> Experiment:
+    """The experiment for videos that are in none of its stores, as they are other ones than those that it learnt from."""
+    sections = {name: getattr(experiment, name).model_copy(update={"source": "stream"}) for name in ("clip", "flow")}
+    return experiment.model_copy(update=sections)
+
+
 def with_absolute_stores(experiment: Experiment) -> Experiment:
     """The experiment with stores that mean the same in every process: those of Ray have other folders to work in."""
     sections = {
@@ -97,10 +103,11 @@ def _missing(
     lost = {row.id for row in missing}
     most = experiment.data.max_refused
     if sum(row.id in lost for row in rows) > most * len(rows):
+        setting = f"{name.partition('.')[0]}.source=stream"
         raise UserError(
             f"{name}: {store.folder} lacks the {NAMES[stream]} of {len(missing)} of {len(rows)} videos (the first: "
-            f"{missing[0].id}); fill it with '{_command(experiment, store, stream)}', index again without what that refuses, or "
-            f"raise data.max_refused (now {most:g})"
+            f"{missing[0].id}); fill it with '{_command(experiment, store, stream)}', index again without what that refuses, "
+            f"read the videos themselves ({setting}), or raise data.max_refused (now {most:g})"
         )
     return missing
 
