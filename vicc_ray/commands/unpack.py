@@ -59,6 +59,10 @@ def unpack(folder: str, names: Sequence[str], out: str | None) -> list[str]:
     for name in names:
         for entry in _named(entries, name, folder):
             file = storage.join(target, _file_name(entry))
+            if file in written:
+                raise UserError(
+                    f"{name}: {file} is another video's already; take one of them to another folder (--out)"
+                )
             try:
                 storage.write_bytes(file, as_mp4(*_read(reader, entry)))
             except Damaged as error:

@@ -42,7 +42,9 @@ def open_stores(experiment: Experiment, streams: Sequence[Decoded] = ("rgb", "fl
     for stream in streams:
         where = store_of(experiment, stream)
         if where is not None and experiment.clip.source == "store":
-            found.setdefault(where, PackedStore.open(where)).index(stream)
+            if where not in found:
+                found[where] = PackedStore.open(where)
+            found[where].index(stream)
     return found
 
 
@@ -61,7 +63,9 @@ def check_stored(
         where = store_of(experiment, stream)
         if where is not None:
             name = "clip.store" if where == experiment.clip.store else "flow.store"
-            store = stores.setdefault(where, PackedStore.open(where))
+            if where not in stores:
+                stores[where] = PackedStore.open(where)
+            store = stores[where]
             _check_header(experiment, name, store, stream)
             lacking |= {row.id for row in _missing(experiment, name, store, rows, stream)}
     return [row for row in rows if row.id in lacking] if lacking else []

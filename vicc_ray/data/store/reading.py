@@ -9,6 +9,7 @@ Legend: m frames; pictures are uint8 RGB [H, W, 3], fields uint8 [H, W, 2].
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,7 @@ class ShardFiles:
         self.folder, self.id = store.folder, store.header.id
         self.local = storage.local_path(store.folder) is not None
         self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()  # of remote shards several are read at once
 
     def read(self, shard: str, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`; `Damaged` where the shard is missing, another's, or shorter."""
@@ -75,10 +77,11 @@ class ShardFiles:
             file.close()
 
     def _opened(self, shard: str) -> Any:
-        found = self._open.get(shard)
-        if found is not None:
-            self._open.move_to_end(shard)
-            return found
+        with self._lock:
+            found = self._open.get(shard)
+            if found is not None:
+                self._open.move_to_end(shard)
+                return found
         name = shard_name(self.folder, shard)
         if self.local:
             file: Any = os.open(storage.local_path(name) or name, os.O_RDONLY)
@@ -90,9 +93,11 @@ class ShardFiles:
         if bytes(head) != shard_head(self.id, shard):
             self._close(file)
             raise Damaged("it is another store's")
-        self._open[shard] = file
-        if len(self._open) > OPEN_SHARDS:
-            self._close(self._open.popitem(last=False)[1])
+        with self._lock:
+            self._open[shard] = file
+            last = self._open.popitem(last=False)[1] if len(self._open) > OPEN_SHARDS else None
+        if last is not None and self.local:  # another thread may read a remote one, which closes with its last user
+            self._close(last)
         return file
 
 
