@@ -539,6 +539,8 @@ def test_videos_are_taken_out_by_path_and_by_name(tmp_path: Path, monkeypatch: p
         frames, times, _ = _played((out / name).read_bytes())
         assert [read_number(frame.to_ndarray(format="rgb24")) for frame in frames] == list(range(start, start + 20))
         np.testing.assert_allclose(times, np.arange(20) / 25, atol=2e-5)
+    with pytest.raises(UserError, match=r"/films/b/one.mp4: \S+one.mp4 is another video's already"):
+        unpack(store.folder, ["/films/a/one.mp4", "/films/b/one.mp4"], str(out))
     with pytest.raises(
         UserError, match=r"one.mp4: 2 videos have this name \(/films/a/one.mp4, /films/b/one.mp4, ...\); write"
     ):
