@@ -5,9 +5,10 @@ None of it is needed for a right result: where it fails, something takes longer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -86,6 +87,23 @@ def _reports() -> bool:
     reply = GetClusterStatusReply()
     reply.ParseFromString(client.get_cluster_status(timeout_s=10))
     return bool(reply.autoscaling_state.autoscaler_state_version > 0)
+
+
+@contextmanager
+def workers_start_by(script: Path | None) -> Iterator[None]:
+    """Let a node that is started meanwhile run `script` for each of its workers in the place of Ray's `setup_worker.py`.
+
+    Ray joins the name to a folder of its own, which an absolute path replaces. None: in Ray's way.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.SETUP_WORKER_FILENAME
+    if script is not None:
+        ray_constants.SETUP_WORKER_FILENAME = str(script)
+    try:
+        yield
+    finally:
+        ray_constants.SETUP_WORKER_FILENAME = before
 
 
 def _maker(module: str, name: str) -> Callable[[], Any]:

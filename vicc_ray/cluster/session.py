@@ -6,13 +6,14 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_local, plan_on, this_machine, total
+from vicc_ray.cluster.warm import start as warm
 from vicc_ray.config import TrainConfig
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
@@ -81,10 +82,13 @@ def _connected(address: str | None, cpus: int, object_store: int, verbose: bool)
     added = [] if address else [name for name in _HERE if name not in os.environ]
     os.environ.update({name: _HERE[name] for name in added})
     try:
-        _start_here(cpus, object_store, verbose, level) if address is None else join(address, verbose, level)
-        yield
+        with nullcontext() if address else warm.server_here():
+            try:
+                join(address, verbose, level) if address else _start_here(cpus, object_store, verbose, level)
+                yield
+            finally:
+                ray.shutdown()
     finally:
-        ray.shutdown()
         for name in added:
             del os.environ[name]
 
@@ -93,7 +97,8 @@ def join(address: str, verbose: bool, level: int) -> None:
     """Connect to a cluster that is running; UserError where none answers, it needs a token or is of another version."""
     _check_listens(address)
     try:
-        ray.init(address=address, log_to_driver=verbose, logging_level=level)
+        environment = {"py_executable": warm.interpreter_of_nodes()} if warm.is_on() else None
+        ray.init(address=address, log_to_driver=verbose, logging_level=level, runtime_env=environment)
     except AuthenticationError:
         raise UserError(
             f"--address {address}: the cluster requires its token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
@@ -125,15 +130,16 @@ def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None
     for last_try in (False, True):
         try:
             # More logical CPUs than there are: workers and decode actors take turns on the real ones.
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                object_store_memory=object_store,
-                log_to_driver=verbose,
-                logging_level=level,
-                include_dashboard=True,  # Ray Train queries the dashboard's agent which placement groups are stale
-                dashboard_port=0,
-            )
+            with ray_private.workers_start_by(warm.LAUNCHER if warm.is_on() else None):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=object_store,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                    include_dashboard=True,  # Ray Train queries the dashboard's agent which placement groups are stale
+                    dashboard_port=0,
+                )
             return
         except Exception as error:
             ray.shutdown()

@@ -1,0 +1,192 @@
+"""The fork server: one process a node that has imported what workers import, and forks one for each request of a `launcher`.
+
+It computes nothing, holds no connection and starts no thread, so that a fork of it is as a fresh process is. It ends with its
+parent (the node's raylet, or the driver of a cluster of this machine alone).
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from vicc_ray.cluster.warm.imports import import_late, import_ray, refresh_settings, shares_random_numbers
+from vicc_ray.cluster.warm.launcher import ACCEPTED, CONTEXT, REFUSED, context_of, fits, start_cold
+
+# Settings that act when a library is loaded, so a worker that wants other ones is started in Ray's way.
+_AT_IMPORT = ("PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED")
+WATCH_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A worker to be: Ray's arguments, environment, folder; niceness and the kernel's score as Ray set them."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    folder: str
+    niceness: int
+    oom_score: str = ""
+    streams: Sequence[int] = ()
+
+    @classmethod
+    def here(cls, arguments: Sequence[str]) -> Request:
+        """The start that this very process was made for."""
+        return cls(arguments, dict(os.environ), os.getcwd(), os.nice(0))
+
+
+def serve(path: str, first: Request | None = None) -> NoReturn:
+    """Listen at `path` and fork until the parent is gone. Without a way to fork safely, `first` starts in Ray's way."""
+    parent = os.getppid()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    listener.bind(path)
+    listener.listen(128)  # requests wait here while the imports go on
+    import_late()
+    if shares_random_numbers():
+        listener.close()
+        os.unlink(path)
+        if first is not None:
+            start_cold(list(first.arguments))
+        os._exit(1)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would touch, and so copy, every page
+    if first is not None:
+        _fork(first, listener)
+    while os.getppid() == parent:
+        _reap()
+        ready, _, _ = select.select([listener], [], [], WATCH_SECONDS)
+        if ready:
+            _answer(listener)
+    os._exit(0)
+
+
+def _answer(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection, suppress(OSError, ValueError, KeyError, TypeError):
+        if _user(connection) != os.getuid():
+            return
+        wanted = _receive(connection)
+        if all(wanted.environment.get(name) == os.environ.get(name) for name in _AT_IMPORT) and _fits(wanted):
+            _fork(wanted, listener, connection)
+            connection.sendall(ACCEPTED)
+        else:
+            connection.sendall(REFUSED)
+        for stream in wanted.streams:
+            os.close(stream)
+
+
+def _fits(wanted: Request) -> bool:
+    arguments = list(wanted.arguments)
+    variables: Any = context_of(arguments).get("env_vars", {})
+    return fits(arguments) and not set(_AT_IMPORT) & set(variables)
+
+
+def _user(connection: socket.socket) -> int:
+    """The user of the process at the other end."""
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(user)
+
+
+def _receive(connection: socket.socket) -> Request:
+    size, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(3 * array.array("i").itemsize))
+    streams = array.array("i")
+    for _, _, data in ancillary:
+        streams.frombytes(data[: len(data) - len(data) % streams.itemsize])
+    body = b""
+    while len(body) < int.from_bytes(size, "little"):
+        part = connection.recv(1 << 16)
+        if not part:
+            raise ConnectionError("a request that was cut short")
+        body += part
+    return Request(**json.loads(body), streams=tuple(streams))
+
+
+def _fork(wanted: Request, *inherited: socket.socket) -> None:
+    if os.fork():
+        return
+    status = 1
+    try:
+        for one in inherited:
+            one.close()
+        _become(wanted)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()  # into the worker's own log
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _become(wanted: Request) -> None:
+    """Be the worker that Ray wanted, in this fork."""
+    # Ray ends a worker with its whole process group, so each has one of its own.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, stream in enumerate(wanted.streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.nice(wanted.niceness - os.nice(0))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(wanted.oom_score)
+    os.environ.clear()
+    os.environ.update(wanted.environment)
+    os.chdir(wanted.folder)
+    arguments = list(wanted.arguments)
+    variables: Any = context_of(arguments).get("env_vars")
+    if variables:
+        from ray._private.utils import update_envs
+
+        update_envs(variables)
+    refresh_settings()
+    _set_threads()
+    sys.argv = [argument for argument in arguments if not argument.startswith((CONTEXT, "--language="))]
+    sys.path[0:1] = [os.path.dirname(sys.argv[0])]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _set_threads() -> None:
+    """What OMP_NUM_THREADS says of a worker, which its libraries have read before it was said."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads):
+        import torch
+
+        torch.set_num_threads(int(threads))
+
+
+def _reap() -> None:
+    """Let ended workers go."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process with its parent."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    import_ray(os.getppid())
+    serve(sys.argv[1], Request.here(sys.argv[2:]) if len(sys.argv) > 2 else None)
