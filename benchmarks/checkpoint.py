@@ -20,6 +20,7 @@ from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import Block, TrainingPlan, make_plan, to_batch
 from vicc_ray.training.loop import Notice, train
 from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.survival import Finished
 
 STEPS = 20
 WARM_UP = 3
@@ -100,6 +101,9 @@ class _Host:
 
     def save(self, state: State, about: dict[str, Any]) -> None:
         self.writer.submit(snapshot(state), about)
+
+    def finished(self, step: Finished) -> None:
+        """Nothing is kept."""
 
     def notice(self) -> Notice:
         return Notice()

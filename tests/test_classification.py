@@ -35,6 +35,7 @@ from vicc_ray.training.classification import Classification, rare_classes, train
 from vicc_ray.training.classification_step import ClassifierTrainer, drop_steps
 from vicc_ray.training.loop import Notice, train
 from vicc_ray.training.schedule import Stage
+from vicc_ray.training.survival import Finished
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -403,6 +404,9 @@ class _Host:
 
     def save(self, state: State, about: dict[str, Any]) -> None:
         self.saved = copy.deepcopy(state)
+
+    def finished(self, step: Finished) -> None:
+        """Nothing is kept."""
 
     def notice(self) -> Notice:
         self.looks -= 1

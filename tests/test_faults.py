@@ -25,6 +25,7 @@ from vicc_ray.runs.records import read_records
 from vicc_ray.training.batches import Block, TrainingPlan, decode_share, make_plan
 from vicc_ray.training.loop import Notice, train
 from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.survival import Finished
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -118,6 +119,9 @@ class _PlainHost:
         raise _EnoughError
 
     def save(self, state: State, about: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+    def finished(self, step: Finished) -> None:
         """Nothing is kept."""
 
     def notice(self) -> Notice:

@@ -34,6 +34,7 @@ from vicc_ray.training.monitor import Monitor, monitor_plan
 from vicc_ray.training.pretraining import Pretraining
 from vicc_ray.training.schedule import locate
 from vicc_ray.training.step import StageTrainer
+from vicc_ray.training.survival import Finished
 
 RECORDED = Path(__file__).parent / "data" / "tiny_curve.json"
 CURVES = {"lars": 10, "adamw": 6}  # optimiser -> steps of its curve that every processor repeats
@@ -63,6 +64,9 @@ class PlainHost:
     def save(self, state: State, about: dict[str, Any]) -> None:
         self.saved.append(snapshot(state))
         self.about.append(about)
+
+    def finished(self, step: Finished) -> None:
+        """Nothing is kept."""
 
     def notice(self) -> Notice:
         self.looks += 1

@@ -7,7 +7,7 @@ one process and for many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -155,15 +155,17 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def average_gradients_(module: nn.Module) -> None:
-    """Replace every gradient in ``module`` by its mean over the workers, in one message.
+def average_gradients_(module: nn.Module, summed: Sequence[Tensor] = ()) -> None:
+    """Replace every gradient in ``module`` by its mean over the workers, and ``summed`` by their sums, in one message.
 
-    For a backward pass outside ``wrap_ddp``; the same parameters have a gradient on every worker.
+    For a backward pass outside ``wrap_ddp``; the same parameters have a gradient on every worker. The tensors of ``summed``
+    have the gradients' dtype and device.
     """
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    if world_size() > 1 and grads:
-        all_reduce_sum_(*grads)
-        torch._foreach_div_(grads, world_size())
+    if world_size() > 1 and (grads or summed):
+        all_reduce_sum_(*grads, *summed)
+        if grads:
+            torch._foreach_div_(grads, world_size())
 
 
 @torch.no_grad()

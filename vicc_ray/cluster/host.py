@@ -16,6 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from vicc_ray import distributed
+from vicc_ray.cluster.keeper import Survivor
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import iterate_steps, segments, training_iterators
 from vicc_ray.config import decoded_for
@@ -28,13 +29,14 @@ from vicc_ray.training.batches import Block, TrainingPlan
 from vicc_ray.training.loop import Notice
 from vicc_ray.training.monitor import Monitor, monitor_plan
 from vicc_ray.training.restore import agree, event
+from vicc_ray.training.survival import Finished
 
 
 class RayHost:
     """What the loop needs, from Ray."""
 
-    def __init__(self, plan: TrainingPlan, folder: RunFolder, resources: ResourcePlan) -> None:
-        self.plan, self.folder, self.resources = plan, folder, resources
+    def __init__(self, plan: TrainingPlan, folder: RunFolder, resources: ResourcePlan, survivor: Survivor) -> None:
+        self.plan, self.folder, self.resources, self.survivor = plan, folder, resources, survivor
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
         self.nodes: list[str] = []
@@ -52,6 +54,10 @@ class RayHost:
         self.saved = time.monotonic()
         if self.writer:
             self.writer.submit(snapshot(state), about | {"versions": self.versions})
+
+    def finished(self, step: Finished) -> None:
+        """Note a finished step, for a worker that comes after this one."""
+        self.survivor.finished(step)
 
     def notice(self) -> Notice:
         """A checkpoint because time is up or a node is about to go; an end because the driver requests it."""

@@ -14,14 +14,16 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from vicc_ray import storage
 from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.host import RayHost
+from vicc_ray.cluster.keeper import forget, kept_state, survivor
 from vicc_ray.cluster.progress import RunProgress
 from vicc_ray.cluster.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.cluster.session import ray_session
+from vicc_ray.cluster.trainer import RunTrainer
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.identity import flow_identity
@@ -119,8 +121,10 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
     ray_private.keep_data_actors_here()
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
-    trainer = TorchTrainer(
+    trainer = RunTrainer(
         _worker,
+        session=session,
+        folder=str(folder),
         train_loop_config={
             "task": task,
             "experiment": experiment.model_dump(mode="json"),
@@ -187,6 +191,9 @@ def _set_timeouts(experiment: Experiment) -> None:
     # A restart first requests the room of the node that died, until the cluster's view of itself is fresh again.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{settings.start_timeout:g}")
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.collective_timeout:g}")
+    # How soon a worker's end is seen (2 s by default), and how long a group that ends waits for a peer that is gone.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2")
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -194,23 +201,30 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
     experiment = Experiment.model_validate(settings["experiment"])
     host: RayHost | None = None
+    context, session = ray.train.get_context(), settings["session"]
+    mine = survivor(session, context.get_world_rank(), copies=context.get_local_rank() == 0)
+    sound = True
     try:
-        count_attempt(folder, settings["session"], experiment.train.max_failures)
+        count_attempt(folder, session, experiment.train.max_failures)
         folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
         manifest, plan = _open(settings["task"], experiment, folder)
-        host = RayHost(plan, folder, settings["resources"])
-        start = {"session": settings["session"], "nodes": _nodes(), "requester": ray_private.requester()}
-        restored = restore(folder, start, experiment.train.max_failures)
+        host = RayHost(plan, folder, settings["resources"], mine)
+        start = {"session": session, "nodes": _nodes(), "requester": ray_private.requester()}
+        restored = restore(folder, start, experiment.train.max_failures, lambda: kept_state(session))
         monitor = host.open(int(restored["step"]) if restored else 0, manifest)
         step = train(settings["task"], plan, folder, host, restored, monitor)
         return {"step": step, "stopped": step < plan.steps}
     except NonFiniteError:
+        sound = False
+        if context.get_world_rank() == 0:
+            forget(session)
         raise  # the last checkpoint may be sound, so Ray is to start the workers again
     except UserError as error:
         # Trying again cannot help, so this is an end and not a failure for Ray to restart.
         return {"error": str(error)}
     finally:
+        mine.end(sound)
         if host:
             host.close()
 

@@ -123,6 +123,24 @@ class Objective(nn.Module):
     def load_memory(self, state: Mapping[str, Any]) -> None:
         """Take the `memory` of any number of workers."""
 
+    def shared(self) -> list[Tensor]:
+        """What this worker's part of the step adds to the memory, as float32 tensors that are summed in place over the workers.
+
+        They travel with the gradients, so that each worker has the whole memory and one that is left can go on without the
+        others. The same shapes on every worker; called after `forward`.
+        """
+        return []
+
+    def finish_step(self) -> None:
+        """Called when `shared` is summed and the gradients are averaged, just before they are applied."""
+
+    def own_memory(self) -> dict[str, Any] | None:
+        """`memory` as of the last finished step, from this worker alone; None where no worker alone has it.
+
+        By default that of an objective without a memory. With None a worker's death costs the work since the last checkpoint.
+        """
+        return {} if type(self).memory is Objective.memory else None
+
     def heads(self) -> list[Tensor]:
         """Matrices [K, D] that are kept in the encoder's file and begin the stream's next stage; none by default."""
         return []

@@ -84,6 +84,18 @@ class PrototypeObjective(Objective):
         """Take this worker's share of a queue."""
         self.prediction.load_state_dict(state)
 
+    def shared(self) -> list[Tensor]:
+        """The rows that this worker puts into the queue."""
+        return self.prediction.shared
+
+    def finish_step(self) -> None:
+        """The queue has taken a step."""
+        self.prediction.finish_step()
+
+    def own_memory(self) -> dict[str, Any]:
+        """The whole queue, as this worker has it."""
+        return self.prediction.own_state()
+
     def heads(self) -> list[Tensor]:
         """The prototypes, [K_h, D] of each head."""
         return [weight.detach() for weight in self.prototypes.weights]

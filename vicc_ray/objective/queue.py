@@ -41,6 +41,7 @@ class Queue:
         # Places stay in host memory: then the number of rows that leave is known without waiting for the device.
         self._positions = torch.empty(0, dtype=torch.int64)
         self._rows = torch.empty(views, 0, dim)
+        self.copy = QueueCopy(self.length // global_batch, views, global_batch, dim)
 
     @property
     def rows(self) -> Tensor:
@@ -136,3 +137,64 @@ class Queue:
         self._positions = positions[share].cpu().clone()
         self._rows = rows[:, share].to(self._rows.device, copy=True)
         self._pushed = min(int(state["pushed"]), int(state["length"]), self.length)
+        self.copy.load(rows[:, :used], positions[:used], self._pushed)
+
+
+class QueueCopy:
+    """The whole queue as of the last finished step, on every worker, for the restart after another worker's death.
+
+    A worker has only its part of the queue to work with. The rows of each step travel with its gradients, in the same message,
+    so that one worker that is left has the rows of those that are gone; nothing is computed with them.
+
+    Args:
+        batches: global batches in the queue.
+        views, rows, dim: of each of them: A assigned views of B rows of width D.
+    """
+
+    def __init__(self, batches: int, views: int, rows: int, dim: int) -> None:
+        self.batches, self.shape = batches, (views, rows, dim)
+        self._ring: Tensor | None = None  # [batches, A, B, D + 1]; the last column is 1 where there is a row
+        self._newest = 0
+        self._pushed = 0
+        self._underway: Tensor | None = None
+
+    def message(self, embeddings: Tensor, slots: Tensor) -> Tensor:
+        """This worker's rows [A, n, D] of a step at their slots [n], 0 elsewhere: [A, B, D + 1], to be summed over the workers."""
+        views, rows, dim = self.shape
+        message = embeddings.new_zeros(views, rows, dim + 1, dtype=torch.float32)
+        places = slots.to(embeddings.device)
+        message[:, places, :dim] = embeddings.detach().float()
+        message[:, places, dim] = 1.0
+        self._underway = message
+        return message
+
+    def take(self) -> None:
+        """The step's message, summed meanwhile, is the newest batch: the step is done."""
+        if self._underway is None:
+            return
+        if self._ring is None:
+            self._ring = self._underway.new_zeros(self.batches, *self._underway.shape)
+        self._newest = (self._newest - 1) % self.batches
+        self._ring[self._newest] = self._underway
+        self._pushed = min(self._pushed + self.shape[1], self.batches * self.shape[1])
+        self._underway = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Queue.state_dict`, from this worker alone."""
+        views, rows, dim = self.shape
+        length = self.batches * rows
+        if self._ring is None:
+            empty = torch.empty(views, 0, dim)
+            return {"rows": empty, "positions": torch.empty(0, dtype=torch.int64), "pushed": 0, "length": length}
+        ordered = torch.roll(self._ring, -self._newest, 0).transpose(0, 1).reshape(views, length, dim + 1).cpu()
+        positions = ordered[0, :, dim].nonzero().flatten()
+        return {"rows": ordered[:, positions, :dim], "positions": positions, "pushed": self._pushed, "length": length}
+
+    def load(self, rows: Tensor, positions: Tensor, pushed: int) -> None:
+        """Take a whole queue: rows [A, R, D] at positions int64 [R] in global order."""
+        views, batch, dim = self.shape
+        ordered = torch.zeros(views, self.batches * batch, dim + 1)
+        ordered[:, positions, :dim] = rows.cpu().float()
+        ordered[:, positions, dim] = 1.0
+        self._ring = ordered.view(views, self.batches, batch, dim + 1).transpose(0, 1).contiguous().to(rows.device)
+        self._newest, self._pushed, self._underway = 0, pushed, None

@@ -132,6 +132,7 @@ class SwappedPrediction:
         self.dim = dim
         self.stage = stage
         self.queue: Queue | None = None
+        self.shared: list[Tensor] = []
         if settings.queue:
             self.queue = Queue(settings.queue, global_batch=global_batch, views=len(assigned), dim=dim)
 
@@ -166,11 +167,23 @@ class SwappedPrediction:
             scores = _scores(prototypes, z, inner.counts)
             q, rows = self._assign(z.detach(), scores.detach(), inner, use_queue=use_queue, step=step)
             if self.queue is not None:
-                self.queue.push(z.detach()[list(self.assigned)], slots)
+                newest = z.detach()[list(self.assigned)]
+                self.queue.push(newest, slots)
+                self.shared = [self.queue.copy.message(newest, slots)]
             loss_sum = self._loss_sum(q, scores, inner.counts)
         # Workers may hold shares of different size: the mean over the global batch, times W against DDP's average.
         loss = loss_sum * (distributed.world_size() / rows.clamp_min(1))
         return Outcome(loss, q, z.detach()[:2], loss_sum.detach(), inner.counts)
+
+    def finish_step(self) -> None:
+        """What this step shared has been summed over the workers, and its gradients are about to be applied."""
+        if self.queue is not None:
+            self.queue.copy.take()
+        self.shared = []
+
+    def own_state(self) -> dict[str, Any]:
+        """``state_dict`` as of the last finished step, from this worker alone."""
+        return {} if self.queue is None else self.queue.copy.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """State that a restart needs: the whole queue (a message that every worker has to join), or nothing."""

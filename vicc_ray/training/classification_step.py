@@ -28,6 +28,7 @@ from vicc_ray.objective import NonFiniteError
 from vicc_ray.training.batches import Batch
 from vicc_ray.training.schedule import Stage
 from vicc_ray.training.step import augment_settings
+from vicc_ray.training.survival import OwnState, Undo, running_statistics
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class ClassifierTrainer:
             self.classifier.encoder.eval().requires_grad_(False)
         elif self.synced or mode == "sync":
             self.classifier.encoder = convert_batch_norm(self.classifier.encoder, "sync", device)
+        self.undo = Undo(dict(self.classifier.named_buffers()))
         # As in pretraining: gradients of convolutions in bf16 are not sound on CPU.
         self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
         self.learnt = [list(self.classifier.head.parameters())]
@@ -114,6 +116,7 @@ class ClassifierTrainer:
         """
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.settings.drop_factor ** sum(step >= drop for drop in self.drops)
+        self.undo.begin()
         self.optimiser.zero_grad(set_to_none=True)
         labels, slots = self.labels[batch.videos].to(self.device), batch.slots.to(self.device)
         forward = self._head_on_all_rows if self.frozen else self._own_rows
@@ -121,6 +124,7 @@ class ClassifierTrainer:
         self.rows += len(slots)
         if outcome.rows:
             self.optimiser.step()
+        self.undo.end()
         return outcome
 
     @torch.no_grad()
@@ -139,6 +143,17 @@ class ClassifierTrainer:
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs, the same on every worker, all of which call this; tensors and plain values only."""
         return {"classifier": self.finish().state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    @torch.no_grad()
+    def own_state(self) -> OwnState:
+        """`state_dict` as of the last finished step, from this worker alone: no message, also in the middle of a step."""
+        state = {
+            "classifier": self.undo.undone(self.classifier.state_dict()),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        # The head's statistics are of all workers' rows already.
+        names = [] if self.frozen else [f"encoder.{name}" for name in running_statistics(self.encoder)]
+        return OwnState(state, "classifier", names, self.rows)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state of a stage saved by any number of workers."""

@@ -27,6 +27,7 @@ from vicc_ray.runs.sinks import SinkRun, Sinks
 from vicc_ray.training.batches import PADDING, Block, TrainingPlan, to_batch
 from vicc_ray.training.monitor import Monitor
 from vicc_ray.training.schedule import Stage, every, locate, samples_at
+from vicc_ray.training.survival import Finished
 from vicc_ray.training.task import Learner, Measured, Task
 
 # Seconds between two polls for requests from outside; a poll is a small message between the workers.
@@ -52,6 +53,10 @@ class Host(Protocol):
 
     def save(self, state: State, about: dict[str, Any]) -> None:
         """Keep a checkpoint; every worker calls it with the same state. `about`: fields of `CheckpointInfo`."""
+        ...
+
+    def finished(self, step: Finished) -> None:
+        """A step is done on this worker; called after each, between them and not in the middle of one."""
         ...
 
     def notice(self) -> Notice:
@@ -106,6 +111,8 @@ def _train(
     step: int,
 ) -> int:
     """`train`, from a step on."""
+    if restored:
+        _close_left_open(task, plan, folder, host, restored)
     blocks = host.blocks(step) if step < plan.steps else iter(())
     while step < plan.steps:
         stage, within = locate(plan.stages, step)
@@ -120,6 +127,21 @@ def _train(
         task.close_stage(plan, folder, stage, learner)
         host.save({"step": step, "stage": stage.name, "trainer": {}}, _about(plan, stage, step, None))
     return step
+
+
+def _close_left_open(task: Task, plan: TrainingPlan, folder: RunFolder, host: Host, restored: State) -> None:
+    """Leave what a stage leaves, where its last step was done and the workers died before they had written it."""
+    if not restored["trainer"]:  # a trial of a sweep begins after stages that others trained
+        return
+    for stage in plan.stages:
+        if (
+            stage.end == int(restored["step"])
+            and stage.name == restored["stage"]
+            and not task.is_finished(folder, stage)
+        ):
+            learner = task.open_stage(plan, folder, stage, host.device)
+            learner.load_state_dict(restored["trainer"])
+            task.close_stage(plan, folder, stage, learner)
 
 
 def _train_stage(
@@ -141,6 +163,7 @@ def _train_stage(
     for local in range(within, stage.steps):
         step = stage.first_step + local
         _step(plan, step, local, learner, blocks, recorder)
+        host.finished(Finished(step + 1, {"stage": stage.name, "best_recall": best}, learner.own_state))
         if local == within:
             # Everybody has a stream and has been through a step: a silence now is no slow start.
             distributed.set_patience(settings.train.collective_timeout)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
+
+import torch
 
 from vicc_ray import distributed
 from vicc_ray.errors import UserError
@@ -62,32 +65,68 @@ def agree(problem: str | None) -> None:
         raise UserError(found)
 
 
-def restore(folder: RunFolder, start: Mapping[str, Any], max_failures: int) -> State | None:
-    """The newest sound checkpoint, the same on every worker; None at a run's beginning. Worker 0 notes the start.
+def restore(
+    folder: RunFolder,
+    start: Mapping[str, Any],
+    max_failures: int,
+    kept: Callable[[], tuple[int, State] | None] = lambda: None,
+) -> State | None:
+    """The newest state to go on from, the same on every worker; None at a run's beginning. Worker 0 notes the start.
+
+    That is the newest sound checkpoint, or what `kept` gives, (step, state), where that is newer: what the workers before these
+    handed over.
 
     `start`: what the event says beside step and workers; its `session` is one driver's. UserError, on every worker, where
     the workers started more than `max_failures` times in a row at one checkpoint, or no checkpoint can be read.
     """
     events = RecordWriter(folder.events)
-    answer: dict[str, Any] = {"info": None, "error": None}
+    answer: dict[str, Any] = {"info": None, "error": None, "kept": -1}
     state: State | None = None
     if distributed.rank() == 0:
         try:
-            found = folder.checkpoints.newest(lambda text: events.add(event("damaged checkpoint", text=text)))
+            handed = kept()
+            found = None
+            if handed is not None and handed[0] > _newest_step(folder):
+                answer["kept"], state = handed
+            else:
+                found = folder.checkpoints.newest(lambda text: events.add(event("damaged checkpoint", text=text)))
             if found:
                 answer["info"], state = asdict(found[0]), found[1]
                 if changed := version_changes(found[0], versions()):
                     events.add(event("versions", text=f"the checkpoint is older than what is installed: {changed}"))
-            _note_start(folder, events, start, found[0].step if found else 0, max_failures)
+            step = found[0].step if found else max(answer["kept"], 0)
+            _note_start(folder, events, start, step, max_failures)
         except UserError as error:
             answer["error"] = str(error)
     # JSON: what goes between workers is neither signed nor encrypted, so nothing of it is unpickled.
     answer = json.loads(distributed.broadcast_bytes(json.dumps(answer).encode()))
     if answer["error"]:
         raise UserError(answer["error"])
+    if answer["kept"] >= 0:
+        return _from_rank_zero(state)
     if answer["info"] and state is None:
         state = folder.checkpoints.read(CheckpointInfo(**answer["info"]))
     return state
+
+
+def _newest_step(folder: RunFolder) -> int:
+    """The step of the newest checkpoint; 0 for none. Where the store is away, what was handed over counts."""
+    try:
+        return max((info.step for info in folder.checkpoints.listing()), default=0)
+    except OSError:
+        return 0
+
+
+def _from_rank_zero(state: State | None) -> State:
+    """Worker 0's state on every worker: tensors and plain values."""
+    file = io.BytesIO()
+    if distributed.rank() == 0:
+        torch.save(state, file)
+    content = distributed.broadcast_bytes(file.getvalue())
+    whole: State = (
+        state if state is not None else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    )
+    return whole
 
 
 def _note_start(folder: RunFolder, events: RecordWriter, start: Mapping[str, Any], step: int, allowed: int) -> None:

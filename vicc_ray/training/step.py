@@ -28,6 +28,7 @@ from vicc_ray.training.batches import Batch
 from vicc_ray.training.graphs import graphed_inference, graphed_training
 from vicc_ray.training.optim import make_optimiser
 from vicc_ray.training.schedule import Stage, learning_rate
+from vicc_ray.training.survival import OwnState, Undo, running_statistics
 
 
 class StageTrainer:
@@ -71,6 +72,8 @@ class StageTrainer:
         self.averages = not overlaps
         self.optimiser = make_optimiser(list(self.module.parameters()), experiment.optim)
         self.rows = 0  # that batch norm has learnt from since its statistics were averaged over the workers
+        self.undo = Undo(dict(learner.named_buffers()))
+        self.undo_objective = Undo({**dict(objective.named_parameters()), **dict(objective.named_buffers())})
         self.averaged = copy.deepcopy(learner).eval().requires_grad_(False) if experiment.optim.ema else None
         # What prepares the inputs on a GPU does not wait for the backward pass before it, nor that for it.
         self.beside: torch.cuda.Stream | None = None
@@ -120,20 +123,25 @@ class StageTrainer:
 
     def _step(self, batch: Batch, step: int) -> StepOutcome:
         learner_views, guide_views = self._views(batch)
+        self.undo.begin()
+        self.undo_objective.begin()
         self._set_learning_rate(step)
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.before_forward(step)
         guided = self._guide(guide_views)
         forward = self._whole if self.micro_batch is None else self._in_parts
         outcome = forward(learner_views, guided, batch.slots, step)
-        self.rows += len(batch.slots)
         self._average_gradients()
         self.objective.after_backward(step)
         if self.experiment.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.experiment.optim.clip_norm)
+        self.objective.finish_step()
         self.optimiser.step()
+        self.rows += len(batch.slots)
         if self.averaged is not None:
             _average_(self.averaged, self.encoder, self.experiment.optim.ema)
+        self.undo.end()
+        self.undo_objective.end()
         return outcome
 
     @torch.no_grad()
@@ -162,6 +170,24 @@ class StageTrainer:
             "memory": self.objective.memory(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
         }
+
+    @torch.no_grad()
+    def own_state(self) -> OwnState | None:
+        """`state_dict` as of the last finished step, from this worker alone: no message, also in the middle of a step.
+
+        None where the objective's memory is spread over the workers.
+        """
+        memory = self.objective.own_memory()
+        if memory is None:
+            return None
+        state = {
+            "encoder": self.undo.undone(self.encoder.state_dict()),
+            "objective": self.undo_objective.undone(self.objective.state_dict()),
+            "optimiser": self.optimiser.state_dict(),
+            "memory": memory,
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+        }
+        return OwnState(state, "encoder", running_statistics(self.encoder), self.rows)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state of a stage saved by any number of workers."""
@@ -308,8 +334,11 @@ class StageTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _average_gradients(self) -> None:
+        shared = self.objective.shared()
         if self.averages:
-            distributed.average_gradients_(self.module)
+            distributed.average_gradients_(self.module, shared)
+        else:
+            distributed.all_reduce_sum_(*shared)
 
     def _set_learning_rate(self, step: int) -> None:
         rate = learning_rate(self.stage, step, self.experiment.optim.lr, self.experiment.optim.end_lr)

@@ -18,6 +18,7 @@ from vicc_ray.models.encoder import Encoder
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import Batch, TrainingPlan
 from vicc_ray.training.schedule import Stage
+from vicc_ray.training.survival import OwnState
 
 
 class Measured(Protocol):
@@ -48,6 +49,13 @@ class Learner(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs, the same on every worker; tensors and plain values only."""
+        ...
+
+    def own_state(self) -> OwnState | None:
+        """`state_dict` as of the last finished step, from this worker alone: no message, also in the middle of a step.
+
+        None where no worker alone has it all.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

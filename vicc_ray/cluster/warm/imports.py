@@ -24,7 +24,11 @@ def import_ray(alive: int) -> None:
     use the same ones); here those identities are drawn from the system. And what Ray tells each worker at its start, its job
     and the process that it watches, is read once (`refresh_settings` reads the rest again): no job, and `alive`.
     """
-    missing = {name: value for name, value in (("RAY_JOB_ID", NO_JOB), ("RAY_RAYLET_PID", str(alive))) if name not in os.environ}
+    missing = {
+        name: value
+        for name, value in (("RAY_JOB_ID", NO_JOB), ("RAY_RAYLET_PID", str(alive)))
+        if name not in os.environ
+    }
     os.environ.update(missing)
     try:
         actor: Any = import_module("ray.actor")
@@ -42,9 +46,8 @@ def import_ray(alive: int) -> None:
 
 def refresh_settings() -> None:
     """Let Ray read its settings from this process' environment again; it has read them at its import."""
-    from ray._raylet import Config
-
-    Config.initialize("")
+    config: Any = import_module("ray._raylet").Config
+    config.initialize("")
 
 
 def import_late() -> None:

@@ -52,7 +52,7 @@ def context_of(arguments: list[str]) -> dict[str, object]:
     return dict(json.loads(found[0])) if found else {}
 
 
-def pass_to_the_node(arguments: list[str]) -> bool:
+def pass_to_the_node(arguments: list[str]) -> bool:  # noqa: RET503
     """Hand the start to this node's server, or become it; False where neither can be."""
     path = node_path(arguments)
     if path is None or find_spec("vicc_ray") is None:

@@ -27,7 +27,14 @@ from vicc_ray.cluster.warm.imports import import_late, import_ray, refresh_setti
 from vicc_ray.cluster.warm.launcher import ACCEPTED, CONTEXT, REFUSED, context_of, fits, start_cold
 
 # Settings that act when a library is loaded, so a worker that wants other ones is started in Ray's way.
-_AT_IMPORT = ("PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED")
+_AT_IMPORT = (
+    "PYTHONPATH",
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "PYTHONHASHSEED",
+)
 WATCH_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 

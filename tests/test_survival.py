@@ -1,0 +1,286 @@
+"""What a worker that is left hands over: the state of the last finished step, whole, whatever the others have taken with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import run_processes
+from tiny import tiny_experiment, tiny_plan
+from torch import Tensor, nn
+
+from vicc_ray import distributed
+from vicc_ray.cluster.keeper import Keeper, Survivor
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.models.encoder_file import load_encoder
+from vicc_ray.objective import Objective
+from vicc_ray.objective.queue import Queue, QueueCopy
+from vicc_ray.runs.checkpoint import State, snapshot
+from vicc_ray.runs.folder import RunFolder
+from vicc_ray.runs.records import read_events, read_records
+from vicc_ray.training.batches import Block, TrainingPlan, decode_share
+from vicc_ray.training.loop import Notice, train
+from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.restore import restore
+from vicc_ray.training.survival import Finished, Kept, OwnState, Undo, merged
+
+
+class _PeerDied(Exception):
+    """What gloo says when a worker is gone."""
+
+
+class _Host:
+    """Keeps the newest checkpoint, the last finished step, and what the loop was given."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan, self.device = plan, torch.device("cpu")
+        self.saved: State = {}
+        self.last: Finished | None = None
+
+    def blocks(self, first_step: int) -> Iterator[Block]:
+        for step in range(first_step, self.plan.steps):
+            yield decode_share(self.plan, step, distributed.rank(), distributed.world_size())
+
+    def save(self, state: State, about: dict[str, Any]) -> None:
+        self.saved = snapshot(state)
+
+    def finished(self, step: Finished) -> None:
+        self.last = step
+
+    def notice(self) -> Notice:
+        return Notice()
+
+
+def _dying(plan: TrainingPlan, path: Path, manifest: Manifest, step: int, moment: str) -> tuple[Kept, State]:
+    """One of several workers, whose peer dies in the middle of a global step; what it hands over, and the last checkpoint."""
+    folder, host = RunFolder(path), _Host(plan)
+    if distributed.rank() == 0:
+        folder.open(plan.experiment, manifest.fingerprint())
+    distributed.barrier()
+    calls = 0
+
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise _PeerDied
+        return original(*arguments, **settings)
+
+    original = getattr(distributed, moment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, moment, fail)
+        with pytest.raises(_PeerDied):
+            train(Pretraining(), plan, folder, host, None, None)
+    assert host.last is not None
+    kept = host.last.take()
+    assert kept is not None
+    return kept, host.saved
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_survivor_has_the_state_of_the_last_finished_step(videos: Manifest, tmp_path: Path, workers: int) -> None:
+    """The step after the 7th, in RGB-2, dies with its gradients half exchanged: the queue has taken it, batch norm too."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    handed = run_processes(_dying, workers, plan, tmp_path / "run", videos, 7, "average_gradients_")
+    for kept, checkpoint in handed:
+        state = merged(kept.state, [kept])
+        assert (kept.step, state["step"], state["stage"]) == (7, 7, "RGB-2")
+        assert checkpoint["step"] == 7
+        _same(state["trainer"], checkpoint["trainer"])
+        assert state["trainer"]["memory"]["rows"].shape[1] == 16  # all of the queue, whoever had its rows
+
+
+def test_what_was_handed_over_leads_to_the_same_end(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(), videos)
+    whole = RunFolder(tmp_path / "whole")
+    whole.open(plan.experiment, videos.fingerprint())
+    train(Pretraining(), plan, whole, _Host(plan), None, None)
+    ((kept, _),) = run_processes(_dying, 1, plan, tmp_path / "run", videos, 7, "average_gradients_")
+    folder = RunFolder(tmp_path / "run")
+    train(Pretraining(), plan, folder, _Host(plan), merged(kept.state, [kept]), None)
+    losses = [[r["loss"] for r in read_records(run.metrics) if r["kind"] == "train"] for run in (whole, folder)]
+    assert losses[0] == losses[1]
+
+
+def test_a_stage_whose_last_step_was_done_is_closed_by_those_who_come_after(videos: Manifest, tmp_path: Path) -> None:
+    """The workers die after the last step of RGB-1 and before its encoder is written."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder, host = RunFolder(tmp_path / "run"), _Host(plan)
+    folder.open(plan.experiment, videos.fingerprint())
+
+    class Dies(Pretraining):
+        def close_stage(self, *arguments: Any) -> None:
+            raise _PeerDied
+
+    with pytest.raises(_PeerDied):
+        train(Dies(), plan, folder, host, None, None)
+    assert host.last is not None
+    kept = host.last.take()
+    assert kept is not None
+    assert kept.step == plan.stages[0].end
+    assert "RGB-1" not in folder.encoders()
+    train(Pretraining(), plan, folder, _Host(plan), merged(kept.state, [kept]), None)
+    whole = RunFolder(tmp_path / "whole")
+    whole.open(plan.experiment, videos.fingerprint())
+    train(Pretraining(), plan, whole, _Host(plan), None, None)
+    for name in ("RGB-1", "RGB-2"):
+        _same(load_encoder(folder.encoder(name)).state_dict, load_encoder(whole.encoder(name)).state_dict)
+
+
+def _same(ours: Any, theirs: Any) -> None:
+    if isinstance(ours, Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"lr"}:  # which every step sets
+            _same(ours[key], theirs[key])
+    elif isinstance(ours, (list, tuple)):
+        for mine, other in zip(ours, theirs, strict=True):
+            _same(mine, other)
+    else:
+        assert ours == theirs
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sets(st.integers(0, 3), max_size=4), min_size=2, max_size=2), max_size=9),
+    st.integers(1, 3),
+)
+def test_the_copy_of_the_queue_is_the_queue(steps: list[list[set[int]]], batches: int) -> None:
+    """Against the queue of one worker that gets all rows; slots that both workers draw belong to the first."""
+    queue = Queue(4 * batches, global_batch=4, views=2, dim=3)
+    copies = [QueueCopy(batches, 2, 4, 3) for _ in range(2)]
+    for number, (first, second) in enumerate(steps):
+        shares = [sorted(first), sorted(second - first)]
+        rows = [_rows(number, slots) for slots in shares]
+        queue.push(torch.cat(rows, dim=1), torch.tensor(shares[0] + shares[1], dtype=torch.int64))
+        messages = [
+            copy.message(mine, torch.tensor(slots, dtype=torch.int64))
+            for copy, mine, slots in zip(copies, rows, shares, strict=True)
+        ]
+        total = messages[0] + messages[1]
+        for copy, message in zip(copies, messages, strict=True):
+            message.copy_(total)  # as the sum over the workers does, in place
+            copy.take()
+    for copy in copies:
+        _same(copy.state_dict(), queue.state_dict())
+        again = QueueCopy(batches, 2, 4, 3)
+        state = copy.state_dict()
+        again.load(state["rows"], state["positions"], state["pushed"])
+        _same(again.state_dict(), queue.state_dict())
+
+
+def _rows(number: int, slots: Sequence[int]) -> Tensor:
+    values = torch.tensor([100.0 * number + slot for slot in slots]).view(1, -1, 1)
+    return values + torch.arange(2).view(2, 1, 1) / 4 + torch.arange(3).view(1, 1, 3) / 16
+
+
+def test_a_step_that_is_not_summed_is_not_in_the_copy() -> None:
+    copy = QueueCopy(2, 2, 4, 3)
+    copy.message(_rows(1, [0, 1, 2, 3]), torch.arange(4))
+    assert copy.state_dict()["rows"].shape == (2, 0, 3)
+
+
+def test_statistics_of_those_that_are_left_are_averaged_by_their_rows() -> None:
+    workers = []
+    for rows, value in ((3, 1.0), (1, 5.0)):
+        own = OwnState(
+            {"encoder": {"running_mean": torch.tensor([value]), "weight": torch.ones(1)}},
+            "encoder",
+            ["running_mean"],
+            rows,
+        )
+        kept = Finished(4, {"stage": "RGB-1"}, partial(OwnState, own.state, own.part, own.statistics, own.rows)).take()
+        assert kept is not None
+        workers.append(kept)
+    state = merged(workers[0].state, workers)
+    assert state["trainer"]["encoder"]["running_mean"].tolist() == [2.0]
+    assert state["step"] == 4
+
+
+def test_what_a_step_did_to_statistics_is_taken_back() -> None:
+    norm = nn.BatchNorm1d(2)
+    undo = Undo(dict(norm.named_buffers()))
+    before = snapshot(norm.state_dict())
+    undo.begin()
+    norm(torch.randn(8, 2))
+    assert not torch.equal(norm.running_mean, before["running_mean"])  # type: ignore[arg-type]
+    _same(undo.undone(norm.state_dict()), before)
+    undo.end()
+    assert torch.equal(undo.undone(norm.state_dict())["running_mean"], norm.running_mean)  # type: ignore[arg-type]
+
+
+def test_an_objective_whose_memory_is_spread_has_none_to_hand_over() -> None:
+    class Plain(Objective):
+        pass
+
+    class Spread(Objective):
+        def memory(self) -> dict[str, Any]:
+            return {"rows": torch.zeros(1)}
+
+    experiment, stage = tiny_experiment(), None
+    assert Plain(experiment, stage, 0).own_memory() == {}  # type: ignore[abstract, arg-type]
+    assert Spread(experiment, stage, 0).own_memory() is None  # type: ignore[abstract, arg-type]
+
+
+def _kept(step: int, state: bytes = b"state", rows: int = 1) -> Kept:
+    return Kept(step, "encoder", rows, b"", state)
+
+
+def test_a_keeper_holds_the_newest_step_once() -> None:
+    keeper = Keeper()
+    assert keeper.newest() == (-1, {})
+    assert keeper.wants_state(3)
+    keeper.keep(0, _kept(3))
+    assert not keeper.wants_state(3)
+    keeper.keep(1, _kept(3, b"", rows=2))
+    step, workers = keeper.newest()
+    assert (step, sorted(workers)) == (3, [0, 1])
+    assert all(one.state == b"" for one in workers.values())
+    keeper.keep(2, _kept(2, b"older"))
+    assert keeper.state_of(3) == b"state"
+    keeper.keep(2, _kept(5, b""))  # the statistics come before the state
+    assert keeper.newest() == (-1, {})
+    keeper.keep(1, _kept(5, b"new"))
+    assert keeper.state_of(5) == b"new"
+    assert keeper.state_of(3) == b""
+    keeper.forget()
+    assert keeper.newest() == (-1, {})
+
+
+def test_the_newer_of_checkpoint_and_handed_over_state_counts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    about = {"stage": "RGB-1", "samples": 8, "workers": 1, "versions": {}}
+    folder.checkpoints.write({"step": 20, "trainer": {"from": "checkpoint"}}, {"step": 20, **about})
+    start = {"session": "s", "nodes": 1}
+    newer = restore(folder, start, 3, lambda: (23, {"step": 23, "trainer": {"from": "keeper"}}))
+    older = restore(folder, start, 3, lambda: (19, {"step": 19, "trainer": {"from": "keeper"}}))
+    assert newer is not None
+    assert older is not None
+    assert (newer["step"], newer["trainer"]["from"]) == (23, "keeper")
+    assert (older["step"], older["trainer"]["from"]) == (20, "checkpoint")
+    assert [event["step"] for event in read_events(folder.events) if event["kind"] == "start"] == [23, 20]
+
+
+def test_workers_that_fail_at_one_step_again_and_again_are_given_up(tmp_path: Path) -> None:
+    """Also where that step was handed over and is in no checkpoint."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    for _ in range(3):
+        restore(folder, {"session": "s", "nodes": 1}, 2, lambda: (7, {"step": 7, "trainer": {}}))
+    with pytest.raises(Exception, match="failed 3 times in a row at the checkpoint of step 7"):
+        restore(folder, {"session": "s", "nodes": 1}, 2, lambda: (7, {"step": 7, "trainer": {}}))
+
+
+def test_a_worker_whose_weights_are_not_sound_hands_nothing_over() -> None:
+    survivor = Survivor("session", 0, copies=False)
+    survivor.last = Finished(3, {}, lambda: OwnState({}, "encoder", [], 0))
+    survivor.end(sound=False)
+    assert survivor.answer(0.1) == -1

@@ -1,0 +1,250 @@
+"""Keepers: a process a node that holds the newest finished step of a run in memory, for the workers that come after a failure.
+
+Workers hand their state over when their group is about to end, because one of them died or others are to join, and now and then
+in between, in case that all of them die at once. So a fault costs the step that was under way. Only where every node is gone
+does the last checkpoint count.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from vicc_ray.runs.checkpoint import State
+from vicc_ray.runs.folder import versions
+from vicc_ray.training.survival import Finished, Kept, merged
+
+NAMESPACE = "vicc_ray"
+# A copy in between costs at most this share of the time, and comes at most this often.
+COPY_SHARE = 0.003
+COPY_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
+# How long a group that ends waits for what its workers hand over, and for the others once one has.
+HANDOVER_SECONDS = 20.0
+OTHERS_SECONDS = 1.0
+
+
+class Keeper:
+    """The actor: of the newest step that it was given, the state and the workers' statistics."""
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.state = b""
+        self.workers: dict[int, Kept] = {}
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages that results depend on, on this node."""
+        return versions()
+
+    def wants_state(self, step: int) -> bool:
+        """Whether the state of this step is not here yet."""
+        return step > self.step or (step == self.step and not self.state)
+
+    def keep(self, rank: int, kept: Kept) -> None:
+        """Take what a worker hands over; an older step than the newest is let go."""
+        if kept.step < self.step:
+            return
+        if kept.step > self.step:
+            self.step, self.state, self.workers = kept.step, b"", {}
+        self.state = kept.state or self.state
+        self.workers[rank] = replace(kept, state=b"")
+
+    def newest(self) -> tuple[int, dict[int, Kept]]:
+        """The newest step whose state is here (-1: none), and its workers' statistics."""
+        return (self.step, self.workers) if self.state else (-1, {})
+
+    def state_of(self, step: int) -> bytes:
+        """The state of a step; empty where another one came."""
+        return self.state if step == self.step else b""
+
+    def forget(self) -> None:
+        """Hold nothing: what was kept is not sound."""
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass
+class Keepers:
+    """The keepers of a run, seen from the process that watches its workers: it starts one a node where workers are."""
+
+    session: str
+    handles: dict[str, ActorHandle] = field(default_factory=dict)
+
+    def on(self, nodes: Sequence[str]) -> None:
+        """See to it that these nodes have one that answers."""
+        for node in sorted(set(nodes)):
+            if node not in self.handles or not _answers(self.handles[node]):
+                self.handles[node] = (
+                    ray.remote(Keeper)
+                    .options(
+                        name=_name(self.session, node),
+                        namespace=NAMESPACE,
+                        get_if_exists=True,
+                        num_cpus=0,
+                        label_selector={ray._raylet.RAY_NODE_ID_KEY: node},
+                    )
+                    .remote()
+                )
+
+    def versions(self, node: str) -> dict[str, str] | None:
+        """The versions that a node's keeper reports; None while it starts."""
+        self.on([node])
+        with suppress(RayError):
+            found: dict[str, str] = ray.get(self.handles[node].versions.remote(), timeout=0.5)
+            return found
+        return None
+
+
+def kept_state(session: str) -> tuple[int, State] | None:
+    """The newest step that a keeper of the run holds and the state to go on from, of all nodes that live."""
+    found: dict[str, tuple[int, dict[int, Kept]]] = {}
+    handles = _handles(session)
+    calls = {node: handle.newest.remote() for node, handle in handles.items()}
+    ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_SECONDS) if calls else None
+    for node, call in calls.items():
+        with suppress(RayError):
+            found[node] = ray.get(call, timeout=0.1)
+    newest = max((step for step, _ in found.values()), default=-1)
+    if newest < 0:
+        return None
+    holders = [node for node, (step, _) in found.items() if step == newest]
+    here = ray.get_runtime_context().get_node_id()
+    for node in sorted(holders, key=lambda node: node != here):
+        with suppress(RayError):
+            state: bytes = ray.get(handles[node].state_of.remote(newest), timeout=60)
+            if state:
+                workers = [kept for holder in holders for _, kept in sorted(found[holder][1].items())]
+                return newest, merged(state, workers)
+    return None
+
+
+def forget(session: str) -> None:
+    """Let every keeper of the run forget what it holds."""
+    for handle in _handles(session).values():
+        with suppress(RayError):
+            ray.get(handle.forget.remote(), timeout=ANSWER_SECONDS)
+
+
+def _handles(session: str) -> dict[str, ActorHandle]:
+    """The keepers of the nodes that live."""
+    handles = {}
+    for node in (node["NodeID"] for node in ray.nodes() if node["Alive"]):
+        with suppress(ValueError):  # there is none
+            handles[node] = ray.get_actor(_name(session, node), NAMESPACE)
+    return handles
+
+
+def _name(session: str, node: str) -> str:
+    return f"keeper-{session}-{node}"
+
+
+def _answers(handle: ActorHandle) -> bool:
+    try:
+        ray.get(handle.newest.remote(), timeout=2.0)
+    except ray.exceptions.GetTimeoutError:
+        return True  # busy, or starting
+    except RayError:
+        return False
+    return True
+
+
+class Survivor:
+    """A worker's side: its last finished step, handed to the keeper of its node when it is requested or time is up.
+
+    The training thread notes each finished step; requests come on the actor's own thread. A state is only taken between steps,
+    or after training has ended: whoever gets there first takes it.
+    """
+
+    def __init__(self, session: str, rank: int, copies: bool) -> None:
+        self.session, self.rank, self.copies = session, rank, copies
+        self.last: Finished | None = None
+        self.requested = threading.Event()
+        self.ended = threading.Event()
+        self.handed = threading.Event()
+        self.due = time.monotonic() + COPY_SECONDS
+        self.keeper: ActorHandle | None = None
+
+    def finished(self, step: Finished) -> None:
+        """The training thread, between two steps."""
+        self.last = step
+        if self.requested.is_set():
+            self._hand_over()
+            self.requested.clear()
+        elif self.copies and time.monotonic() >= self.due:
+            started = time.monotonic()
+            self._hand_over()
+            self.due = time.monotonic() + max(COPY_SECONDS, (time.monotonic() - started) / COPY_SHARE)
+
+    def end(self, sound: bool) -> None:
+        """The training thread has ended; `sound` False: its last step is nothing to go on from."""
+        if not sound:
+            self.last = None
+        self.ended.set()
+
+    def answer(self, seconds: float) -> int:
+        """On request: hand the last finished step over; returns it, -1 where there is none or no time was left."""
+        self.requested.set()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.handed.wait(0.02):
+                break
+            if self.ended.is_set():
+                self._hand_over()
+                break
+        return self.last.step if self.last is not None and self.handed.is_set() else -1
+
+    def _hand_over(self) -> None:
+        if self.last is None:
+            return
+        with suppress(RayError, ValueError):  # no keeper: the checkpoint counts
+            node = ray.get_runtime_context().get_node_id()
+            self.keeper = self.keeper or ray.get_actor(_name(self.session, node), NAMESPACE)
+            whole = ray.get(self.keeper.wants_state.remote(self.last.step), timeout=ANSWER_SECONDS)
+            kept = self.last.take(whole)
+            if kept is not None:
+                ray.get(self.keeper.keep.remote(self.rank, kept), timeout=ANSWER_SECONDS)
+                if self.requested.is_set() or self.ended.is_set():
+                    self.handed.set()
+            return
+        self.keeper = None  # a new one may have come
+
+
+_here: Survivor | None = None
+
+
+def survivor(session: str, rank: int, copies: bool) -> Survivor:
+    """This process' survivor, which requests find."""
+    global _here
+    _here = Survivor(session, rank, copies)
+    return _here
+
+
+def hand_over(seconds: float) -> int:
+    """What is executed on every worker of a group that is about to end; see `Survivor.answer`."""
+    return _here.answer(seconds) if _here is not None else -1
+
+
+def collect(workers: Sequence[Any]) -> int:
+    """Let the workers of a group that is about to end hand over; returns the newest step that was, -1 for none.
+
+    `workers`: Ray Train's, some of them dead or deaf.
+    """
+    calls = [worker.actor.execute.remote(hand_over, HANDOVER_SECONDS) for worker in workers]
+    deadline = time.monotonic() + HANDOVER_SECONDS
+    newest = -1
+    while calls and time.monotonic() < deadline:
+        done, calls = ray.wait(calls, num_returns=1, timeout=deadline - time.monotonic())
+        for call in done:
+            with suppress(RayError):
+                step = int(ray.get(call))
+                if step >= 0 > newest:
+                    deadline = min(deadline, time.monotonic() + OTHERS_SECONDS)
+                newest = max(newest, step)
+    return newest
