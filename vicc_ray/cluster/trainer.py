@@ -68,6 +68,7 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
         super().__init__(scaling_config)
         self.keepers, self.folder = Keepers(session), folder
         self.versions = versions()
+        self.ready: set[str] = set()
         self.refused: set[str] = set()
         self.usable: list[str] = []
         self.running = False
@@ -99,16 +100,19 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
 
     def _is_ready(self, node: str) -> bool:
         """Whether workers can start on the node at once, with the packages that the others have."""
+        if node in self.ready:
+            return True
         if node in self.refused:
             return False
-        if not self.running and node not in self.keepers.handles:
-            return True
         theirs = self.keepers.versions(node)
-        if theirs is None or theirs == self.versions:
-            return theirs is not None or not self.running
-        self.refused.add(node)
-        _note(self.folder, f"node {node[:8]} is left out: {_difference(theirs, self.versions)}")
-        return False
+        if theirs is None:  # its keeper is starting; a group that does not run has nothing better to do than to start there
+            return not self.running
+        if theirs != self.versions:
+            self.refused.add(node)
+            _note(self.folder, f"node {node[:8]} is left out: {_difference(theirs, self.versions)}")
+            return False
+        self.ready.add(node)
+        return True
 
 
 def living_nodes() -> set[str]:

@@ -59,6 +59,7 @@ class Request:
 def serve(path: str, first: Request | None = None) -> NoReturn:
     """Listen at `path` and fork until the parent is gone. Without a way to fork safely, `first` starts in Ray's way."""
     parent = os.getppid()
+    given = {name: os.environ.get(name) for name in _AT_IMPORT}  # OpenCV's import changes one of them
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with suppress(FileNotFoundError):
         os.unlink(path)
@@ -79,17 +80,17 @@ def serve(path: str, first: Request | None = None) -> NoReturn:
         _reap()
         ready, _, _ = select.select([listener], [], [], WATCH_SECONDS)
         if ready:
-            _answer(listener)
+            _answer(listener, given)
     os._exit(0)
 
 
-def _answer(listener: socket.socket) -> None:
+def _answer(listener: socket.socket, given: Mapping[str, str | None]) -> None:
     connection, _ = listener.accept()
     with connection, suppress(OSError, ValueError, KeyError, TypeError):
         if _user(connection) != os.getuid():
             return
         wanted = _receive(connection)
-        if all(wanted.environment.get(name) == os.environ.get(name) for name in _AT_IMPORT) and _fits(wanted):
+        if given == {name: wanted.environment.get(name) for name in given} and _fits(wanted):
             _fork(wanted, listener, connection)
             connection.sendall(ACCEPTED)
         else:
