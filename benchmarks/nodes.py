@@ -142,11 +142,12 @@ def local_cluster(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def descendants(pid: int) -> list[int]:
-    """Process numbers below `pid`, deepest first."""
+def descendants(pid: int, children: Mapping[int, list[int]] | None = None) -> list[int]:
+    """Process numbers below `pid`, deepest first; by a table of `children_now` where one is at hand."""
+    table = children_now() if children is None else children
     found: list[int] = []
-    for child in _children().get(pid, []):
-        found += [*descendants(child), child]
+    for child in table.get(pid, []):
+        found += [*descendants(child, table), child]
     return found
 
 
@@ -164,7 +165,8 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _children() -> Mapping[int, list[int]]:
+def children_now() -> Mapping[int, list[int]]:
+    """The numbers of all processes of this machine by that of their parent."""
     table: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
