@@ -95,6 +95,10 @@ class TrainRun:
         """What is run."""
         raise NotImplementedError
 
+    def measured(self) -> Product:
+        """Whose command that is."""
+        raise NotImplementedError
+
     def environment(self) -> dict[str, str]:
         """For what is run."""
         raise NotImplementedError
@@ -111,9 +115,7 @@ class TrainRun:
         file = self.folder / "faults.yaml"
         file.write_text(yaml.safe_dump(tree))
         with (self.folder / "driver.log").open("ab") as log:
-            self.driver = subprocess.Popen(
-                self.command(file), stdout=log, stderr=subprocess.STDOUT, env=self.environment()
-            )
+            self.driver = self.measured().start(self.command(file), log, self.environment())
 
     def stop(self) -> int:
         """Interrupt the driver politely; its status."""
@@ -179,6 +181,10 @@ class LocalRun(TrainRun):
         """Without an address."""
         return [str(self.product.vicc), "train", str(experiment)]
 
+    def measured(self) -> Product:
+        """The product named."""
+        return self.product
+
     def environment(self) -> dict[str, str]:
         """The product's."""
         return self.product.environment()
@@ -197,6 +203,10 @@ class FaultRun(TrainRun):
     def command(self, experiment: Path) -> list[str]:
         """With the cluster's address."""
         return [str(self.cluster.product.vicc), "train", str(experiment), "--address", self.cluster.address]
+
+    def measured(self) -> Product:
+        """The one that the cluster is of."""
+        return self.cluster.product
 
     def environment(self) -> dict[str, str]:
         """The cluster's."""

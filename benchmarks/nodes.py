@@ -108,7 +108,7 @@ class LocalCluster:
         if "--head" in options:
             command += [f"--temp-dir={temp}"]
         log = (temp / "start.log").open("wb")
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        process = self.product.start(command, log, self.environment)
         if core is not None:
             os.sched_setaffinity(process.pid, {core})  # before it has a child: they inherit it
         node = Node(process, temp)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from vicc_ray.errors import UserError
 
@@ -44,13 +47,19 @@ class Product:
         kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", *ours)}
         return kept | {"PATH": os.pathsep.join([str(self.commands), *filter(None, [kept.get("PATH")])])}
 
+    def start(self, command: Sequence[str], log: IO[bytes], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start a command of it, from its own folder: Ray lets workers import from the folder that their driver was started in."""
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=self.folder)
+
     def run(self, *arguments: str) -> str:
-        """What `vicc` prints on standard output; RuntimeError with its words where it fails."""
-        done = subprocess.run([str(self.vicc), *arguments], env=self.environment(), capture_output=True, text=True)
-        if done.returncode:
-            words = f"{done.stdout}{done.stderr}"[-3000:]
-            raise RuntimeError(f"{self.folder}: vicc {' '.join(arguments)}: status {done.returncode}\n{words}")
-        return done.stdout
+        """What `vicc` prints, run to its end; RuntimeError with its words where it fails."""
+        with tempfile.TemporaryFile() as log:
+            status = self.start([str(self.vicc), *arguments], log, self.environment()).wait()
+            log.seek(0)
+            words = log.read().decode(errors="replace")
+        if status:
+            raise RuntimeError(f"{self.folder}: vicc {' '.join(arguments)}: status {status}\n{words[-3000:]}")
+        return words
 
 
 def this_checkout() -> Product:
