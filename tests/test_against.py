@@ -187,6 +187,13 @@ def test_another_checkout_gets_none_of_our_modules(tmp_path: Path, monkeypatch: 
     assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
 
 
+def test_a_command_starts_in_its_own_folder_where_ray_looks_for_modules(tmp_path: Path) -> None:
+    (tmp_path / "vicc").write_text("#!/bin/bash\npwd\n")
+    (tmp_path / "vicc").chmod(0o755)
+    (tmp_path / "build").mkdir()
+    assert Product(tmp_path / "build", tmp_path).run("index").strip() == str(tmp_path / "build")
+
+
 @pytest.mark.parametrize(
     ("title", "expected"),
     [
@@ -206,7 +213,7 @@ def test_another_checkout_gets_none_of_our_modules(tmp_path: Path, monkeypatch: 
         ("ray::SplitCoordinator", "SplitCoordinator"),
         ("ray::TrainController.run", "TrainController"),
         ("ray::Keeper.hold", "Keeper"),
-        ("/x/python -c from multiprocessing.spawn import spawn_main", "decode child"),
+        ("/x/python -c from vicc_ray.data.guarded import _serve; _serve() 5 6 /x/ray/raylet/raylet", "decode child"),
         ("/bin/sleep 60", "sleep"),
         ("", "?"),
     ],

@@ -21,6 +21,7 @@ IDLE, STARTING = "idle worker", "worker that starts"
 
 # The first word that a command line has says what the process is.
 ROLES = (
+    ("vicc_ray.data.guarded", "decode child"),  # first, as its command line names folders of Ray too
     ("gcs_server", "gcs_server"),
     ("raylet/raylet", "raylet"),
     ("log_monitor.py", "log monitor"),
@@ -36,8 +37,6 @@ ROLES = (
     ("default_worker.py", STARTING),
     ("setup_worker.py", STARTING),
     ("multiprocessing.resource_tracker", "resource tracker"),
-    ("vicc_ray.data.guarded", "decode child"),
-    ("from multiprocessing", "decode child"),
 )
 
 
@@ -48,8 +47,6 @@ def role(title: str) -> str:
             return name
     if "ray::" in title:
         return title.split("ray::", 1)[1].split("(")[0].split(".")[0].split()[0]
-    if "vicc" in title.split("--")[0] and " -c " in title:
-        return "decode child"
     words = title.split()
     return Path(words[0]).name if words else "?"
 
