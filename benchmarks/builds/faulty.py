@@ -35,7 +35,8 @@ def two_nodes(turn: Turn, checkpoint_every: str, model: dict[str, Any] | None = 
     """A started run of the product on two one-CPU nodes, interrupted at the end."""
     changes: dict[str, Any] = {
         "data": {"manifest": str(turn.manifest(make_table))},
-        "train": {"checkpoint_every": checkpoint_every},
+        # A build that loses all its work again and again has the figures of that; it is not to give up.
+        "train": {"checkpoint_every": checkpoint_every, "max_failures": 1000},
         "evaluate": {"monitor_every": 0},
         "schedule": {"cross": EXPERIMENT["schedule"]["cross"] | {"length": {"rgb": "100000 steps", "flow": "3 steps"}}},
         "model": model or {},

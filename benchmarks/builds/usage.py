@@ -102,15 +102,16 @@ class Usage:
 
     def table(self) -> dict[str, dict[str, float]]:
         """{role: processes, CPU seconds, most memory at one time in MiB}, the most CPU first, with a row of all."""
+        everyone = [*self.seen.values()]  # while samples go on
         rows: dict[str, dict[str, float]] = defaultdict(lambda: {"processes": 0.0, "CPU s": 0.0, "peak MiB": 0.0})
-        for seen in sorted(self.seen.values(), key=lambda seen: -seen.cpu):
+        for seen in sorted(everyone, key=lambda seen: -seen.cpu):
             rows[seen.role]["processes"] += 1
             rows[seen.role]["CPU s"] += seen.cpu
         for name, row in rows.items():
             row["peak MiB"] = self.peaks[name] / 2**20
         total = {
-            "processes": float(len(self.seen)),
-            "CPU s": sum(seen.cpu for seen in self.seen.values()),
+            "processes": float(len(everyone)),
+            "CPU s": sum(seen.cpu for seen in everyone),
             "peak MiB": self.peak / 2**20,
         }
         return {**dict(sorted(rows.items(), key=lambda item: -item[1]["CPU s"])), "all": total}
