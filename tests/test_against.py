@@ -240,7 +240,11 @@ def test_usage_counts_what_a_command_started_with_its_cpu_and_memory() -> None:
     assert table["all"]["peak MiB"] > 45
     process.kill()
     process.wait()
-    assert usage.left() == [child]  # it has another parent now and is still known
+    assert usage.left() == [child]  # it has another parent now and is still known, and looked at
+    (orphan,) = (seen for (pid, _), seen in usage.seen.items() if pid == child)
+    orphan.cpu = 0.0
+    usage.sample()
+    assert orphan.cpu >= 0.4
     subprocess.run(["kill", str(child)], check=True)
     deadline = time.monotonic() + 10
     while usage.left() and time.monotonic() < deadline:
