@@ -150,7 +150,7 @@ def _print(name: str, outcome: Outcome) -> None:
         console.print(_details(outcome.details))
     for fact, value in outcome.facts.items():
         console.print(f"{fact}: {value}")
-    _print_bars(outcome.bars)
+    print_bars(outcome.bars)
 
 
 # More contenders than this are rows of the table of details, not columns.
@@ -177,7 +177,8 @@ def _details(details: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _print_bars(bars: Sequence[Bar]) -> None:
+def print_bars(bars: Sequence[Bar]) -> None:
+    """A line each, with whether it holds."""
     for bar in bars:
         sign = ">=" if bar.at_least else "<="
         verdict = "holds" if bar.holds else "MISSED"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks.nodes import LocalCluster, command_line, descendants, send
+from benchmarks.product import Product
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.probing import index
@@ -55,10 +55,14 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
+def make_table(folder: Path) -> Path:
+    """16 training and 8 query videos of 12 frames, 32 x 32 pixels, in `folder`/data; returns their table."""
+    return make_dataset(folder / "data", train_per_class=2, query_per_class=1, frames=12, size=32, seed=5, workers=1)
+
+
 def make_videos(folder: Path) -> Manifest:
-    """16 training and 8 query videos of 12 frames, 32 x 32 pixels, with their manifest at `folder`/videos.parquet."""
-    table = make_dataset(folder / "data", train_per_class=2, query_per_class=1, frames=12, size=32, seed=5, workers=1)
-    manifest = index(scan(table), workers=2)
+    """The videos of `make_table` with their manifest, made by this checkout, at `folder`/videos.parquet."""
+    manifest = index(scan(make_table(folder)), workers=2)
     manifest.write(folder / "videos.parquet")
     return manifest
 
@@ -67,20 +71,37 @@ class TooLate(Exception):
     """Something did not happen in time; the message has the driver's words."""
 
 
-@dataclass
-class FaultRun:
-    """A run of `EXPERIMENT` (with `changes` to its sections) in `folder`, driven by `vicc train` on a cluster."""
+@dataclass(frozen=True)
+class Recovered:
+    """What a fault cost: seconds to the next optimiser step, and steps that were done and had to be done again."""
+
+    seconds: float
+    steps_lost: int
+
+
+class TrainRun:
+    """A run of `EXPERIMENT` (with `changes` to its sections) in `folder`, driven by `vicc train`."""
 
     folder: Path
-    cluster: LocalCluster
-    changes: dict[str, Any] = field(default_factory=dict)
-    driver: subprocess.Popen[bytes] | None = None
-    reached: int = 0  # the step at the newest `mark`
+    changes: dict[str, Any]
+    driver: subprocess.Popen[bytes] | None
 
     @property
     def run_folder(self) -> RunFolder:
         """The run's folder."""
         return RunFolder(self.folder / "runs" / "faults")
+
+    def command(self, experiment: Path) -> list[str]:
+        """What is run."""
+        raise NotImplementedError
+
+    def measured(self) -> Product:
+        """Whose command that is."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """For what is run."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Start the driver; again after it has ended."""
@@ -93,9 +114,8 @@ class FaultRun:
         }
         file = self.folder / "faults.yaml"
         file.write_text(yaml.safe_dump(tree))
-        vicc = [str(Path(sys.executable).parent / "vicc"), "train", str(file), "--address", self.cluster.address]
         with (self.folder / "driver.log").open("ab") as log:
-            self.driver = subprocess.Popen(vicc, stdout=log, stderr=subprocess.STDOUT, env=self.cluster.environment)
+            self.driver = self.measured().start(self.command(file), log, self.environment())
 
     def stop(self) -> int:
         """Interrupt the driver politely; its status."""
@@ -119,11 +139,6 @@ class FaultRun:
         records = self.records()
         return int(records[-1]["step"]) if records else 0
 
-    def mark(self) -> float:
-        """The moment of a fault, time.time(); the step reached by then is remembered."""
-        self.reached = self.step()
-        return time.time()
-
     def wait(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
         """Seconds until a condition holds; `TooLate` where it does not or the driver ends before."""
         started = time.monotonic()
@@ -140,6 +155,68 @@ class FaultRun:
         goal = self.step() + count
         self.wait(lambda: self.step() >= goal, what, seconds)
 
+    def let_train(self, seconds: float) -> None:
+        """Let this many seconds pass; `TooLate` where the driver ends in them. Reads no records, so costs the run nothing."""
+        until = time.monotonic() + seconds
+        self.wait(lambda: time.monotonic() >= until, "a run that goes on", seconds + 60)
+
+    def pace(self, seconds: float) -> float:
+        """Samples/s of this many seconds from now, between the newest records of their beginning and end."""
+        before = self.records()[-1]
+        self.let_train(seconds)
+        after = self.records()[-1]
+        return float((after["samples"] - before["samples"]) / (after["time"] - before["time"]))
+
+
+@dataclass
+class LocalRun(TrainRun):
+    """A run on this machine alone, with the Ray that the driver starts for itself."""
+
+    folder: Path
+    product: Product
+    changes: dict[str, Any] = field(default_factory=dict)
+    driver: subprocess.Popen[bytes] | None = None
+
+    def command(self, experiment: Path) -> list[str]:
+        """Without an address."""
+        return [str(self.product.vicc), "train", str(experiment)]
+
+    def measured(self) -> Product:
+        """The product named."""
+        return self.product
+
+    def environment(self) -> dict[str, str]:
+        """The product's."""
+        return self.product.environment()
+
+
+@dataclass
+class FaultRun(TrainRun):
+    """A run on a cluster, of the product that the cluster is of."""
+
+    folder: Path
+    cluster: LocalCluster
+    changes: dict[str, Any] = field(default_factory=dict)
+    driver: subprocess.Popen[bytes] | None = None
+    reached: int = 0  # the step at the newest `mark`
+
+    def command(self, experiment: Path) -> list[str]:
+        """With the cluster's address."""
+        return [str(self.cluster.product.vicc), "train", str(experiment), "--address", self.cluster.address]
+
+    def measured(self) -> Product:
+        """The one that the cluster is of."""
+        return self.cluster.product
+
+    def environment(self) -> dict[str, str]:
+        """The cluster's."""
+        return self.cluster.environment
+
+    def mark(self) -> float:
+        """The moment of a fault, time.time(); the step reached by then is remembered."""
+        self.reached = self.step()
+        return time.time()
+
     def recovery(self, since: float, workers: int | None = None, seconds: float = 240) -> float:
         """Seconds from the moment `since` (time.time()) to the next optimiser step, of that many workers where given."""
 
@@ -154,6 +231,17 @@ class FaultRun:
 
         self.wait(lambda: stepped() is not None, "recovery", seconds)
         return stepped() or 0.0
+
+    def recover(self, cause: Callable[[], object], workers: int | None = None) -> Recovered:
+        """Cause a fault and wait for the next step, of that many workers where given.
+
+        Steps lost: from the step that the next start of training begins at to the one reached when the fault was complete.
+        """
+        starts, at = len(self.events("start")), time.time()
+        cause()
+        reached = self.step()
+        seconds = self.recovery(at, workers)
+        return Recovered(seconds, max(reached - int(self.events("start")[starts]["step"]), 0))
 
     def processes(self, title: str) -> list[int]:
         """Processes of the cluster's nodes whose title holds a word, as Ray writes it (`RayTrainWorker`, `MapWorker`)."""

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -206,7 +205,7 @@ def _drain_node(run: FaultRun) -> float:
 
 
 def _ray(run: FaultRun, *arguments: str) -> str:
-    command = [str(Path(sys.executable).parent / "ray"), *arguments]
+    command = [str(run.cluster.product.ray), *arguments]
     return subprocess.run(command, env=run.cluster.environment, capture_output=True, text=True, check=True).stdout
 
 

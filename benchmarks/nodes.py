@@ -11,13 +11,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.product import Product, this_checkout
 
 START_SECONDS = 90.0
 STORE_BYTES = 160 * 2**20
@@ -53,10 +54,11 @@ class Node:
 
 
 class LocalCluster:
-    """A head without CPUs and nodes that come and go."""
+    """A head without CPUs and nodes that come and go, each started with the `ray` of a product (default: this checkout)."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, product: Product | None = None) -> None:
         self.folder, self.settings = folder, dict(settings or {})
+        self.product = product or this_checkout()
         self.port = free_port()
         self.nodes: list[Node] = []
         self.head: Node | None = None
@@ -69,8 +71,7 @@ class LocalCluster:
     @property
     def environment(self) -> dict[str, str]:
         """For nodes and drivers of this cluster."""
-        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return kept | _SETTINGS | self.settings
+        return self.product.environment() | _SETTINGS | self.settings
 
     def start_head(self) -> Node:
         """Start the head and wait until it answers."""
@@ -101,13 +102,13 @@ class LocalCluster:
         number = len(list(self.folder.iterdir()))
         temp = self.folder / f"n{number}"
         temp.mkdir()
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1"]
+        command = [str(self.product.ray), "start", "--block", "--node-ip-address=127.0.0.1"]
         command += [f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
         command += ["--dashboard-agent-listen-port=0", "--disable-usage-stats", *options]
         if "--head" in options:
             command += [f"--temp-dir={temp}"]
         log = (temp / "start.log").open("wb")
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        process = self.product.start(command, log, self.environment)
         if core is not None:
             os.sched_setaffinity(process.pid, {core})  # before it has a child: they inherit it
         node = Node(process, temp)
@@ -121,14 +122,16 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(nodes: int, settings: Mapping[str, str] | None = None) -> Iterator[LocalCluster]:
-    """A running cluster with `nodes` one-CPU nodes, gone at the end with all that it wrote.
+def local_cluster(
+    nodes: int, settings: Mapping[str, str] | None = None, product: Product | None = None
+) -> Iterator[LocalCluster]:
+    """A running cluster with `nodes` one-CPU nodes of a product, gone at the end with all that it wrote.
 
     `settings` are added to the environment of its processes.
     """
     # Ray's sockets lie below its folder, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="vn", dir="/tmp"))
-    cluster = LocalCluster(folder, settings)
+    cluster = LocalCluster(folder, settings, product)
     try:
         cluster.start_head()
         for _ in range(nodes):
@@ -139,11 +142,12 @@ def local_cluster(nodes: int, settings: Mapping[str, str] | None = None) -> Iter
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def descendants(pid: int) -> list[int]:
-    """Process numbers below `pid`, deepest first."""
+def descendants(pid: int, children: Mapping[int, list[int]] | None = None) -> list[int]:
+    """Process numbers below `pid`, deepest first; by a table of `children_now` where one is at hand."""
+    table = children_now() if children is None else children
     found: list[int] = []
-    for child in _children().get(pid, []):
-        found += [*descendants(child), child]
+    for child in table.get(pid, []):
+        found += [*descendants(child, table), child]
     return found
 
 
@@ -161,7 +165,8 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _children() -> Mapping[int, list[int]]:
+def children_now() -> Mapping[int, list[int]]:
+    """The numbers of all processes of this machine by that of their parent."""
     table: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -175,11 +180,12 @@ def _children() -> Mapping[int, list[int]]:
 
 def _wait_until_gone(numbers: Sequence[int], seconds: float = 15.0) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(_alive(number) for number in numbers):
+    while time.monotonic() < deadline and any(alive(number) for number in numbers):
         time.sleep(0.05)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (OSError, IndexError):

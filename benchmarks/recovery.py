@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks import Bar, Outcome
@@ -27,14 +27,12 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         run.start()
         run.wait(lambda: run.step() > 2 * interval, "the first steps", 240)
         for number in range(rounds):
-            reached, at = run.step(), time.time()
-            cluster.kill(cluster.nodes[number % 2])
-            died.append(run.recovery(at, workers=1))
-            lost.append(reached - run.events("start")[-1]["step"])
+            node = cluster.nodes[number % 2]
+            death = run.recover(partial(cluster.kill, node), workers=1)
+            died.append(death.seconds)
+            lost.append(death.steps_lost)
             run.wait_steps(interval)
-            at = time.time()
-            cluster.add_node()
-            joined.append(run.recovery(at, workers=2))
+            joined.append(run.recover(cluster.add_node, workers=2).seconds)
             run.wait_steps(2 * interval)
             console.print(
                 f"round {number + 1}: died {died[-1]:.0f} s, joined {joined[-1]:.0f} s, lost {lost[-1]:.0f} steps"
