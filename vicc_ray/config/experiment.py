@@ -521,8 +521,10 @@ class SearchConfig(Section):
         Budget(20, "trials"), description="'12 trials', '2 hours' or '4 device-hours'"
     )
     concurrency: int | None = Field(None, ge=1, description="trials at once; none: as many as there is room for")
-    sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="how the next trial is chosen")
-    random_starts: int = Field(5, ge=1, description="trials at random before tpe learns from them")
+    sampler: Literal["tpe", "gp", "random", "grid"] = Field(
+        "tpe", description="how the next trial is chosen: gp: by a Gaussian process"
+    )
+    random_starts: int = Field(5, ge=1, description="trials at random before tpe or gp learns from them")
     scheduler: Annotated[Literal["asha", "median", "none"], BeforeValidator(_refuse_pbt)] = Field(
         "asha", description="which trials stop early: asha keeps the best 1/reduction at each rung"
     )

@@ -8,37 +8,28 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vicc_ray.config import SearchConfig
 from vicc_ray.errors import UserError
 from vicc_ray.tune.folder import SweepFolder
+from vicc_ray.tune.samplers import gp, settled, tpe
 from vicc_ray.tune.space import Point, distributions, grid, settings_of
 
 STUDY = "sweep"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@contextmanager
-def _settled() -> Iterator[None]:
-    """Optuna calls parts of itself experimental that have stayed as they are since version 3."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 class Journal(BaseJournalBackend):
@@ -119,7 +110,7 @@ def new_study(storage: BaseStorage, search: SearchConfig) -> optuna.Study:
             storage=storage, study_name=STUDY, directions=directions, pruner=pruner, sampler=sampler
         )
     if study.metric_names is None:
-        with _settled():
+        with settled():
             study.set_metric_names([metric_name(search), *([search.against] if search.against != "none" else [])])
     return study
 
@@ -137,24 +128,53 @@ def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
     # Neighbouring seeds begin with much the same numbers, so they are mixed first.
     seed = int.from_bytes(blake2b(f"{search.seed}/{number}".encode(), digest_size=4).digest(), "little")
     if search.sampler == "grid":
-        with _settled():
+        with settled():
             return PartialFixedSampler(grid(search)[number], RandomSampler(seed=seed))
     if search.sampler == "random" or number < search.random_starts:
         return RandomSampler(seed=seed)
-    # Trials that are running count as bad ones, so that trials side by side are not the same.
-    return TPESampler(seed=seed, n_startup_trials=search.random_starts, constant_liar=True)
+    if search.sampler == "gp":
+        return gp(seed, search.random_starts)
+    return tpe(seed, search.random_starts, objectives=1 if search.against == "none" else 2)
 
 
 def ask(study: optuna.Study, search: SearchConfig) -> Trial:
     """A new trial with all of its settings."""
-    study.sampler = sampler_for(search, len(study.get_trials(deepcopy=False)))
+    study.sampler = _sampler(study, search, len(study.get_trials(deepcopy=False)))
     return _complete(study.ask(), search)
 
 
 def again(study: optuna.Study, search: SearchConfig, frozen: FrozenTrial) -> Trial:
     """A trial that was running when the driver ended; settings that it lacks are drawn."""
-    study.sampler = sampler_for(search, frozen.number)
+    lacks = not search.space.keys() <= frozen.params.keys()
+    study.sampler = _sampler(study, search, frozen.number) if lacks else RandomSampler(seed=0)
     return _complete(Trial(study, frozen._trial_id), search)
+
+
+def _sampler(study: optuna.Study, search: SearchConfig, number: int) -> BaseSampler:
+    """What proposes trial `number` in this study; a proposal from `seen` is worked out at once, and fixed."""
+    sampler = sampler_for(search, number)
+    if search.sampler != "gp" or isinstance(sampler, RandomSampler):
+        return sampler
+    copy = seen(study, search, number)
+    copy.sampler = sampler
+    params = _complete(copy.ask(), search).params
+    with settled():
+        return PartialFixedSampler(params, RandomSampler(seed=0))
+
+
+def seen(study: optuna.Study, search: SearchConfig, number: int) -> optuna.Study:
+    """The trials below a number as the page and the Gaussian process see them: those that were stopped early are complete.
+
+    Optuna's plots and its Gaussian process take complete trials alone, which early stopping leaves few of, and what is bad is
+    what one wants to see. One that was stopped counts with its last measurement: it was among the worst of those that came as
+    far, so it need not be told how far that was.
+    """
+    copy = new_study(InMemoryStorage(), search)
+    for trial in study.get_trials()[:number]:
+        if trial.state == TrialState.PRUNED and trial.last_step is not None:
+            trial.state, trial.value = TrialState.COMPLETE, trial.intermediate_values[trial.last_step]
+        copy.add_trial(trial)
+    return copy
 
 
 def _complete(trial: Trial, search: SearchConfig) -> Trial:
