@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -153,26 +154,32 @@ def again(study: optuna.Study, search: SearchConfig, frozen: FrozenTrial) -> Tri
 def _sampler(study: optuna.Study, search: SearchConfig, number: int) -> BaseSampler:
     """What proposes trial `number` in this study; a proposal from `seen` is worked out at once, and fixed."""
     sampler = sampler_for(search, number)
-    if search.sampler != "gp" or isinstance(sampler, RandomSampler):
+    as_it_is = search.sampler == "tpe" and search.scheduler != "promotion"
+    if as_it_is or search.sampler in ("random", "grid") or isinstance(sampler, RandomSampler):
         return sampler
-    copy = seen(study, search, number)
+    copy = seen(study, search, number, ranks=search.sampler == "tpe")
     copy.sampler = sampler
     params = _complete(copy.ask(), search).params
     with settled():
         return PartialFixedSampler(params, RandomSampler(seed=0))
 
 
-def seen(study: optuna.Study, search: SearchConfig, number: int) -> optuna.Study:
-    """The trials below a number as the page and the Gaussian process see them: those that were stopped early are complete.
+def seen(study: optuna.Study, search: SearchConfig, number: int, ranks: bool = False) -> optuna.Study:
+    """The trials below a number as samplers and the page see them: those that were stopped early or are paused have ended.
 
     Optuna's plots and its Gaussian process take complete trials alone, which early stopping leaves few of, and what is bad is
     what one wants to see. One that was stopped counts with its last measurement: it was among the worst of those that came as
-    far, so it need not be told how far that was.
+    far, so it need not be told how far that was. TPE itself ranks stopped trials by how far they came, so they stay that. A
+    paused trial is running for Optuna, and would count as a bad one however good it is.
     """
     copy = new_study(InMemoryStorage(), search)
     for trial in study.get_trials()[:number]:
-        if trial.state == TrialState.PRUNED and trial.last_step is not None:
-            trial.state, trial.value = TrialState.COMPLETE, trial.intermediate_values[trial.last_step]
+        pauses = search.scheduler == "promotion" and not trial.state.is_finished()
+        if trial.last_step is not None and (pauses or trial.state == TrialState.PRUNED):
+            trial.datetime_complete = trial.datetime_complete or datetime.now()
+            trial.state = TrialState.PRUNED
+            if not ranks:
+                trial.state, trial.value = TrialState.COMPLETE, trial.intermediate_values[trial.last_step]
         copy.add_trial(trial)
     return copy
 
