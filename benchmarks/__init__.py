@@ -29,13 +29,13 @@ BENCHES = {
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
     "formats": "formats of a packed store of decoded clips: time of a clip from disk and S3, bytes beside JPEG, PSNR",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
-    "pruning": "training that stopping trials early saves, and the recall that it loses, on recorded curves",
+    "pruning": "training that stopping or pausing trials early saves, and what it loses, on recorded curves",
     "recovery": "seconds from a node's death to the next optimiser step",
     "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
     "retrieval": "queries/s of exact search beside faiss",
     "store": "opening the index of a packed store of 1,000,000 entries: seconds, memory",
     "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
-    "tune": "recall that the sampler of sweeps finds beside random search, on a made-up surface",
+    "tune": "best value that the samplers of sweeps find beside random search: made-up surface, recorded grid, public tables",
 }
 
 

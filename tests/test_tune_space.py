@@ -65,7 +65,7 @@ TEMPERATURE = {"objective.temperature": {"log": [0.03, 0.3]}}
     [
         ({"metric": "RGB-3/R@1"}, "never reported; it is STAGE/FIGURE with a stage of RGB-1, Flow-1, RGB-2, Flow-2"),
         ({"metric": "RGB-2/R@10"}, "a figure of R@1, R@5"),
-        ({"scheduler": "pbt"}, "gives Ray Tune no weights to copy; allowed: asha, median, none"),
+        ({"scheduler": "pbt"}, "gives Ray Tune no weights to copy; allowed: asha, promotion, median, none"),
         ({"budget": "0 trials"}, "'12 trials', '2 hours' or '4 device-hours'"),
         ({"budget": "1.5 trials"}, "'12 trials', '2 hours' or '4 device-hours'"),
         ({"budget": "a while"}, "'12 trials', '2 hours' or '4 device-hours'"),

@@ -77,9 +77,11 @@ def drive(sweep: Sweep, ran: list[int], dies: Callable[[], bool] = lambda: False
         while len(live) < 2 and not over:
             step()
             spec = sweep.next()
-            over = spec is None
-            if spec:
-                live[spec.number] = (spec, list(LOOKS))
+            over = spec is None and not sweep.waits
+            if spec is None:
+                break
+            sweep.folder.trial(spec.number).forget_stop()  # as a run does that begins
+            live[spec.number] = (spec, list(LOOKS))
         for number, (spec, looks) in list(live.items()):
             step()
             stop = sweep.folder.trial(number).stop_request

@@ -24,7 +24,7 @@ from vicc_ray.training.batches import training_samples
 from vicc_ray.training.driver import check_refused
 from vicc_ray.training.schedule import Stage
 from vicc_ray.tune.folder import SweepFolder
-from vicc_ray.tune.history import finished, open_study, preview
+from vicc_ray.tune.history import finished, open_study, preview, running
 from vicc_ray.tune.plan import TrialsPlan, plan_trials, with_drivers
 from vicc_ray.tune.results import print_results, write_results
 from vicc_ray.tune.sharing import describe_shared, shared_experiment, shared_stages
@@ -134,7 +134,7 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
         sweep = Sweep(prepared.folder, prepared.experiment, prepared.search, study, prepared.videos)
         if resumes:
             console.print(f"{prepared.folder}: going on after {_counts(study)}")
-        if sweep.left_over or not sweep.spent():
+        if running(study) or not sweep.spent():
             prepared.folder.note("start", trials=len(study.get_trials(deepcopy=False)))
             _run(prepared, sweep, plan, address, verbose)
         else:

@@ -499,7 +499,7 @@ def _refuse_pbt(value: Any) -> Any:
     if str(value).lower() == "pbt":
         raise ValueError(
             "population based training copies the weights of a good trial into a bad one, and Ray Train gives Ray Tune no "
-            "weights to copy; allowed: asha, median, none"
+            "weights to copy; allowed: asha, promotion, median, none"
         )
     return value
 
@@ -521,12 +521,16 @@ class SearchConfig(Section):
         Budget(20, "trials"), description="'12 trials', '2 hours' or '4 device-hours'"
     )
     concurrency: int | None = Field(None, ge=1, description="trials at once; none: as many as there is room for")
-    sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="how the next trial is chosen")
-    random_starts: int = Field(5, ge=1, description="trials at random before tpe learns from them")
-    scheduler: Annotated[Literal["asha", "median", "none"], BeforeValidator(_refuse_pbt)] = Field(
-        "asha", description="which trials stop early: asha keeps the best 1/reduction at each rung"
+    sampler: Literal["tpe", "gp", "random", "grid"] = Field(
+        "tpe", description="how the next trial is chosen: gp: by a Gaussian process"
     )
-    reduction: int = Field(3, ge=2, description="asha: rungs lie this factor of samples apart")
+    random_starts: int = Field(5, ge=1, description="trials at random before tpe or gp learns from them")
+    scheduler: Annotated[Literal["asha", "promotion", "median", "none"], BeforeValidator(_refuse_pbt)] = Field(
+        "asha",
+        description="which trials stop early: asha keeps the best 1/reduction at each rung; promotion: all pause at each rung, "
+        "and the best 1/reduction go on from there",
+    )
+    reduction: int = Field(3, ge=2, description="asha, promotion: rungs lie this factor of samples apart")
     grace: Length = Field(
         Duration(0, "steps"),
         description="length of the measured stage before a trial may be stopped; 0: the first measurement",

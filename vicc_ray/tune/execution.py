@@ -101,12 +101,14 @@ class _Asker(Searcher):  # type: ignore[misc]  # Ray has no types
         self.sweep = sweep
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial, as Tune takes it."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial, as Tune takes it; None where there is none yet."""
         try:
             spec = self.sweep.next()
         except Exception as error:
             return self._give_up(error)
+        if spec is None and self.sweep.waits:
+            return None
         if spec is None:
             finished: str = Searcher.FINISHED
             return finished

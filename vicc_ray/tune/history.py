@@ -8,37 +8,29 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vicc_ray.config import SearchConfig
 from vicc_ray.errors import UserError
 from vicc_ray.tune.folder import SweepFolder
+from vicc_ray.tune.samplers import gp, settled, tpe
 from vicc_ray.tune.space import Point, distributions, grid, settings_of
 
 STUDY = "sweep"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@contextmanager
-def _settled() -> Iterator[None]:
-    """Optuna calls parts of itself experimental that have stayed as they are since version 3."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 class Journal(BaseJournalBackend):
@@ -119,7 +111,7 @@ def new_study(storage: BaseStorage, search: SearchConfig) -> optuna.Study:
             storage=storage, study_name=STUDY, directions=directions, pruner=pruner, sampler=sampler
         )
     if study.metric_names is None:
-        with _settled():
+        with settled():
             study.set_metric_names([metric_name(search), *([search.against] if search.against != "none" else [])])
     return study
 
@@ -137,24 +129,59 @@ def sampler_for(search: SearchConfig, number: int) -> BaseSampler:
     # Neighbouring seeds begin with much the same numbers, so they are mixed first.
     seed = int.from_bytes(blake2b(f"{search.seed}/{number}".encode(), digest_size=4).digest(), "little")
     if search.sampler == "grid":
-        with _settled():
+        with settled():
             return PartialFixedSampler(grid(search)[number], RandomSampler(seed=seed))
     if search.sampler == "random" or number < search.random_starts:
         return RandomSampler(seed=seed)
-    # Trials that are running count as bad ones, so that trials side by side are not the same.
-    return TPESampler(seed=seed, n_startup_trials=search.random_starts, constant_liar=True)
+    if search.sampler == "gp":
+        return gp(seed, search.random_starts)
+    return tpe(seed, search.random_starts, objectives=1 if search.against == "none" else 2)
 
 
 def ask(study: optuna.Study, search: SearchConfig) -> Trial:
     """A new trial with all of its settings."""
-    study.sampler = sampler_for(search, len(study.get_trials(deepcopy=False)))
+    study.sampler = _sampler(study, search, len(study.get_trials(deepcopy=False)))
     return _complete(study.ask(), search)
 
 
 def again(study: optuna.Study, search: SearchConfig, frozen: FrozenTrial) -> Trial:
     """A trial that was running when the driver ended; settings that it lacks are drawn."""
-    study.sampler = sampler_for(search, frozen.number)
+    lacks = not search.space.keys() <= frozen.params.keys()
+    study.sampler = _sampler(study, search, frozen.number) if lacks else RandomSampler(seed=0)
     return _complete(Trial(study, frozen._trial_id), search)
+
+
+def _sampler(study: optuna.Study, search: SearchConfig, number: int) -> BaseSampler:
+    """What proposes trial `number` in this study; a proposal from `seen` is worked out at once, and fixed."""
+    sampler = sampler_for(search, number)
+    as_it_is = search.sampler == "tpe" and search.scheduler != "promotion"
+    if as_it_is or search.sampler in ("random", "grid") or isinstance(sampler, RandomSampler):
+        return sampler
+    copy = seen(study, search, number, ranks=search.sampler == "tpe")
+    copy.sampler = sampler
+    params = _complete(copy.ask(), search).params
+    with settled():
+        return PartialFixedSampler(params, RandomSampler(seed=0))
+
+
+def seen(study: optuna.Study, search: SearchConfig, number: int, ranks: bool = False) -> optuna.Study:
+    """The trials below a number as samplers and the page see them: those that were stopped early or are paused have ended.
+
+    Optuna's plots and its Gaussian process take complete trials alone, which early stopping leaves few of, and what is bad is
+    what one wants to see. One that was stopped counts with its last measurement: it was among the worst of those that came as
+    far, so it need not be told how far that was. TPE itself ranks stopped trials by how far they came, so they stay that. A
+    paused trial is running for Optuna, and would count as a bad one however good it is.
+    """
+    copy = new_study(InMemoryStorage(), search)
+    for trial in study.get_trials()[:number]:
+        pauses = search.scheduler == "promotion" and not trial.state.is_finished()
+        if trial.last_step is not None and (pauses or trial.state == TrialState.PRUNED):
+            trial.datetime_complete = trial.datetime_complete or datetime.now()
+            trial.state = TrialState.PRUNED
+            if not ranks:
+                trial.state, trial.value = TrialState.COMPLETE, trial.intermediate_values[trial.last_step]
+        copy.add_trial(trial)
+    return copy
 
 
 def _complete(trial: Trial, search: SearchConfig) -> Trial:

@@ -10,7 +10,6 @@ from typing import Any
 
 import optuna
 from optuna import visualization
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from vicc_ray.config import SearchConfig
@@ -18,8 +17,9 @@ from vicc_ray.report.pages import render
 from vicc_ray.report.plots import figure_json, scripts
 from vicc_ray.runs.records import write_text
 from vicc_ray.tune.folder import SweepFolder
-from vicc_ray.tune.history import metric_name, new_study, point_of
+from vicc_ray.tune.history import metric_name, point_of, seen
 from vicc_ray.tune.rows import samples_spent
+from vicc_ray.tune.samplers import importance
 from vicc_ray.tune.space import describe_point
 from vicc_ray.tune.sweep import best_trial
 
@@ -80,7 +80,7 @@ def _facts(
 
 def _plots(search: SearchConfig, study: optuna.Study) -> tuple[list[Plot], list[str]]:
     name, one = metric_name(search), search.against == "none"
-    judged = _with_stopped(search, study)
+    judged = seen(study, search, len(study.get_trials(deepcopy=False)))
     counted = "; of a trial that was stopped early its last measurement counts" if _stopped(study) else ""
     # Optuna needs the name of one of several figures of a plot, and refuses that of a single one.
     of: dict[str, Any] = {"target_name": name} if one else {"target": _metric, "target_name": name}
@@ -130,19 +130,6 @@ def _stopped(study: optuna.Study) -> dict[int, float]:
     return {trial.number: trial.intermediate_values[trial.last_step] for trial in pruned if trial.last_step is not None}
 
 
-def _with_stopped(search: SearchConfig, study: optuna.Study) -> optuna.Study:
-    """A copy in which trials that were stopped early are complete, with their last measurement: Optuna's plots show no others.
-
-    Most trials of a search that stops bad ones early are such, and what is bad is what one wants to see.
-    """
-    copy, stopped = new_study(InMemoryStorage(), search), _stopped(study)
-    for trial in study.get_trials():
-        if trial.number in stopped:
-            trial.state, trial.value = TrialState.COMPLETE, stopped[trial.number]
-        copy.add_trial(trial)
-    return copy
-
-
 def _history(study: optuna.Study, of: dict[str, Any]) -> Any:
     """Optuna's history, with the last measurements of trials that were stopped early next to it."""
     figure = visualization.plot_optimization_history(study, **of)
@@ -183,5 +170,4 @@ def _importances(study: optuna.Study, name: str) -> Any:
     values = [trial.values[0] for trial in done]
     if len(done) < FEWEST_FOR_IMPORTANCE or math.isclose(min(values), max(values)):
         raise ValueError(f"needs {FEWEST_FOR_IMPORTANCE} completed trials of different values")
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return visualization.plot_param_importances(study, evaluator=evaluator, target=_metric, target_name=name)
+    return visualization.plot_param_importances(study, evaluator=importance(), target=_metric, target_name=name)

@@ -2,7 +2,8 @@
 
 Ray Tune calls it through `execution`; Optuna's study, on disk, is its only memory. So a driver that is killed leaves a sweep
 that the next one goes on with: trials that were running are begun again in their own folders under their own numbers, and
-new ones are proposed until the budget is spent.
+new ones are proposed until the budget is spent. A trial that pauses at a rung (`promotion`) ends as one that was stopped does;
+that it may go on, and how far, is in the history before it does.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from vicc_ray.tune.folder import SweepFolder, trial_name
 from vicc_ray.tune.history import again, ask, finished, metric_name, point_of, running
 from vicc_ray.tune.median import MedianPruner
 from vicc_ray.tune.plan import TrialsPlan
+from vicc_ray.tune.promotion import Curve, Promotion, promoted, to_the_end
 from vicc_ray.tune.sharing import measured
 from vicc_ray.tune.space import describe_point, grid_size, metrics_of, trial_experiment
 from vicc_ray.tune.trials import Follower, Measurement, TrialSpec, sum_up
@@ -46,6 +48,7 @@ class Live:
     full: int  # samples of the measured stages, when they are done
     measurement: Measurement | None = None
     pruned: bool = False
+    paused: bool = False
 
 
 class Sweep:
@@ -55,6 +58,7 @@ class Sweep:
         plan: how each trial is placed; no trial begins before it is set.
         shared: run folder that trials begin from, if there is one.
         error: what ended the sweep before its budget was spent, if anything did.
+        waits: whether `next` said None only for now: what runs decides which trial goes on.
     """
 
     def __init__(
@@ -66,11 +70,15 @@ class Sweep:
         videos: int,
     ) -> None:
         self.folder, self.experiment, self.search, self.study, self.videos = folder, experiment, search, study, videos
-        study.pruner = make_pruner(search, experiment, make_stages(experiment, videos))
+        stages = make_stages(experiment, videos)
+        study.pruner = make_pruner(search, experiment, stages)
         self.shared: str | None = None
         self.plan: TrialsPlan | None = None
         self.live: dict[int, Live] = {}
-        self.left_over = running(study)  # of earlier drivers
+        self.pauses, self.first_rung = search.scheduler == "promotion", grace_samples(search, experiment, stages)
+        paused = {curve.number for curve in self.curves() if curve.paused}
+        self.left_over = [trial for trial in running(study) if trial.number not in paused]  # of earlier drivers
+        self.waits = False
         self.closing = False
         self.error: Exception | None = None
         self.before, self.began = folder.seconds(), time.monotonic()
@@ -83,8 +91,9 @@ class Sweep:
         return self.before + time.monotonic() - self.began
 
     def device_hours(self) -> float:
-        """What the finished trials spent."""
-        return sum(float(trial.user_attrs.get("device_seconds", 0.0)) for trial in finished(self.study)) / 3600
+        """What the finished and the paused trials spent."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(float(trial.user_attrs.get("device_seconds", 0.0)) for trial in trials) / 3600
 
     def trials_left(self) -> int | None:
         """Trials that are not begun yet; None where the budget is not counted in trials."""
@@ -104,7 +113,8 @@ class Sweep:
         return self.trials_left() == 0
 
     def next(self) -> TrialSpec | None:
-        """The next trial: one that an earlier driver left, else a new one; None where there is none to begin."""
+        """The next trial: one that an earlier driver left, or is promoted, else a new one; None where there is none to begin."""
+        self.waits = False
         if self.closing or not self.plan:
             return None
         while self.left_over:
@@ -113,7 +123,59 @@ class Sweep:
             if not frozen.user_attrs.get("pruned"):
                 return spec
             self._end_given_up(spec)
-        return None if self.spent() else self._begin(ask(self.study, self.search), self.plan)
+        if promotion := self._promotion():
+            return self._go_on(promotion, self.plan)
+        if not self.spent():
+            return self._begin(ask(self.study, self.search), self.plan)
+        if self.pauses:
+            self.waits = bool(self.live)
+            if not self.waits:
+                self._end_paused()
+        return None
+
+    def curves(self) -> list[Curve]:
+        """Every trial as promotion sees it; a high value is a good one."""
+        sign = 1 if self.search.mode == "max" else -1
+        return [
+            Curve(
+                trial.number,
+                {samples: sign * value for samples, value in trial.intermediate_values.items()},
+                allowed=int(trial.user_attrs.get("allowed", 0)),
+                full=int(trial.user_attrs.get("whole", 0)),
+                busy=trial.number in self.live,
+                over=trial.state.is_finished(),
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+        ]
+
+    def _promotion(self) -> Promotion | None:
+        """The paused trial that goes on now, if any: also one of the best to its end, when too few came to theirs."""
+        if not self.pauses:
+            return None
+        curves, spent = self.curves(), self.spent()
+        time_is_up = spent and self.search.budget.unit != "trials"
+        if not time_is_up and (found := promoted(curves, self.first_rung, self.search.reduction)):
+            return found
+        wanted = 1 if time_is_up else self.search.reduction
+        done = sum(trial.state == TrialState.COMPLETE for trial in self.study.get_trials(deepcopy=False))
+        return to_the_end(curves) if spent and not self.live and done < wanted else None
+
+    def _go_on(self, promotion: Promotion, plan: TrialsPlan) -> TrialSpec:
+        """Begin a paused trial again; once its allowance is in the history, any driver would."""
+        frozen = self.study.get_trials(deepcopy=False)[promotion.number]
+        trial = again(self.study, self.search, frozen)
+        trial.set_user_attr("allowed", promotion.samples)
+        return self._begin(trial, plan)
+
+    def _end_paused(self) -> None:
+        """The sweep is over: trials that were never good enough to go on have ended."""
+        paused = [curve.number for curve in self.curves() if curve.paused]
+        for number in paused:
+            trial = Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+            trial.set_user_attr("outcome", "pruned")
+            self.study.tell(trial, state=TrialState.PRUNED)
+        if paused:
+            console.print(f"{len(paused)} paused trials were not good enough to go on; {self._standing()}")
 
     def _end_given_up(self, spec: TrialSpec) -> None:
         """End a trial whose driver died after it was to stop; there is nothing to run."""
@@ -130,6 +192,9 @@ class Sweep:
         stages = {stage.name: stage for stage in make_stages(experiment, self.videos)}
         full = sum(stages[name].samples for name in measured(self.search))
         self.live[trial.number] = Live(trial, experiment, full)
+        if self.pauses and "allowed" not in trial.user_attrs:
+            trial.set_user_attr("whole", full)
+            trial.set_user_attr("allowed", min(self.first_rung, full))
         self.folder.note("trial", number=trial.number)
         console.print(f"trial {trial.number}: {describe_point(point)}")
         folder = str(self.folder.trial(trial.number))
@@ -137,7 +202,7 @@ class Sweep:
         return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics_of(self.search), "auto")
 
     def add_measurement(self, number: int, measurement: Measurement) -> None:
-        """Take a trial's recall at one moment; a trial that the pruner gives up is stopped."""
+        """Take a trial's recall at one moment; a trial that the pruner gives up, or that came to its rung, is stopped."""
         live = self.live.get(number)
         if live is None:
             return
@@ -149,7 +214,9 @@ class Sweep:
             if measurement.samples < live.full and not live.pruned and trial.should_prune():
                 live.pruned = True
                 trial.set_user_attr("pruned", True)
-        if live.pruned:
+        if self.pauses and math.isfinite(measurement.value):
+            live.paused = int(trial.user_attrs["allowed"]) <= measurement.samples < live.full
+        if live.pruned or live.paused:
             self.folder.trial(number).request_stop()
 
     def end(self, number: int, result: Mapping[str, Any] | None) -> None:
@@ -163,9 +230,16 @@ class Sweep:
             self.error, self.closing = UserError(f"trial {number}: {reason}"), True
             return
         if outcome == "stopped" and not live.pruned:
+            if live.paused:
+                self._keep_cost(live.trial, result or {})
             return  # it goes on another time
         self._record(live, "pruned" if outcome == "stopped" else outcome, reason, result or {})
         self._count(outcome, number, reason)
+
+    def _keep_cost(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        for name, value in result.items():
+            if name in FACTS:
+                trial.set_user_attr(name, value)
 
     def _record(self, live: Live, outcome: str, reason: str, result: Mapping[str, Any]) -> None:
         trial, measurement = live.trial, live.measurement
@@ -215,11 +289,12 @@ class Sweep:
         now = time.monotonic()
         if not self.closing and self.folder.run.stop_requested():
             self.close("a stop was requested")
-        if self.closing and now - self.repeated > REPEAT_SECONDS:
+        if now - self.repeated > REPEAT_SECONDS:
             self.repeated = now
-            for number in list(self.live):
+            for number, live in list(self.live.items()):
                 with suppress(OSError):
-                    self.folder.trial(number).request_stop()
+                    if self.closing or live.paused:
+                        self.folder.trial(number).request_stop()
         if now - self.kept > CLOCK_SECONDS:
             self.kept = now
             self.folder.keep_seconds(self.seconds)
@@ -244,6 +319,8 @@ class Sweep:
         )
         begun = len(self.study.get_trials(deepcopy=False))
         parts = [f"{done} trials done" + (f" of {begun + left}" if left is not None else "")]
+        if paused := sum(curve.paused for curve in self.curves()):
+            parts.append(f"{paused} paused")
         if (best := best_trial(self.study)) is not None:
             parts.append(f"best so far {best.values[0]:.3f} (trial {best.number})")
         if running_now:
@@ -302,7 +379,7 @@ def make_pruner(search: SearchConfig, experiment: Experiment, stages: Sequence[S
     asha: asynchronous successive halving (Li et al., 2020), as Optuna has it: at rung k, `grace * reduction**k` samples, a
     trial goes on if it is among the best 1/reduction of those that came there so far.
     """
-    if search.scheduler == "none":
+    if search.scheduler in ("none", "promotion"):
         return NopPruner()
     grace = grace_samples(search, experiment, stages)
     if search.scheduler == "median":
