@@ -330,9 +330,9 @@ def train(
     manifest = RunFolder.at(settings.run_folder).read_manifest(
         settings
     )  # a mistake shows before Ray and torch are loaded
-    from vicc_ray.cluster.warm.start import prepare
+    from vicc_ray.cluster.ahead import prepare_training
 
-    prepare()
+    prepare_training(settings, address, verbose)
     from vicc_ray.cluster.launch import run_training
 
     with console_on_stderr(as_json):

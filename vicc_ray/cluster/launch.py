@@ -107,14 +107,14 @@ def run_task(
             folder.forget_stop()
             console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
             with RunProgress(folder, plan.stages), sigterm_stops(folder):
-                _fit(task, experiment, folder, resources)
+                _fit(task, experiment, folder, resources, alone=local is not None)
         with folder.as_user_errors():
             folder.pull()
     report_videos(plan, folder, len(manifest.refused))
     return folder
 
 
-def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan) -> None:
+def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan, alone: bool) -> None:
     settings = experiment.train
     _set_timeouts(experiment)
     ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
@@ -125,6 +125,7 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
         _worker,
         session=session,
         folder=str(folder),
+        alone=alone,
         train_loop_config={
             "task": task,
             "experiment": experiment.model_dump(mode="json"),

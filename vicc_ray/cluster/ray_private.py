@@ -90,6 +90,23 @@ def _reports() -> bool:
 
 
 @contextmanager
+def lighter_head(wanted: bool) -> Iterator[None]:
+    """Let a head that is started meanwhile go without the process that follows its workers' logs and the one that would ask a
+    provider for nodes: nobody reads the one, and there is no provider for the other."""
+    from ray._private.node import Node
+
+    names = ("start_log_monitor", "start_monitor") if wanted else ()
+    before = {name: getattr(Node, name) for name in names if hasattr(Node, name)}
+    for name in before:
+        setattr(Node, name, lambda node: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+@contextmanager
 def workers_start_by(script: Path | None) -> Iterator[None]:
     """Let a node that is started meanwhile run `script` for each of its workers in the place of Ray's `setup_worker.py`.
 

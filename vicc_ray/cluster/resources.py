@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from vicc_ray.config import ClipConfig, PlaceConfig, TrainConfig
 from vicc_ray.errors import UserError
@@ -70,10 +72,17 @@ def _on(labels: Mapping[str, str]) -> str:
 
 def this_machine() -> Machine:
     """CPUs that this process may use and memory of this machine; GPUs as torch sees them."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(len(os.sched_getaffinity(0)), _gpus(), memory)
+
+
+def _gpus() -> int:
+    """GPUs as torch counts them, without its import (seconds) where the system has no device of the kinds that it knows."""
+    if sys.platform == "linux" and not any(Path("/dev").glob(kind) for kind in ("nvidia[0-9]*", "kfd", "dxg")):
+        return 0
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count(), memory)
+    return torch.cuda.device_count()
 
 
 def plan_local(train: TrainConfig, machine: Machine, object_store_limit: int = 8 * 2**30) -> ResourcePlan:

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -14,19 +15,11 @@ from ray.exceptions import AuthenticationError
 from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_local, plan_on, this_machine, total
 from vicc_ray.cluster.warm import start as warm
+from vicc_ray.cluster.warm.head import Head
+from vicc_ray.cluster.warm.imports import refresh_settings
 from vicc_ray.config import TrainConfig
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
-
-# Settings of Ray that every process of a session sees.
-_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints would come twice
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-# The same for a cluster that is this machine alone.
-_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody gives notice here; it takes seconds of a core to start
-
 
 CONNECT_SECONDS = 10.0
 # A job's rows are small: paths in, one row of facts out.
@@ -35,18 +28,23 @@ JOB_OBJECT_STORE = 256 * 2**20
 
 @contextmanager
 def ray_session(
-    train: TrainConfig, address: str | None = None, verbose: bool = False, local: ResourcePlan | None = None
+    train: TrainConfig,
+    address: str | None = None,
+    verbose: bool = False,
+    local: ResourcePlan | None = None,
+    dashboard: bool = False,
 ) -> Iterator[ResourcePlan]:
     """A connected Ray with room for the plan, which is yielded; what was started here is shut down at the end.
 
     `address` None starts a cluster of its own on this machine, whatever else runs here; else it connects. A session that
-    is open in this process already is used as it is. `local`: the plan on this machine, where it is known. UserError where the
-    plan cannot fit or the address does not answer.
+    is open in this process already is used as it is. `local`: the plan on this machine, where it is known. `dashboard`: whether
+    a cluster that is started has one, which trials of sweeps need. UserError where the plan cannot fit or the address does not
+    answer.
     """
     plan = None
     if address is None and not ray.is_initialized():
         plan = local or plan_local(train, this_machine())
-    with _connected(address, plan.cpus if plan else 0, plan.object_store if plan else 0, verbose):
+    with _connected(address, plan.cpus if plan else 0, plan.object_store if plan else 0, verbose, dashboard):
         yield plan or _plan(train)
 
 
@@ -72,25 +70,27 @@ def job_session(
 
 
 @contextmanager
-def _connected(address: str | None, cpus: int, object_store: int, verbose: bool) -> Iterator[None]:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+def _connected(
+    address: str | None, cpus: int, object_store: int, verbose: bool, dashboard: bool = False
+) -> Iterator[None]:
     if ray.is_initialized():
         yield
-        return
-    level = logging.INFO if verbose else logging.WARNING
-    added = [] if address else [name for name in _HERE if name not in os.environ]
-    os.environ.update({name: _HERE[name] for name in added})
-    try:
-        with nullcontext() if address else warm.server_here():
+    elif address is not None:
+        for name, value in warm.ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            join(address, verbose, logging.INFO if verbose else logging.WARNING)
+            yield
+        finally:
+            ray.shutdown()
+    else:
+        settings = warm.init_settings(cpus, object_store, verbose, dashboard)
+        with warm.cluster_here(settings) as head:
             try:
-                join(address, verbose, level) if address else _start_here(cpus, object_store, verbose, level)
+                _start_here(settings, head)
                 yield
             finally:
                 ray.shutdown()
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def join(address: str, verbose: bool, level: int) -> None:
@@ -125,21 +125,23 @@ def _check_listens(address: str) -> None:
         ) from None
 
 
-def _start_here(cpus: int, object_store: int, verbose: bool, level: int) -> None:
-    """A cluster of this machine alone, with a second try: Ray gives its own parts 30 s, too few on a busy machine."""
+def _start_here(settings: Mapping[str, Any], head: Head | None) -> None:
+    """A cluster of this machine alone, with a second try: Ray gives its own parts 30 s, too few on a busy machine.
+
+    `head`: a process that is starting it already.
+    """
+    if head is not None:
+        with suppress(RuntimeError):  # its start failed; the one below says why, or is the second try
+            address = head.address()
+            refresh_settings()  # the head has decided about Ray's token
+            quiet = {name: settings[name] for name in ("log_to_driver", "logging_level")}
+            ray.init(address=address, **quiet)
+            return
     for last_try in (False, True):
         try:
             # More logical CPUs than there are: workers and decode actors take turns on the real ones.
             with ray_private.workers_start_by(warm.LAUNCHER if warm.is_on() else None):
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    object_store_memory=object_store,
-                    log_to_driver=verbose,
-                    logging_level=level,
-                    include_dashboard=True,  # Ray Train queries the dashboard's agent which placement groups are stale
-                    dashboard_port=0,
-                )
+                ray.init(**settings)
             return
         except Exception as error:
             ray.shutdown()

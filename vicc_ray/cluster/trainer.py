@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
@@ -24,10 +25,13 @@ PROBE_SECONDS = 1.0
 
 
 class RunTrainer(TorchTrainer):  # type: ignore[misc]
-    """`TorchTrainer` that starts no worker on a node that is gone."""
+    """`TorchTrainer` that starts no worker on a node that is gone.
 
-    def __init__(self, *arguments: Any, session: str, folder: str, **settings: Any) -> None:
-        self.session, self.folder = session, folder
+    `alone`: the cluster ends with this driver, so nothing of the run outlives it that would have to be cleaned up.
+    """
+
+    def __init__(self, *arguments: Any, session: str, folder: str, alone: bool, **settings: Any) -> None:
+        self.session, self.folder, self.alone = session, folder, alone
         super().__init__(*arguments, **settings)
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
@@ -35,6 +39,10 @@ class RunTrainer(TorchTrainer):  # type: ignore[misc]
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = LivingNodes(self.scaling_config, self.session, self.folder)
         parts["callbacks"] = [HandOver(self.session), *parts["callbacks"]]  # before the group's messages are ended
+        if self.alone:
+            parts["callbacks"] = [
+                one for one in parts["callbacks"] if not isinstance(one, PlacementGroupCleanerCallback)
+            ]
         return super()._initialize_and_run_controller(**parts)
 
 

@@ -161,7 +161,7 @@ def _run(prepared: PreparedSweep, sweep: Sweep, plan: TrialsPlan | None, address
     from vicc_ray.tune.execution import DRIVER_BYTES, cluster, driver_memory, run_trials
 
     settings = plan.whole if plan else prepared.experiment.train
-    with quiet(prepared.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose):
+    with quiet(prepared.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose, dashboard=True):
         if plan is None:
             plan = plan_trials(prepared.experiment, prepared.search, cluster(settings), local=False)
         plan = with_drivers(plan, driver_memory(), DRIVER_BYTES)

@@ -56,10 +56,17 @@ class Request:
         return cls(arguments, dict(os.environ), os.getcwd(), os.nice(0))
 
 
-def serve(path: str, first: Request | None = None) -> NoReturn:
-    """Listen at `path` and fork until the parent is gone. Without a way to fork safely, `first` starts in Ray's way."""
+def given_settings() -> dict[str, str | None]:
+    """Those of this process' settings that act at imports; before any, as OpenCV's changes one of them."""
+    return {name: os.environ.get(name) for name in _AT_IMPORT}
+
+
+def serve(path: str, given: Mapping[str, str | None], first: Request | None = None) -> NoReturn:
+    """Listen at `path` and fork until the parent is gone. Without a way to fork safely, `first` starts in Ray's way.
+
+    `given`: `given_settings` before the imports, which a worker has to have too.
+    """
     parent = os.getppid()
-    given = {name: os.environ.get(name) for name in _AT_IMPORT}  # OpenCV's import changes one of them
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with suppress(FileNotFoundError):
         os.unlink(path)
@@ -189,12 +196,31 @@ def _reap() -> None:
             pass
 
 
-def end_with_parent() -> None:
-    """Let the kernel end this process with its parent."""
+def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent ends."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
+
+
+def detach(*kept: int) -> None:
+    """Let go, in a fork, of what is its parent's: the terminal and its signals, and all files but the `kept` ones.
+
+    A lock of the parent's would be held for as long as any process has the file open.
+    """
+    os.setsid()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    start = 3
+    for number in sorted(kept):
+        os.closerange(start, number)
+        start = number + 1
+    os.closerange(start, 65536)
 
 
 if __name__ == "__main__":
+    settings = given_settings()
     import_ray(os.getppid())
-    serve(sys.argv[1], Request.here(sys.argv[2:]) if len(sys.argv) > 2 else None)
+    serve(sys.argv[1], settings, Request.here(sys.argv[2:]) if len(sys.argv) > 2 else None)

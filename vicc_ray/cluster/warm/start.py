@@ -1,7 +1,13 @@
-"""Who runs a fork server: the driver of a cluster of this machine alone, as its own fork; on other clusters each node itself."""
+"""What a driver starts ahead: a fork server and the head of a cluster of this machine alone; on other clusters nodes do it.
+
+`prepare`, first thing in a command, forks the head's process before anything is imported and then imports Ray in the way that
+allows a fork; `cluster_here` forks the server from that and joins the two. Without `prepare` (in a test, a notebook) Ray is
+started in this process and the server is a new one, which is slower and otherwise the same.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
@@ -9,15 +15,49 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vicc_ray.cluster.warm.head import Head, start_head
 from vicc_ray.cluster.warm.imports import import_ray, is_imported
 from vicc_ray.cluster.warm.launcher import OFF, SERVER
+from vicc_ray.cluster.warm.server import detach, end_with_parent, given_settings, serve
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-_clean = False  # Ray was imported here in the way that allows a fork
+# Settings of Ray that every process of a session sees.
+ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints would come twice
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+# The same for a cluster that is this machine alone.
+HERE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody gives notice here; it takes seconds of a core to start
+    "RAY_prestart_worker_first_driver": "0",  # workers of no use, which a driver that joins would wait for
+    "RAY_enable_worker_prestart": "0",
+}
+
+
+@dataclass
+class _Ahead:
+    """What `prepare` has begun."""
+
+    folder: str
+    head: Head | None
+    given: Mapping[str, str | None]
+
+    def end(self) -> None:
+        """Of a command that ended before it came to use it."""
+        os.environ.pop(SERVER, None)
+        if self.head is not None:
+            self.head.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_ahead: _Ahead | None = None
 
 
 def is_on() -> bool:
@@ -25,64 +65,110 @@ def is_on() -> bool:
     return os.environ.get(OFF) != "0" and sys.platform == "linux"
 
 
-def prepare() -> None:
-    """Import Ray in a driver so that it can be forked; before any other import of Ray, else it does nothing."""
-    global _clean
-    if is_on() and not is_imported():
-        import_ray(os.getpid())
-        _clean = True
+def init_settings(cpus: int, object_store: int, verbose: bool, dashboard: bool) -> dict[str, Any]:
+    """Arguments of `ray.init` for a cluster of this machine alone, of that many logical CPUs and bytes of object store."""
+    return {
+        "address": "local",
+        "num_cpus": cpus,
+        "object_store_memory": object_store,
+        "log_to_driver": verbose,
+        "logging_level": "INFO" if verbose else "WARNING",
+        # Where trials are stopped, Ray Train learns from it which placement groups are nobody's any more.
+        "include_dashboard": dashboard,
+        "dashboard_port": 0,
+    }
+
+
+def prepare(settings: Mapping[str, Any] | None = None) -> None:
+    """Begin what a driver needs before any other import of Ray, else it does nothing.
+
+    `settings`: of `init_settings`, where the command is going to have a cluster of this machine alone.
+    """
+    global _ahead
+    if not is_on() or is_imported() or _ahead is not None:
+        return
+    folder = tempfile.mkdtemp(prefix="vicc-")  # of this user alone
+    head = None
+    if settings is not None:
+        os.environ[SERVER] = os.path.join(folder, "forks")
+        added = _set_environment()
+        head = start_head(settings, not settings["log_to_driver"], LAUNCHER)
+        for name in added:
+            del os.environ[name]
+    _ahead = _Ahead(folder, head, given_settings())
+    atexit.register(_end_ahead)
+    import_ray(os.getpid())
+
+
+def _end_ahead() -> None:
+    if _ahead is not None and os.getpid() == _owner:
+        _ahead.end()
+
+
+_owner = os.getpid()
 
 
 @contextmanager
-def server_here() -> Iterator[None]:
-    """A fork server for a cluster that this process is about to start, whose workers find it through the environment."""
-    if not is_on() or SERVER in os.environ:
-        yield
-        return
-    folder = tempfile.mkdtemp(prefix="vicc-")  # of this user alone
-    path = os.path.join(folder, "forks")
-    process = _start(path)
-    os.environ[SERVER] = path
+def cluster_here(settings: Mapping[str, Any]) -> Iterator[Head | None]:
+    """The environment of a cluster of this machine alone, with a fork server where workers may be forked.
+
+    Yields its head where `prepare` began one with the same settings; else the caller starts Ray.
+    """
+    added = _set_environment()
     try:
-        yield
+        with _fork_server() as ahead:
+            head = ahead.head if ahead else None
+            fits = head is not None and dict(head.settings) == dict(settings)
+            yield head if fits else None
     finally:
-        del os.environ[SERVER]
+        for name in added:
+            del os.environ[name]
+
+
+@contextmanager
+def _fork_server() -> Iterator[_Ahead | None]:
+    global _ahead
+    ahead, _ahead = _ahead, None
+    if not is_on() or (SERVER in os.environ and ahead is None):
+        yield None
+        return
+    ahead, clean = ahead or _Ahead(tempfile.mkdtemp(prefix="vicc-"), None, {}), ahead is not None
+    path = os.environ[SERVER] = os.path.join(ahead.folder, "forks")
+    process = _start_fork(path, ahead.given) if clean else _start_process(path)
+    try:
+        yield ahead
+    finally:
+        ahead.end()
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(process, 0)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(path: str) -> int:
-    """The process number of a server: a fork of this process where Ray has not been at work in it, else a new process."""
-    global _clean
-    if not _clean:
-        module = [sys.executable, "-m", "vicc_ray.cluster.warm.server", path]
-        return subprocess.Popen(module, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=True).pid
-    _clean = False  # of what follows a fork may share nothing
+def _start_process(path: str) -> int:
+    module = [sys.executable, "-m", "vicc_ray.cluster.warm.server", path]
+    return subprocess.Popen(module, stdin=subprocess.DEVNULL, start_new_session=True).pid
+
+
+def _start_fork(path: str, given: Mapping[str, str | None]) -> int:
     process = os.fork()
     if process:
         return process
-    _serve_as_a_fork(path)
-    return 0
-
-
-def _serve_as_a_fork(path: str) -> None:
     try:
-        os.setsid()  # Ctrl-C is for the driver
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nothing, stream)
-        os.closerange(3, 65536)  # a lock of the driver's would be held by every fork
-        from vicc_ray.cluster.warm.server import end_with_parent, serve
-
+        detach()
         end_with_parent()
-        serve(path)
+        serve(path, given)
     finally:
         os._exit(1)
+
+
+def _set_environment() -> list[str]:
+    """Set what Ray's processes are to see; returns the names that are to be removed with the cluster."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    added = [name for name in HERE if name not in os.environ]
+    os.environ.update({name: HERE[name] for name in added})
+    return added
 
 
 def interpreter_of_nodes() -> str:
