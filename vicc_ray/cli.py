@@ -325,14 +325,14 @@ def train(
 
         print_plan(settings, videos, as_json)
         return
+    from vicc_ray.cluster.ahead import begin_cluster
+    from vicc_ray.cluster.warm.start import import_forkable
     from vicc_ray.runs.folder import RunFolder
 
-    manifest = RunFolder.at(settings.run_folder).read_manifest(
-        settings
-    )  # a mistake shows before Ray and torch are loaded
-    from vicc_ray.cluster.ahead import prepare_training
-
-    prepare_training(settings, address, verbose)
+    folder = RunFolder.at(settings.run_folder)
+    begin_cluster(settings.train, address, verbose)
+    manifest = folder.read_manifest(settings)  # a mistake shows before Ray and torch are loaded
+    import_forkable()
     from vicc_ray.cluster.launch import run_training
 
     with console_on_stderr(as_json):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from vicc_ray.cluster.resources import plan_local, this_machine
-from vicc_ray.cluster.warm.start import init_settings, prepare
-from vicc_ray.config import Experiment
+from vicc_ray.cluster.warm.start import begin_head, init_settings
+from vicc_ray.config import TrainConfig
 
 
-def prepare_training(experiment: Experiment, address: str | None, verbose: bool, dashboard: bool = False) -> None:
-    """For a command that trains, or evaluates as training does; UserError where the plan cannot fit this machine."""
-    if address is not None:
-        prepare()
-        return
-    plan = plan_local(experiment.train, this_machine())
-    prepare(init_settings(plan.cpus, plan.object_store, verbose, dashboard))
+def begin_cluster(train: TrainConfig, address: str | None, verbose: bool, dashboard: bool = False) -> None:
+    """Begin the cluster that `ray_session` is going to open; UserError where its plan cannot fit this machine."""
+    if address is None:
+        plan = plan_local(train, this_machine())
+        begin_head(init_settings(plan.cpus, plan.object_store, verbose, dashboard))

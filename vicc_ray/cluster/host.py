@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ from vicc_ray.training.loop import Notice
 from vicc_ray.training.monitor import Monitor, monitor_plan
 from vicc_ray.training.restore import agree, event
 from vicc_ray.training.survival import Finished
+
+# Blocks before the end of a dataset at which the next one begins to decode.
+AHEAD = 16
 
 
 class RayHost:
@@ -127,32 +130,47 @@ class RayHost:
         here = ray.get_runtime_context().get_node_id().encode()
         self.nodes = [node.decode() for node in distributed.gather_bytes(here)]
         left = list(segments(first_step, self.plan.steps, distributed.world_size()))
-        return self._drain(self._segment(*left[0], monitored), left[1:])
+        (start, end), rounds = left[0], -(-len(monitored) // distributed.world_size())
+        return self._drain(self._segment(self._begin(start, end, monitored), rounds + end - start), left[1:])
 
     def _drain(self, segment: _Segment, left: Sequence[tuple[int, int]]) -> Iterator[Block]:
-        yield from segment.blocks()
         for start, end in left:
-            segment = self._segment(start, end, ())
-            yield from segment.blocks()
+            coming = self._begin(start, end, ())
+            following: _Segment | None = None
+            for number, block in enumerate(segment.blocks()):
+                if number == segment.length - AHEAD:  # every worker has as many
+                    following = self._segment(coming, end - start)
+                yield block
+            segment = following or self._segment(coming, end - start)
+        yield from segment.blocks()
 
-    def _segment(self, start: int, end: int, monitored: Sequence[VideoRow]) -> _Segment:
+    def _begin(self, start: int, end: int, monitored: Sequence[VideoRow]) -> Future[Sequence[Any]] | None:
+        """Worker 0 prepares a dataset beside training: handing Ray a thousand blocks takes most of a second."""
+        if distributed.rank():
+            return None
         workers = distributed.world_size()
+        arguments = self.plan, start, end, workers, self.resources.decoders(workers), monitored, self.nodes
+        pool = ThreadPoolExecutor(1, thread_name_prefix="next-dataset")
+        prepared: Future[Sequence[Any]] = pool.submit(training_iterators, *arguments)
+        pool.shutdown(wait=False)
+        return prepared
+
+    def _segment(self, prepared: Future[Sequence[Any]] | None, length: int) -> _Segment:
         streams, problem = None, None
-        if distributed.rank() == 0:
-            decoders = self.resources.decoders(workers)
+        if prepared is not None:
             try:
-                streams = training_iterators(self.plan, start, end, workers, decoders, monitored, self.nodes)
+                streams = prepared.result()
             except UserError as error:  # a store that the driver sees and this node does not
                 problem = str(error)
         agree(problem)
-        return _Segment(streams)
+        return _Segment(streams, length)
 
 
 class _Segment:
-    """One dataset of the stream, opened on all workers together; it decodes from the moment that it is made."""
+    """One dataset of the stream, of `length` blocks a worker, opened on all workers together; it decodes from that moment."""
 
-    def __init__(self, streams: Sequence[Any] | None) -> None:
-        self.streams = streams
+    def __init__(self, streams: Sequence[Any] | None, length: int) -> None:
+        self.streams, self.length = streams, length
         # Worker 0 owns the stream, the others get a handle on it. Through Ray, whose token and TLS cover it: handles are
         # pickled, and what goes over torch's own connections anybody on the network may have written.
         distributed.barrier()  # waits no longer than train.collective_timeout for worker 0; the next would for ever

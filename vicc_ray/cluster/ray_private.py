@@ -90,20 +90,28 @@ def _reports() -> bool:
 
 
 @contextmanager
-def lighter_head(wanted: bool) -> Iterator[None]:
-    """Let a head that is started meanwhile go without the process that follows its workers' logs and the one that would ask a
-    provider for nodes: nobody reads the one, and there is no provider for the other."""
+def head_of_one_machine(light: bool) -> Iterator[None]:
+    """Let a head that is started meanwhile have what a cluster of this machine alone needs, with settings that `ray.init` hides.
+
+    Any port for what it listens on: at a port that another cluster here has, Ray tries for 4 s. `light`: no process that
+    follows the logs of workers, which nobody reads, and none that would ask a provider for nodes, as there is none.
+    """
     from ray._private.node import Node
 
-    names = ("start_log_monitor", "start_monitor") if wanted else ()
-    before = {name: getattr(Node, name) for name in names if hasattr(Node, name)}
-    for name in before:
-        setattr(Node, name, lambda node: None)
+    init = Node.__init__
+    settings: dict[str, Any] = {"dashboard_agent_listen_port": 0}
+    if light:
+        settings |= {"include_log_monitor": False, "no_monitor": True}
+
+    def with_settings(node: Any, ray_params: Any, *arguments: Any, **named: Any) -> None:
+        ray_params.update(**settings)
+        init(node, ray_params, *arguments, **named)
+
+    Node.__init__ = with_settings
     try:
         yield
     finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
+        Node.__init__ = init
 
 
 @contextmanager

@@ -140,7 +140,8 @@ def _start_here(settings: Mapping[str, Any], head: Head | None) -> None:
     for last_try in (False, True):
         try:
             # More logical CPUs than there are: workers and decode actors take turns on the real ones.
-            with ray_private.workers_start_by(warm.LAUNCHER if warm.is_on() else None):
+            launcher, light = warm.LAUNCHER if warm.is_on() else None, not settings["log_to_driver"]
+            with ray_private.workers_start_by(launcher), ray_private.head_of_one_machine(light):
                 ray.init(**settings)
             return
         except Exception as error:

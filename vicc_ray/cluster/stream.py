@@ -35,6 +35,8 @@ from vicc_ray.training.schedule import Stage, locate
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
 SEGMENT_BLOCKS = 2048
+# Of a start's first dataset: Ray takes 0.7 ms a block before anything is decoded.
+FIRST_BLOCKS = 256
 # Windows that an evaluation block holds, of one long video or of several short ones.
 WINDOWS_A_BLOCK = 16
 
@@ -223,6 +225,7 @@ def _nodes_with_cpus() -> list[str]:
 
 def segments(first_step: int, steps: int, workers: int) -> Iterator[tuple[int, int]]:
     """Consecutive ranges of steps, each small enough for one dataset."""
-    length = max(SEGMENT_BLOCKS // workers, 1)
-    for start in range(first_step, steps, length):
+    start, length = first_step, max(FIRST_BLOCKS // workers, 1)
+    while start < steps:
         yield start, min(start + length, steps)
+        start, length = start + length, max(SEGMENT_BLOCKS // workers, 1)

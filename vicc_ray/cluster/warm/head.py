@@ -76,7 +76,7 @@ def _run(pipe: int, settings: Mapping[str, Any], light: bool, launcher: Path) ->
 
     signal.signal(signal.SIGTERM, end)
     try:
-        with ray_private.lighter_head(light), ray_private.workers_start_by(launcher):
+        with ray_private.head_of_one_machine(light), ray_private.workers_start_by(launcher):
             ray.init(**settings)
         answer = {"address": ray.get_runtime_context().gcs_address, "auth": os.environ.get("RAY_AUTH_MODE", "")}
     except BaseException as error:

@@ -1,8 +1,8 @@
 """What a driver starts ahead: a fork server and the head of a cluster of this machine alone; on other clusters nodes do it.
 
-`prepare`, first thing in a command, forks the head's process before anything is imported and then imports Ray in the way that
-allows a fork; `cluster_here` forks the server from that and joins the two. Without `prepare` (in a test, a notebook) Ray is
-started in this process and the server is a new one, which is slower and otherwise the same.
+`begin_head`, first thing in a command, forks the head's process before anything is imported; `import_forkable` imports Ray in the
+way that allows a fork, and `cluster_here` forks the server from that and joins the two. Without them (in a test, a notebook) Ray
+is started in this process and the server is a new one, which is slower and otherwise the same.
 """
 
 from __future__ import annotations
@@ -38,16 +38,19 @@ HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody gives notice here; it takes seconds of a core to start
     "RAY_prestart_worker_first_driver": "0",  # workers of no use, which a driver that joins would wait for
     "RAY_enable_worker_prestart": "0",
+    "RAY_enable_metrics_collection": "0",  # nobody collects them here
+    "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
 
 @dataclass
 class _Ahead:
-    """What `prepare` has begun."""
+    """What `begin_head` has begun."""
 
     folder: str
     head: Head | None
     given: Mapping[str, str | None]
+    clean: bool = False  # Ray was imported in the way that allows a fork
 
     def end(self) -> None:
         """Of a command that ended before it came to use it."""
@@ -79,40 +82,39 @@ def init_settings(cpus: int, object_store: int, verbose: bool, dashboard: bool) 
     }
 
 
-def prepare(settings: Mapping[str, Any] | None = None) -> None:
-    """Begin what a driver needs before any other import of Ray, else it does nothing.
-
-    `settings`: of `init_settings`, where the command is going to have a cluster of this machine alone.
-    """
+def begin_head(settings: Mapping[str, Any]) -> None:
+    """Begin to start a cluster of this machine alone, with `init_settings`; before any import of Ray, else it does nothing."""
     global _ahead
     if not is_on() or is_imported() or _ahead is not None:
         return
     folder = tempfile.mkdtemp(prefix="vicc-")  # of this user alone
-    head = None
-    if settings is not None:
-        os.environ[SERVER] = os.path.join(folder, "forks")
-        added = _set_environment()
-        head = start_head(settings, not settings["log_to_driver"], LAUNCHER)
-        for name in added:
-            del os.environ[name]
+    os.environ[SERVER] = os.path.join(folder, "forks")
+    added = _set_environment()
+    head = start_head(settings, not settings["log_to_driver"], LAUNCHER)
+    for name in added:
+        del os.environ[name]
     _ahead = _Ahead(folder, head, given_settings())
     atexit.register(_end_ahead)
+
+
+def import_forkable() -> None:
+    """Import Ray so that this process can be forked later; where it is imported already, it is as it is."""
+    if is_imported() or _ahead is None:
+        return
     import_ray(os.getpid())
+    _ahead.clean = True
 
 
 def _end_ahead() -> None:
-    if _ahead is not None and os.getpid() == _owner:
+    if _ahead is not None:  # forks end without this: they leave by `os._exit`
         _ahead.end()
-
-
-_owner = os.getpid()
 
 
 @contextmanager
 def cluster_here(settings: Mapping[str, Any]) -> Iterator[Head | None]:
     """The environment of a cluster of this machine alone, with a fork server where workers may be forked.
 
-    Yields its head where `prepare` began one with the same settings; else the caller starts Ray.
+    Yields its head where `begin_head` began one with the same settings; else the caller starts Ray.
     """
     added = _set_environment()
     try:
@@ -132,9 +134,9 @@ def _fork_server() -> Iterator[_Ahead | None]:
     if not is_on() or (SERVER in os.environ and ahead is None):
         yield None
         return
-    ahead, clean = ahead or _Ahead(tempfile.mkdtemp(prefix="vicc-"), None, {}), ahead is not None
+    ahead = ahead or _Ahead(tempfile.mkdtemp(prefix="vicc-"), None, {})
     path = os.environ[SERVER] = os.path.join(ahead.folder, "forks")
-    process = _start_fork(path, ahead.given) if clean else _start_process(path)
+    process = _start_fork(path, ahead.given) if ahead.clean else _start_process(path)
     try:
         yield ahead
     finally:
