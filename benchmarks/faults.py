@@ -45,8 +45,12 @@ def watch(file):
         os.unlink(file)  # of several workers one takes it
         for convolution in convolutions:
             convolution.weight.data.fill_(float("nan"))  # behind autograd's back, as memory does
-if os.environ.get("VICC_POISON"):
+def begin():
     threading.Thread(target=watch, args=(os.environ["VICC_POISON"],), daemon=True).start()
+if os.environ.get("VICC_POISON"):
+    os.register_at_fork(after_in_child=begin)  # workers are forked from a server, whose threads do not come along
+    if not any("warm" in argument for argument in sys.orig_argv):
+        begin()
 """
 
 
@@ -91,6 +95,31 @@ def _kill_worker(run: FaultRun) -> float:
     at = run.mark()
     send(run.processes("RayTrainWorker")[0], signal.SIGKILL)
     return run.recovery(at)
+
+
+def _kill_keeper_and_worker(run: FaultRun) -> float:
+    """What the node of a worker had kept is gone when the worker dies."""
+    at = run.mark()
+    send(run.processes("Keeper")[0], signal.SIGKILL)
+    send(run.processes("RayTrainWorker")[-1], signal.SIGKILL)
+    return run.recovery(at)
+
+
+def _kill_all_workers(run: FaultRun) -> float:
+    """Nobody is left to hand anything over; the nodes and what they kept are."""
+    at = run.mark()
+    for process in run.processes("RayTrainWorker"):
+        send(process, signal.SIGKILL)
+    return run.recovery(at)
+
+
+def _kill_node_in_recovery(run: FaultRun) -> float:
+    """A worker, and a node while the workers start again."""
+    at, attempts = run.mark(), len(run.events("attempt"))
+    send(run.processes("RayTrainWorker")[0], signal.SIGKILL)
+    run.wait(lambda: len(run.events("attempt")) > attempts, "another attempt")
+    run.cluster.kill(run.cluster.nodes[-1])
+    return run.recovery(at, workers=len(run.cluster.nodes))
 
 
 def _kill_node(run: FaultRun) -> float:
@@ -299,14 +328,17 @@ def _kill_head(run: FaultRun) -> float:
 # Three nodes at the beginning: two are killed, so that one is left, and come back; then two go again.
 FAULTS = (
     Fault("SIGKILL of a decode actor", "Ray Data starts another, which decodes the block again; training waits", _kill_decoder),
-    Fault("SIGKILL of a worker", "the workers start again from the last checkpoint", _kill_worker),
-    Fault("SIGKILL of a node in a step", "the others go on from the last checkpoint, fewer", _kill_node),
-    Fault("SIGKILL of a node in the middle of a checkpoint", "the same, from the checkpoint before", _kill_node_in_checkpoint),
+    Fault("SIGKILL of a worker", "the workers start again from the last finished step", _kill_worker),
+    Fault("SIGKILL of a keeper, then of a worker", "the same, from what the others know", _kill_keeper_and_worker),
+    Fault("SIGKILL of all workers at once", "the same, from what their nodes kept or the last checkpoint", _kill_all_workers),
+    Fault("SIGKILL of a node in a step", "the others go on from the last finished step, fewer", _kill_node),
+    Fault("SIGKILL of a node in the middle of a checkpoint", "the same", _kill_node_in_checkpoint),
     Fault("all but one node have left; they return", "the workers start again, more", _join),
     Fault("SIGSTOP of a worker (a hang)", "the others miss it within train.collective_timeout, then as a killed one", _hang_worker),
     Fault("SIGKILL of a node in the middle of an evaluation", "as in a step", _kill_node_in_evaluation),
     Fault("notice that a node goes in 15 s", "a checkpoint at once; the others go on when it is gone", _drain_node),
     Fault("nodes join again", "the workers start again, more", _join),
+    Fault("SIGKILL of a worker, and of a node as they start again", "the others go on from the last step", _kill_node_in_recovery),
     Fault("a worker's weights turn to NaN in its memory", "back to the last checkpoint", _poison),
     Fault("a video becomes unreadable", "left out, counted, named in refused.jsonl", _spoil_video),
     Fault("the storage is away", "a line reports it; training goes on; the next checkpoint is tried", _storage_away),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_processes
+from ray.train import ScalingConfig
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor, nn
 
 from vicc_ray import distributed
 from vicc_ray.cluster.keeper import Keeper, Survivor
+from vicc_ray.cluster.trainer import LivingNodes, living_nodes
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.objective import Objective
@@ -284,3 +287,45 @@ def test_a_worker_whose_weights_are_not_sound_hands_nothing_over() -> None:
     survivor.last = Finished(3, {}, lambda: OwnState({}, "encoder", [], 0))
     survivor.end(sound=False)
     assert survivor.answer(0.1) == -1
+
+
+class _Versions:
+    """The keepers of a cluster: what each node's reports, None while it starts."""
+
+    def __init__(self, found: dict[str, dict[str, str] | None]) -> None:
+        self.found = found
+
+    def versions(self, node: str) -> dict[str, str] | None:
+        return self.found[node]
+
+
+def test_a_node_is_counted_when_it_is_ready_and_has_the_same_versions(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    policy = LivingNodes(ScalingConfig(num_workers=(1, 4)), "session", str(folder))
+    theirs = policy.versions | {"torch": "1.0"}
+    policy.keepers = _Versions({"old": theirs, "same": policy.versions, "starts": None})  # type: ignore[assignment]
+    policy.running = True
+    assert [node for node in ("old", "same", "starts") if policy._is_ready(node)] == ["same"]
+    assert not policy._is_ready("old")
+    (note,) = [event for event in read_events(folder.events) if event["kind"] == "node refused"]
+    assert f"torch 1.0 there, {policy.versions['torch']} here" in note["text"]
+    policy.running = False  # a group that has failed: a node whose keeper starts is better than none
+    assert policy._is_ready("starts")
+    assert not policy._is_ready("old")
+
+
+def test_only_nodes_that_answer_may_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as raylet, socket.create_server(("127.0.0.1", 0)) as gone:
+        ports = raylet.getsockname()[1], gone.getsockname()[1]
+        gone.close()
+        nodes = [
+            {"NodeID": name, "Alive": alive, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+            for name, port, alive in (
+                ("lives", ports[0], True),
+                ("just died", ports[1], True),
+                ("dead", ports[0], False),
+            )
+        ]
+        monkeypatch.setattr("ray.nodes", lambda: nodes)
+        assert living_nodes() == {"lives"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vicc_ray.cluster.warm.launcher import SERVER
 from vicc_ray.cluster.warm.server import detach, end_with_parent
 
 
@@ -72,6 +74,7 @@ def _run(pipe: int, settings: Mapping[str, Any], light: bool, launcher: Path) ->
     def end(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ray.shutdown()
+        shutil.rmtree(os.path.dirname(os.environ[SERVER]), ignore_errors=True)  # of a driver that was killed
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
