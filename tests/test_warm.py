@@ -27,8 +27,6 @@ if __name__ == "__main__":
         "environment": {name: os.environ.get(name) for name in ("VICC_TEST", "PARENT_ONLY")},
     }
     print(json.dumps(about), flush=True)
-    if "--exit" in sys.argv:
-        sys.exit(3)
     if "--fail" in sys.argv:
         raise ValueError("a worker that fails")
 """

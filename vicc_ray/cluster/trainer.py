@@ -8,9 +8,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -22,6 +24,7 @@ from vicc_ray.runs.records import RecordWriter
 from vicc_ray.training.restore import event
 
 PROBE_SECONDS = 1.0
+TICK_SECONDS = 5.0
 
 
 class RunTrainer(TorchTrainer):  # type: ignore[misc]
@@ -76,6 +79,7 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
         super().__init__(scaling_config)
         self.keepers, self.folder = Keepers(session), folder
         self.versions = versions()
+        self.seen: set[str] = set()
         self.ready: set[str] = set()
         self.refused: set[str] = set()
         self.usable: list[str] = []
@@ -99,10 +103,15 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
         return {**wanted, ray._raylet.RAY_NODE_ID_KEY: f"in({','.join(self.usable)})"}
 
     def _get_reserved_resources(self) -> Any:
+        living = living_nodes()
+        if living != self.seen:
+            self.seen = living
+            # The coordinator looks at the cluster every 20 s, or when it is called.
+            with suppress(RayError, AttributeError):
+                ray.get(self._autoscaling_coordinator._tick.remote(), timeout=TICK_SECONDS)
         reserved = super()._get_reserved_resources()
         if reserved is None:
             return None
-        living = living_nodes()
         self.usable = [node for node in reserved if node in living and self._is_ready(node)]
         return {node: reserved[node] for node in self.usable}
 

@@ -85,7 +85,7 @@ class PrototypeObjective(Objective):
         self.prediction.load_state_dict(state)
 
     def shared(self) -> list[Tensor]:
-        """The rows that this worker puts into the queue."""
+        """The rows that this worker puts into the queue, at their slots: none or float32 [A, B, D + 1]."""
         return self.prediction.shared
 
     def finish_step(self) -> None:

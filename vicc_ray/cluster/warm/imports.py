@@ -24,12 +24,9 @@ def import_ray(alive: int) -> None:
     use the same ones); here those identities are drawn from the system. And what Ray tells each worker at its start, its job
     and the process that it watches, is read once (`refresh_settings` reads the rest again): no job, and `alive`.
     """
-    missing = {
-        name: value
-        for name, value in (("RAY_JOB_ID", NO_JOB), ("RAY_RAYLET_PID", str(alive)))
-        if name not in os.environ
-    }
-    os.environ.update(missing)
+    # A node's server is started for a worker of one job and forks those of others too.
+    before = {name: os.environ.get(name) for name in ("RAY_JOB_ID", "RAY_RAYLET_PID")}
+    os.environ |= {"RAY_JOB_ID": NO_JOB, "RAY_RAYLET_PID": before["RAY_RAYLET_PID"] or str(alive)}
     try:
         actor: Any = import_module("ray.actor")
         kind = actor.ActorClassID
@@ -40,8 +37,11 @@ def import_ray(alive: int) -> None:
         finally:
             actor.ActorClassID = kind
     finally:
-        for name in missing:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def refresh_settings() -> None:
