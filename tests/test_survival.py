@@ -18,7 +18,7 @@ from tiny import tiny_experiment, tiny_plan
 from torch import Tensor, nn
 
 from vicc_ray import distributed
-from vicc_ray.cluster.keeper import Keeper, Survivor
+from vicc_ray.cluster.keeper import GroupEnded, Keeper, Survivor
 from vicc_ray.cluster.trainer import LivingNodes, living_nodes
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder_file import load_encoder
@@ -329,3 +329,26 @@ def test_only_nodes_that_answer_may_have_workers(monkeypatch: pytest.MonkeyPatch
         ]
         monkeypatch.setattr("ray.nodes", lambda: nodes)
         assert living_nodes() == {"lives"}
+
+
+def test_a_step_made_without_the_others_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train destroys the process group of workers that still train; alone, they would go on with their own gradients."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    survivor = Survivor("session", 0, copies=True)
+    whole = Finished(3, {}, lambda: None)
+    survivor.finished(whole)
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    with pytest.raises(GroupEnded):
+        survivor.finished(Finished(4, {}, lambda: None))
+    assert survivor.last is whole
+
+
+def test_training_stops_where_it_has_handed_over_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicc_ray.cluster.keeper.END_SECONDS", 0.01)
+    survivor = Survivor("session", 0, copies=False)
+    handed: list[int] = []
+    monkeypatch.setattr(survivor, "_hand_over", lambda: handed.append(survivor.last.step if survivor.last else -1))
+    survivor.requested.set()
+    with pytest.raises(GroupEnded):
+        survivor.finished(Finished(5, {}, lambda: None))
+    assert handed == [5]

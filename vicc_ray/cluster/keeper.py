@@ -18,6 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from vicc_ray import distributed
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import versions
 from vicc_ray.training.survival import Finished, Kept, merged
@@ -30,6 +31,12 @@ ANSWER_SECONDS = 10.0
 # How long a group that ends waits for what its workers hand over, and for the others once one has.
 HANDOVER_SECONDS = 20.0
 OTHERS_SECONDS = 1.0
+# After which a worker that handed over on request, and was not ended, ends by itself.
+END_SECONDS = 60.0
+
+
+class GroupEnded(RuntimeError):
+    """This worker's group is no more; other workers go on."""
 
 
 class Keeper:
@@ -164,6 +171,7 @@ class Survivor:
 
     def __init__(self, session: str, rank: int, copies: bool) -> None:
         self.session, self.rank, self.copies = session, rank, copies
+        self.workers = distributed.world_size()
         self.last: Finished | None = None
         self.requested = threading.Event()
         self.ended = threading.Event()
@@ -172,12 +180,19 @@ class Survivor:
         self.keeper: ActorHandle | None = None
 
     def finished(self, step: Finished) -> None:
-        """The training thread, between two steps."""
+        """The training thread, between two steps. `GroupEnded` where the step was made without the other workers.
+
+        Ray Train takes the group's connections away before it ends the processes. A step that was under way then is this
+        worker's alone, and nothing to go on from; nor is there anything to do after a hand-over on request.
+        """
+        if distributed.world_size() != self.workers:
+            raise GroupEnded("the group of workers was ended in the middle of a step")
         self.last = step
         if self.requested.is_set():
             self._hand_over()
-            self.requested.clear()
-        elif self.copies and time.monotonic() >= self.due:
+            time.sleep(END_SECONDS)
+            raise GroupEnded("the group of workers was to end, and did not")
+        if self.copies and time.monotonic() >= self.due:
             started = time.monotonic()
             self._hand_over()
             self.due = time.monotonic() + max(COPY_SECONDS, (time.monotonic() - started) / COPY_SHARE)

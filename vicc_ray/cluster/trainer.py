@@ -60,7 +60,10 @@ class HandOver(WorkerGroupCallback):  # type: ignore[misc]
         self.keepers.on([worker.metadata.node_id for worker in worker_group.get_workers()])
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """The last finished step, from whoever is left."""
+        """The last finished step, from whoever is left; nothing where training came to its end."""
+        status = worker_group.get_latest_poll_status()
+        if status is not None and status.finished and not status.errors:
+            return
         workers = worker_group.get_workers()
         living = living_nodes()
         self.keepers.on([worker.metadata.node_id for worker in workers if worker.metadata.node_id in living])
