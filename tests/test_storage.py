@@ -278,3 +278,11 @@ def test_who_may_read_a_file_follows_from_the_umask(tmp_path: Path, mask: int, m
     finally:
         os.umask(before)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == mode
+
+
+def test_whether_a_store_is_in_use_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage._remote_filesystem.cache_clear()
+    storage.exists("/nowhere")
+    assert not storage.remote_in_use()
+    storage.exists("memory://bucket/nowhere")
+    assert storage.remote_in_use()

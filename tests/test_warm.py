@@ -169,3 +169,25 @@ def test_what_was_begun_ahead_is_not_begun_twice_nor_where_ray_is_at_work(monkey
     start.begin_head(start.init_settings(2, 10**8, verbose=False, dashboard=False))
     assert start._ahead is None
     assert launcher.SERVER not in os.environ
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_driver_with_an_object_store_s_threads_is_not_forked(
+    remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow's S3 client waits for ever in a fork, where the threads that answer it are missing."""
+    made: list[str] = []
+
+    def note(how: str, *_: Any) -> int:
+        made.append(how)
+        return subprocess.Popen(["sleep", "60"]).pid
+
+    monkeypatch.setattr(start, "_ahead", start._Ahead(str(tmp_path / "ahead"), None, {}, clean=True))
+    monkeypatch.setattr(start, "_start_fork", lambda *given: note("fork"))
+    monkeypatch.setattr(start, "_start_process", lambda *given: note("process"))
+    monkeypatch.setattr("vicc_ray.storage.remote_in_use", lambda: remote)
+    with start.cluster_here(start.init_settings(2, 10**8, verbose=False, dashboard=False)) as head:
+        assert head is None
+    assert made == ["process" if remote else "fork"]
+    assert launcher.SERVER not in os.environ
+    assert start._ahead is None

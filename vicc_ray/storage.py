@@ -193,6 +193,11 @@ def _remote_filesystem(scheme: str, authority: str) -> tuple[FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(system)), root
 
 
+def remote_in_use() -> bool:
+    """Whether this process has connected to an object store: its client has threads, which a fork would be without."""
+    return _remote_filesystem.cache_info().currsize > 0
+
+
 @lru_cache(maxsize=1)
 def _web() -> Any:
     """Reads `http(s)://`. A large video may take longer than aiohttp's five minutes; silence is what ends a transfer."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vicc_ray import storage
 from vicc_ray.cluster.warm.head import Head, start_head
 from vicc_ray.cluster.warm.imports import import_ray, is_imported
 from vicc_ray.cluster.warm.launcher import OFF, SERVER
@@ -136,7 +137,7 @@ def _fork_server() -> Iterator[_Ahead | None]:
         return
     ahead = ahead or _Ahead(tempfile.mkdtemp(prefix="vicc-"), None, {})
     path = os.environ[SERVER] = os.path.join(ahead.folder, "forks")
-    process = _start_fork(path, ahead.given) if ahead.clean else _start_process(path)
+    process = _start_fork(path, ahead.given) if ahead.clean and not storage.remote_in_use() else _start_process(path)
     try:
         yield ahead
     finally:
