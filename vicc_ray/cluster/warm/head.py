@@ -81,6 +81,7 @@ def _run(pipe: int, settings: Mapping[str, Any], light: bool, launcher: Path) ->
     try:
         with ray_private.head_of_one_machine(light), ray_private.workers_start_by(launcher):
             ray.init(**settings)
+        signal.signal(signal.SIGTERM, end)  # Ray has set one of its own, which leaves without ending the cluster
         answer = {"address": ray.get_runtime_context().gcs_address, "auth": os.environ.get("RAY_AUTH_MODE", "")}
     except BaseException as error:
         answer = {"error": str(error)[-2000:] or type(error).__name__}
