@@ -125,9 +125,8 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
         if node in self.refused:
             return False
         theirs = self.keepers.versions(node)
-        if (
-            theirs is None
-        ):  # its keeper is starting; a group that does not run has nothing better to do than to start there
+        if theirs is None:
+            # Its keeper is starting; a group that does not run has nothing better to do than to start there.
             return not self.running
         if theirs != self.versions:
             self.refused.add(node)

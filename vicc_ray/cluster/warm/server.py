@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def serve(path: str, given: Mapping[str, str | None], first: Request | None = No
     `given`: `given_settings` before the imports, which a worker has to have too.
     """
     parent = os.getppid()
+    # Python 3.12 warns of threads, here those of OpenBLAS and Arrow, which end and begin again in a fork by themselves.
+    warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with suppress(FileNotFoundError):
         os.unlink(path)
