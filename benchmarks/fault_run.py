@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Recovered:
     steps_lost: int
 
 
-class TrainRun:
+class TrainRun(ABC):
     """A run of `EXPERIMENT` (with `changes` to its sections) in `folder`, driven by `vicc train`."""
 
     folder: Path
@@ -91,17 +92,17 @@ class TrainRun:
         """The run's folder."""
         return RunFolder(self.folder / "runs" / "faults")
 
+    @abstractmethod
     def command(self, experiment: Path) -> list[str]:
         """What is run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measured(self) -> Product:
         """Whose command that is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def environment(self) -> dict[str, str]:
         """For what is run."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Start the driver; again after it has ended."""

@@ -126,11 +126,11 @@ def test_without_a_server_a_worker_starts_all_the_same(tmp_path: Path, monkeypat
     assert not about["imported"]
 
 
-def test_a_node_s_server_lies_beside_its_own_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["worker.py", "--raylet-name=/tmp/ray/session_1/sockets/raylet"]
+def test_a_node_s_server_lies_beside_its_own_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["worker.py", f"--raylet-name={tmp_path / 'raylet'}"]
     path = launcher.node_path(arguments)
     assert path is not None
-    assert path.startswith("/tmp/ray/session_1/sockets/f")
+    assert path.startswith(f"{tmp_path}/f")
     monkeypatch.setenv("PYTHONPATH", "/another/package")  # a job with another version of the package
     assert launcher.node_path(arguments) != path
     assert launcher.node_path(["worker.py"]) is None

@@ -119,6 +119,8 @@ def _newest_step(folder: RunFolder) -> int:
 
 def _from_rank_zero(state: State | None) -> State:
     """Worker 0's state on every worker: tensors and plain values."""
+    if state is not None and distributed.world_size() == 1:
+        return state
     file = io.BytesIO()
     if distributed.rank() == 0:
         torch.save(state, file)

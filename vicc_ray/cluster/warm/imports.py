@@ -11,7 +11,7 @@ from typing import Any
 # What a run's processes import, each of them most of it. The last of them are what optimisers, backbones and records load late.
 RAY = ("ray.data", "ray.train", "ray.train.torch", "ray.train.collective")
 OURS = ("vicc_ray.cluster.launch", "vicc_ray.cluster.decode_actors", "vicc_ray.evaluation.model_actors")
-LATE = ("torch._dynamo", "torch.distributed.rpc", "tensorboardX", "vicc_ray.data.guarded")
+LATE = ("torch._dynamo", "tensorboardX", "vicc_ray.data.guarded")
 
 NO_JOB = "ffffffff"  # a job comes with the first task
 
