@@ -6,7 +6,7 @@ import json
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monitored import plain_monitor
 from processes import run_processes
 from tiny import tiny_experiment, tiny_plan
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vicc_ray import distributed
-from vicc_ray.data.clips import share
 from vicc_ray.data.manifest import Manifest
-from vicc_ray.data.samples import read_clips
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.objective import NonFiniteError, StepOutcome
@@ -30,7 +29,7 @@ from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import read_records, unreadable_videos
 from vicc_ray.training.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
 from vicc_ray.training.loop import Notice, train
-from vicc_ray.training.monitor import Monitor, monitor_plan
+from vicc_ray.training.monitor import Monitor
 from vicc_ray.training.pretraining import Pretraining
 from vicc_ray.training.schedule import locate
 from vicc_ray.training.step import StageTrainer
@@ -73,17 +72,6 @@ class PlainHost:
         return Notice(stop=self.looks == self.stop_at_look)
 
 
-def _monitor(plan: TrainingPlan, manifest: Manifest) -> Monitor:
-    subset = monitor_plan(plan.experiment, manifest)
-    assert subset is not None
-    rows = share(len(subset.videos), distributed.rank(), distributed.world_size())
-    clips = [
-        read_clips(subset.videos[row], [2], ("rgb", "flow"), plan.experiment.clip, plan.experiment.flow) for row in rows
-    ]
-    tensors = {s: torch.from_numpy(np.concatenate([clip[s] for clip in clips])) for s in ("rgb", "flow")}
-    return Monitor(subset, rows, tensors, plan.experiment, torch.device("cpu"))  # type: ignore[arg-type]
-
-
 def _open(plan: TrainingPlan, path: Path, manifest: Manifest) -> RunFolder:
     folder = RunFolder(path)
     folder.open(plan.experiment, manifest.fingerprint())
@@ -99,7 +87,7 @@ def finished(videos: Manifest, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """An undisturbed tiny run."""
     plan = tiny_plan(tiny_experiment(), videos)
     folder, host = _open(plan, tmp_path_factory.mktemp("runs") / "tiny", videos), PlainHost(plan)
-    assert train(Pretraining(), plan, folder, host, None, _monitor(plan, videos)) == plan.steps
+    assert train(Pretraining(), plan, folder, host, None, plain_monitor(plan, videos)) == plan.steps
     return folder, host
 
 
@@ -125,7 +113,7 @@ def test_a_run_leaves_every_encoder_and_its_records(finished: tuple[RunFolder, P
 def test_frame_differences_are_trained_in_the_place_of_flow(videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(clip={"motion": "difference"}), videos)
     folder = _open(plan, tmp_path / "run", videos)
-    assert train(Pretraining(), plan, folder, PlainHost(plan), None, _monitor(plan, videos)) == plan.steps
+    assert train(Pretraining(), plan, folder, PlainHost(plan), None, plain_monitor(plan, videos)) == plan.steps
     assert set(folder.encoders()) == {"RGB-0", "Difference-0", "RGB-1", "Difference-1", "RGB-2", "Difference-2"}
     assert load_encoder(folder.encoder("Difference-2")).stream == "difference"
     monitored = {r["stage"] for r in read_records(folder.metrics) if r["kind"] == "monitor"}
@@ -152,7 +140,7 @@ def test_a_stage_learns_the_same_without_those_that_it_does_not_build_on(
     plan = Pretraining("Flow-1").plan(experiment, videos)
     folder = _open(plan, tmp_path / "run", videos)
     after_rgb: State = {"step": 2, "stage": "RGB-1", "trainer": {}}
-    assert train(Pretraining("Flow-1"), plan, folder, PlainHost(plan), after_rgb, _monitor(plan, videos)) == 4
+    assert train(Pretraining("Flow-1"), plan, folder, PlainHost(plan), after_rgb, plain_monitor(plan, videos)) == 4
     assert folder.encoders() == ["Flow-0", "Flow-1"]
     assert _losses(folder) == {step: _losses(finished[0])[step] for step in (3, 4)}
 
@@ -228,11 +216,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 class _PlainStatistics(StageTrainer):
     """Batch norm with running statistics: then rows do not see each other, and any number of workers is exactly one."""
 
-    def step(self, batch: Batch, step: int) -> StepOutcome:
+    def step(self, batch: Batch, step: int, measure: Callable[[StepOutcome], None] | None = None) -> StepOutcome:
         for module in self.encoder.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-        return super().step(batch, step)
+        return super().step(batch, step, measure)
 
 
 def _train_until(plan: TrainingPlan, path: str, kill_at: int) -> State:
@@ -352,7 +340,7 @@ def test_every_step_consumes_what_the_plan_says(videos: Manifest, tmp_path: Path
 def test_the_best_recall_has_a_checkpoint(videos: Manifest, tmp_path: Path) -> None:
     plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}, evaluate={"monitor_every": "1 steps"}), videos)
     folder, host = _open(plan, tmp_path / "tiny", videos), PlainHost(plan)
-    train(Pretraining(), plan, folder, host, None, _monitor(plan, videos))
+    train(Pretraining(), plan, folder, host, None, plain_monitor(plan, videos))
     recalls = {r["step"]: r["R@1"] for r in read_records(folder.metrics) if r["kind"] == "monitor"}
     for stage in plan.stages:
         inner = [step for step in range(stage.first_step + 1, stage.end) if recalls[step] > 0]
@@ -420,7 +408,7 @@ def test_a_queue_that_does_not_fit_the_batch_is_told(videos: Manifest, tmp_path:
 def test_the_monitor_does_without_what_cannot_be_read(finished: tuple[RunFolder, PlainHost], videos: Manifest) -> None:
     folder, _ = finished
     plan = make_plan(folder.experiment(), videos)
-    whole = _monitor(plan, videos)
+    whole = plain_monitor(plan, videos)
     encoder = load_encoder(folder.encoder("RGB-2")).build()
     rows = [int(row) for row in whole.rows]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monitored import plain_monitor
 from processes import run_processes
 from ray.train import ScalingConfig
 from tiny import tiny_experiment, tiny_plan
@@ -134,6 +135,65 @@ def test_a_stage_whose_last_step_was_done_is_closed_by_those_who_come_after(vide
     train(Pretraining(), plan, whole, _Host(plan), None, None)
     for name in ("RGB-1", "RGB-2"):
         _same(load_encoder(folder.encoder(name)).state_dict, load_encoder(whole.encoder(name)).state_dict)
+
+
+class _HandsOver(_Host):
+    """Ends with a hand-over in the moment in which a step is done, before its record, its recall and its checkpoint."""
+
+    def __init__(self, plan: TrainingPlan, at: int) -> None:
+        super().__init__(plan)
+        self.at, self.kept = at, b""
+
+    def finished(self, step: Finished) -> None:
+        super().finished(step)
+        if step.step == self.at:
+            kept = step.take()
+            assert kept is not None
+            self.kept = kept.state
+            raise GroupEnded
+
+
+def _history(folder: RunFolder) -> list[dict[str, Any]]:
+    varying = ("time", "samples_per_second", "data_wait")
+    return [{k: v for k, v in record.items() if k not in varying} for record in read_records(folder.metrics)]
+
+
+def test_a_step_that_was_handed_over_has_its_record_and_its_recall(videos: Manifest, tmp_path: Path) -> None:
+    """The workers are replaced after every step, the last ones of stages too."""
+    changes = {"evaluate": {"monitor_every": "1 steps", "monitor_videos": 6}}
+    plan = tiny_plan(tiny_experiment(**changes), videos)
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    for run in (whole, folder):
+        run.open(plan.experiment, videos.fingerprint())
+    train(Pretraining(), plan, whole, _Host(plan), None, plain_monitor(plan, videos))
+    state: State | None = None
+    for step in range(1, plan.steps + 1):
+        host = _HandsOver(plan, step)
+        with pytest.raises(GroupEnded):
+            train(Pretraining(), plan, folder, host, state, plain_monitor(plan, videos))
+        state = merged(host.kept, [])
+    train(Pretraining(), plan, folder, _Host(plan), state, plain_monitor(plan, videos))
+    ours, theirs = _history(folder), _history(whole)
+    assert [(r["kind"], r["step"]) for r in ours] == [(r["kind"], r["step"]) for r in theirs]
+    assert ours == theirs
+    assert set(folder.encoders()) == set(whole.encoders())
+
+
+def test_records_that_went_with_a_machine_are_written_again(videos: Manifest, tmp_path: Path) -> None:
+    """Of a run that is kept elsewhere they arrive there with each checkpoint; those since are with the workers that are left."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(plan.experiment, videos.fingerprint())
+    host = _HandsOver(plan, plan.steps)
+    with pytest.raises(GroupEnded):
+        train(Pretraining(), plan, folder, host, None, None)
+    before = _history(folder)
+    stage_of_three = [record for record in before if record["step"] > plan.stages[-2].end]
+    lines = folder.metrics.read_text().splitlines(keepends=True)
+    folder.metrics.write_text("".join(lines[: len(lines) - len(stage_of_three)]))
+    train(Pretraining(), plan, folder, _Host(plan), merged(host.kept, []), None)
+    assert _history(folder)[: len(before)] == before
+    assert [r["step"] for r in _history(folder) if r["kind"] == "train"] == list(range(1, plan.steps + 1))
 
 
 def _same(ours: Any, theirs: Any) -> None:

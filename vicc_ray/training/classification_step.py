@@ -8,7 +8,7 @@ so batch norm sees the global batch and no gradient travels. An encoder that lea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,11 +108,11 @@ class ClassifierTrainer:
         """The encoder under the head."""
         return self.classifier.encoder
 
-    def step(self, batch: Batch, step: int) -> Classified:
+    def step(self, batch: Batch, step: int, measure: Callable[[Classified], None] | None = None) -> Classified:
         """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples.
 
         NonFiniteError, on every worker alike and before anything is learnt, where the loss is NaN or infinite. A step
-        without a readable sample on any worker changes nothing.
+        without a readable sample on any worker changes nothing. `measure`: as in `Learner.step`.
         """
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.settings.drop_factor ** sum(step >= drop for drop in self.drops)
@@ -121,6 +121,8 @@ class ClassifierTrainer:
         labels, slots = self.labels[batch.videos].to(self.device), batch.slots.to(self.device)
         forward = self._head_on_all_rows if self.frozen else self._own_rows
         outcome = forward(self._inputs(batch), labels, slots, step)
+        if measure is not None:
+            measure(outcome)
         self.rows += len(slots)
         if outcome.rows:
             self.optimiser.step()

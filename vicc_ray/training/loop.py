@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,8 +22,15 @@ from vicc_ray.errors import UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.runs.records import RecordWriter, forget_records_after, read_events, unreadable_videos
-from vicc_ray.runs.sinks import SinkRun, Sinks
+from vicc_ray.runs.records import (
+    NUMBER,
+    RecordWriter,
+    forget_records_after,
+    read_events,
+    read_records,
+    unreadable_videos,
+)
+from vicc_ray.runs.sinks import Record, SinkRun, Sinks
 from vicc_ray.training.batches import PADDING, Block, TrainingPlan, to_batch
 from vicc_ray.training.monitor import Monitor
 from vicc_ray.training.schedule import Stage, every, locate, samples_at
@@ -32,6 +39,8 @@ from vicc_ray.training.task import Learner, Measured, Task
 
 # Seconds between two polls for requests from outside; a poll is a small message between the workers.
 POLL_SECONDS = 2.0
+# The most records that a worker keeps for those after it.
+RECENT = 5000
 
 
 @dataclass(frozen=True)
@@ -112,24 +121,33 @@ def _train(
 ) -> int:
     """`train`, from a step on."""
     if restored:
-        _close_left_open(task, plan, folder, host, restored)
+        _close_left_open(task, plan, folder, host, restored, recorder, monitor)
     blocks = host.blocks(step) if step < plan.steps else iter(())
     while step < plan.steps:
         stage, within = locate(plan.stages, step)
         learner = task.open_stage(plan, folder, stage, host.device)
-        best = 0.0
+        training = _StageRun(plan, stage, learner, blocks, host, recorder, monitor)
         if within and restored:
             learner.load_state_dict(restored["trainer"])
-            best = float(restored.get("best_recall", 0.0))
-        step = _train_stage(plan, stage, within, learner, blocks, host, recorder, monitor, best)
+            training.make_up(restored)
+        step = training.run(within)
         if step < stage.end:
             return step
         task.close_stage(plan, folder, stage, learner)
         host.save({"step": step, "stage": stage.name, "trainer": {}}, _about(plan, stage, step, None))
+        recorder.saved(step)
     return step
 
 
-def _close_left_open(task: Task, plan: TrainingPlan, folder: RunFolder, host: Host, restored: State) -> None:
+def _close_left_open(
+    task: Task,
+    plan: TrainingPlan,
+    folder: RunFolder,
+    host: Host,
+    restored: State,
+    recorder: _Recorder,
+    monitor: Monitor | None,
+) -> None:
     """Leave what a stage leaves, where its last step was done and the workers died before they had written it."""
     if not restored["trainer"]:  # a trial of a sweep begins after stages that others trained
         return
@@ -141,71 +159,107 @@ def _close_left_open(task: Task, plan: TrainingPlan, folder: RunFolder, host: Ho
         ):
             learner = task.open_stage(plan, folder, stage, host.device)
             learner.load_state_dict(restored["trainer"])
+            _StageRun(plan, stage, learner, iter(()), host, recorder, monitor).make_up(restored)
             task.close_stage(plan, folder, stage, learner)
 
 
-def _train_stage(
-    plan: TrainingPlan,
-    stage: Stage,
-    within: int,
-    learner: Learner,
-    blocks: Iterator[Block],
-    host: Host,
-    recorder: _Recorder,
-    monitor: Monitor | None,
-    best: float,
-) -> int:
-    """Train a stage from its step `within` on; returns the global step reached, the stage's end or where to stop."""
-    settings = plan.experiment
-    save_every = every(settings.train.checkpoint_every, stage)
-    recall_every = every(settings.evaluate.monitor_every, stage)
-    recorder.begin(stage, learner)
-    for local in range(within, stage.steps):
-        step = stage.first_step + local
-        _step(plan, step, local, learner, blocks, recorder)
-        host.finished(Finished(step + 1, {"stage": stage.name, "best_recall": best}, learner.own_state))
-        if local == within:
-            # Everybody has a stream and has been through a step: a silence now is no slow start.
-            distributed.set_patience(settings.train.collective_timeout)
-        done, last = local + 1, local + 1 == stage.steps
-        if done % settings.train.log_every == 0 or last or local == within:
-            recorder.record(stage, step + 1, learner)
-        recall = None
-        if monitor and recall_every and (done % recall_every == 0 or last):
-            learner.share_statistics()  # all workers evaluate one and the same network
-            figures = monitor(learner.encoder, stage.stream)
-            recorder.add({"kind": "monitor", "stage": stage.name, "step": step + 1, **figures})
-            recall = figures.get("R@1")
-        if last:
-            break
-        notice = host.notice() if done % recorder.poll_every == 0 else Notice()
-        better = recall is not None and recall > best
-        best = max(best, recall or 0.0)
-        if notice.save or notice.stop or better or (save_every and done % save_every == 0):
-            state = {"step": step + 1, "stage": stage.name, "trainer": learner.state_dict(), "best_recall": best}
-            host.save(state, _about(plan, stage, step + 1, recall))
-        if notice.stop:
-            return step + 1
-    return stage.end
+class _StageRun:
+    """A stage being trained: its steps, and what some of them are followed by (a record, the recall, a checkpoint)."""
 
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        stage: Stage,
+        learner: Learner,
+        blocks: Iterator[Block],
+        host: Host,
+        recorder: _Recorder,
+        monitor: Monitor | None,
+    ) -> None:
+        self.plan, self.stage, self.learner, self.blocks = plan, stage, learner, blocks
+        self.host, self.recorder, self.monitor = host, recorder, monitor
+        self.settings = plan.experiment
+        self.save_every = every(self.settings.train.checkpoint_every, stage)
+        self.recall_every = every(self.settings.evaluate.monitor_every, stage)
+        self.best = 0.0
 
-def _step(
-    plan: TrainingPlan, step: int, local: int, learner: Learner, blocks: Iterator[Block], recorder: _Recorder
-) -> None:
-    """Wait for the block of a global step, train on it."""
-    waiting = time.perf_counter()
-    block = next(blocks)
-    recorder.clock.waited += time.perf_counter() - waiting
-    batch, refused = to_batch(plan, step, block)
-    recorder.refuse(refused, block, step)
-    recorder.consume(step, block)
-    try:
-        recorder.outcome = learner.step(batch, local)
-    except NonFiniteError as error:
-        recorder.fail(step, error)
-        raise
-    recorder.clock.samples += locate(plan.stages, step)[0].global_batch
-    recorder.clock.steps += 1
+    def run(self, within: int) -> int:
+        """Train from the step `within` on; returns the global step reached, the stage's end or where to stop."""
+        self.recorder.begin(self.stage, self.learner)
+        for local in range(within, self.stage.steps):
+            step = self.stage.first_step + local
+            done, last = local + 1, local + 1 == self.stage.steps
+            record = self._step(step, local, done % self.settings.train.log_every == 0 or last or local == within)
+            about = {"stage": self.stage.name, "best_recall": self.best, "records": self.recorder.recent}
+            self.host.finished(Finished(step + 1, about, self.learner.own_state))
+            if local == within:
+                # Everybody has a stream and has been through a step: a silence now is no slow start.
+                distributed.set_patience(self.settings.train.collective_timeout)
+            if record:
+                self.recorder.record(self.stage, record, self.learner)
+            recall = self._recall(step + 1) if self._is_measured(done) else None
+            if last:
+                break
+            notice = self.host.notice() if done % self.recorder.poll_every == 0 else Notice()
+            better = recall is not None and recall > self.best
+            self.best = max(self.best, recall or 0.0)
+            if notice.save or notice.stop or better or (self.save_every and done % self.save_every == 0):
+                self._save(step + 1, recall)
+            if notice.stop:
+                return step + 1
+        return self.stage.end
+
+    def make_up(self, restored: State) -> None:
+        """What the step that training goes on from was to be followed by, where the workers before these died before that."""
+        step, self.best = int(restored["step"]), float(restored.get("best_recall", 0.0))
+        records = restored.get("records")
+        if records is None:  # a checkpoint, which comes after all that
+            return
+        self.recorder.make_up(records)
+        measured = [record for record in records if record["kind"] == "monitor" and record["step"] == step]
+        recall = measured[0].get("R@1") if measured else None
+        if self._is_measured(step - self.stage.first_step) and not measured:
+            recall = self._recall(step)
+        self.best = max(self.best, recall or 0.0)
+
+    def _step(self, step: int, local: int, recorded: bool) -> Record | None:
+        """Wait for the block of a global step, train on it; the step's record where it is to have one."""
+        recorder = self.recorder
+        waiting = time.perf_counter()
+        block = next(self.blocks)
+        recorder.clock.waited += time.perf_counter() - waiting
+        batch, refused = to_batch(self.plan, step, block)
+        recorder.refuse(refused, block, step)
+        recorder.consume(step, block)
+        figures: dict[str, float] = {}
+
+        def measure(outcome: Measured) -> None:
+            figures.update(outcome.metrics())
+
+        try:
+            self.learner.step(batch, local, measure if recorded else None)
+        except NonFiniteError as error:
+            recorder.fail(step, error)
+            raise
+        recorder.clock.samples += self.stage.global_batch
+        recorder.clock.steps += 1
+        return recorder.made(self.stage, step + 1, self.learner, figures) if recorded else None
+
+    def _is_measured(self, done: int) -> bool:
+        """Whether the recall is measured after this many steps of the stage."""
+        return bool(self.monitor and self.recall_every) and (done % self.recall_every == 0 or done == self.stage.steps)
+
+    def _recall(self, step: int) -> float | None:
+        assert self.monitor is not None
+        self.learner.share_statistics()  # all workers evaluate one and the same network
+        figures = self.monitor(self.learner.encoder, self.stage.stream)
+        self.recorder.add({"kind": "monitor", "stage": self.stage.name, "step": step, **figures})
+        return figures.get("R@1")
+
+    def _save(self, step: int, recall: float | None) -> None:
+        state = {"step": step, "stage": self.stage.name, "trainer": self.learner.state_dict(), "best_recall": self.best}
+        self.host.save(state, _about(self.plan, self.stage, step, recall))
+        self.recorder.saved(step)
 
 
 def _about(plan: TrainingPlan, stage: Stage, step: int, recall: float | None) -> dict[str, Any]:
@@ -224,12 +278,15 @@ class _Recorder:
     def __init__(self, plan: TrainingPlan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
         self.clock = _Clock()
+        self.pace = 0.0  # seconds a step up to the newest record
+        # On every worker, for those that come after it: what was recorded since the last checkpoint but one.
+        self.recent: list[Record] = []
+        self.last_save = -1
         self.writes = distributed.rank() == 0
         self.metrics, self.events = RecordWriter(folder.metrics), RecordWriter(folder.events)
         self.refused = RecordWriter(folder.refused)
         self.samples = RecordWriter(folder.samples / f"worker-{distributed.rank()}.jsonl")
         self.sinks: Sinks | None = None
-        self.outcome: Measured | None = None
         # Of this worker since the last record: video -> (reason, step), and videos that could be read again.
         self.unreadable: dict[str, tuple[str, int]] = {}
         self.readable: set[str] = set()
@@ -251,23 +308,41 @@ class _Recorder:
             self.sinks = Sinks(run, self._report_sink)
         distributed.barrier()
 
+    def make_up(self, records: Sequence[Record]) -> None:
+        """Write those of the workers before these that did not come to it, or wrote them where nobody finds them any more."""
+        self.recent.extend(records)
+        there = {_identity(record) for record in read_records(self.folder.metrics)} if self.writes else set()
+        for record in records:
+            if _identity(record) not in there:
+                self._write(record)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is being written, and with the last one the records before it got to where the run is kept."""
+        self.recent[:] = [record for record in self.recent if record["step"] > self.last_save][-RECENT:]
+        self.last_save = step
+
     def begin(self, stage: Stage, learner: Learner) -> None:
         self.clock, self.poll_every = _Clock(), 1
         for text in learner.warnings():
             self.note(stage, text)
 
-    def record(self, stage: Stage, step: int, learner: Learner) -> None:
-        """One record of the loss and its company; a collective, every worker calls it."""
-        assert self.outcome is not None
-        figures = self.outcome.metrics()
-        slowest = torch.tensor([self.clock.seconds_a_step(), float(len(self.unreadable) + len(self.readable))])
+    def made(self, stage: Stage, step: int, learner: Learner, figures: Mapping[str, float]) -> Record:
+        """The record of a step: the loss and its company."""
+        self.pace = self.clock.seconds_a_step()
+        rate = learner.optimiser.param_groups[0]["lr"]
+        record = {"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()}
+        return self._note_down(record)
+
+    def record(self, stage: Stage, record: Record, learner: Learner) -> None:
+        """Write one; a collective, every worker calls it."""
+        step = int(record["step"])
+        slowest = torch.tensor([self.pace, float(len(self.unreadable) + len(self.readable))])
         distributed.all_reduce_max_(slowest)
         self.poll_every = max(1, min(round(POLL_SECONDS / max(float(slowest[0]), 1e-3)), 1000))
         if slowest[1]:
             self._share_unreadable(stage, step)
-        warning = learner.observe(step, figures)
-        rate = learner.optimiser.param_groups[0]["lr"]
-        self.add({"kind": "train", "stage": stage.name, "step": step, **figures, "lr": rate, **self.clock.read()})
+        warning = learner.observe(step, {name: value for name, value in record.items() if isinstance(value, NUMBER)})
+        self._write(record)
         if warning:
             self.note(stage, warning, step)
 
@@ -277,15 +352,23 @@ class _Recorder:
             {"kind": "note", "stage": stage.name, "step": stage.first_step if step is None else step, "text": text}
         )
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: Record) -> None:
         """Append to metrics.jsonl, and give it to the sinks, on rank 0."""
+        self._write(self._note_down(record))
+
+    def _write(self, record: Record) -> None:
         if not self.writes:
             return
-        samples = samples_at(self.plan.stages, record["step"])
-        record |= {"samples": samples, "workers": distributed.world_size(), "time": time.time()}
         self.metrics.add(record)
         if self.sinks is not None:
             self.sinks.add(record)
+
+    def _note_down(self, record: Record) -> Record:
+        """The record, complete, among the recent ones: plain values, as a file would have them."""
+        samples = samples_at(self.plan.stages, int(record["step"]))
+        whole = {**record, "samples": samples, "workers": distributed.world_size(), "time": time.time()}
+        self.recent.append(json.loads(json.dumps(whole)))
+        return whole
 
     def close(self) -> None:
         """Let the sinks write what they have."""
@@ -353,3 +436,7 @@ class _Recorder:
     def _write_refused(self, record: dict[str, Any]) -> None:
         if self.writes:
             self.refused.add(record)
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    return record.get("kind"), record.get("step"), record.get("text")

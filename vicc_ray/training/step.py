@@ -116,12 +116,15 @@ class StageTrainer:
         """A warning where the recorded figures call for one."""
         return self.objective.observe(step, metrics)
 
-    def step(self, batch: Batch, step: int) -> StepOutcome:
-        """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples."""
-        with self._kernels():
-            return self._step(batch, step)
+    def step(self, batch: Batch, step: int, measure: Callable[[StepOutcome], None] | None = None) -> StepOutcome:
+        """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples.
 
-    def _step(self, batch: Batch, step: int) -> StepOutcome:
+        `measure`: as in `Learner.step`.
+        """
+        with self._kernels():
+            return self._step(batch, step, measure)
+
+    def _step(self, batch: Batch, step: int, measure: Callable[[StepOutcome], None] | None) -> StepOutcome:
         learner_views, guide_views = self._views(batch)
         self.undo.begin()
         self.undo_objective.begin()
@@ -135,6 +138,8 @@ class StageTrainer:
         self.objective.after_backward(step)
         if self.experiment.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.experiment.optim.clip_norm)
+        if measure is not None:
+            measure(outcome)
         self.objective.finish_step()
         self.optimiser.step()
         self.rows += len(batch.slots)

@@ -6,7 +6,7 @@ The loop, with its checkpoints, restarts and records, is the same for pretrainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -39,8 +39,12 @@ class Learner(Protocol):
         """The encoder that the monitor measures the recall of."""
         ...
 
-    def step(self, batch: Batch, step: int) -> Measured:
-        """One optimiser step, `step` counted from the stage's start, also with no samples."""
+    def step(self, batch: Batch, step: int, measure: Callable[[Any], None] | None = None) -> Measured:
+        """One optimiser step, `step` counted from the stage's start, also with no samples.
+
+        `measure` takes what the step gave (it may send messages) before the step changes anything that lasts: so no worker has
+        made a step whose figures it does not have.
+        """
         ...
 
     def share_statistics(self) -> None:
