@@ -91,6 +91,38 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("loose/ab/x.rgb", ".hidden", ".a.partial.jsonl", "loose/.x.rgb.12345678.more")]
+    left = [tmp_path / name for name in ("loose/ab/.x.rgb.12ab34cd", ".metrics.jsonl.00000000")]
+    for path in kept + left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    storage.remove_partials(tmp_path, older=3600)  # they may be written to now
+    assert all(path.exists() for path in kept + left)
+    storage.remove_partials(tmp_path)
+    assert [path.exists() for path in kept] == [True] * len(kept)
+    assert [path.exists() for path in left] == [False] * len(left)
+
+
+def test_a_folder_that_is_removed_before_the_first_byte_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store's empty folders are removed while others write into it."""
+    opened, target = os.open, tmp_path / "loose" / "ab" / "x"
+
+    def open_late(path: Any, *arguments: Any) -> int:
+        if target.parent.exists() and not removed:
+            target.parent.rmdir()
+            removed.append(True)
+        return opened(path, *arguments)
+
+    removed: list[bool] = []
+    monkeypatch.setattr(os, "open", open_late)
+    with storage.whole_file(target) as partial:
+        partial.write_bytes(b"whole")
+    assert removed and target.read_bytes() == b"whole"
+
+
 @pytest.mark.parametrize("name", ["exp#1", "a?b.mp4", "100%.mp4", "#", "take 2?x=1#end.mp4"])
 def test_marks_of_urls_are_parts_of_a_name(base: str, name: str) -> None:
     """Nothing is cut: two names are two files, and what is listed is what was written."""

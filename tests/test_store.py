@@ -364,8 +364,12 @@ def test_between_a_shard_and_its_index_nothing_is_lost(tmp_path: Path, monkeypat
     again = PackedStore.open(store.folder)
     assert again.missing(rows, "flow") == rows
     again.check_shards(BOTH)  # it does not count as damaged either
+    begun = Path(store.folder, "loose", "f6", ".f62b-0-8.flow.58e89dd0")  # by a packing process that was killed
+    begun.parent.mkdir()
+    begun.write_bytes(b"half")
     assert repair(again, ["rgb"], check=False) == [] and len(list_shards(store.folder)) == 2  # not this one's business
     assert repair(again, BOTH, check=False) == []
+    assert not begun.parent.exists()
     assert [name.split("-")[0] for name in list_shards(store.folder)] == ["rgb"] and other.stream == "rgb"
     assert sorted(list_loose(again)) == sorted(keys)
     seal_all(again)

@@ -19,6 +19,7 @@ import posixpath
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -394,15 +395,24 @@ def _removing(name: str) -> Iterator[None]:
             raise
 
 
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")
+
+
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """A local name to write to; the file is at `target` when the block ends, and nothing is left where it fails.
 
     Read permissions follow from the umask, as for every file that a program makes.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    for last_try in (False, False, True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            break
+        except FileNotFoundError:  # another process has just removed the folder, which was empty
+            if last_try:
+                raise
     try:
         yield partial
         with partial.open("rb") as file:
@@ -411,6 +421,17 @@ def whole_file(target: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partials(folder: Path, older: float = 0.0) -> None:
+    """Remove what a killed process had begun to write in a folder, and below it, with `whole_file`.
+
+    `older`: seconds since it was last written to, where other writers may be at work.
+    """
+    for path in folder.rglob(".*"):
+        with suppress(OSError):  # its writer was not killed, or another one removes it too
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime >= older:
+                path.unlink()
 
 
 @contextmanager

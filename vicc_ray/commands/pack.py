@@ -22,7 +22,7 @@ from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.packing import Packer, PackWork, split_work
 from vicc_ray.data.pictures import Interlaced
 from vicc_ray.data.store.store import NAMES, Header, PackedStore, picture_facts
-from vicc_ray.data.store.writing import SHARD_BYTES, Key, NotWritten, list_loose, repair, seal
+from vicc_ray.data.store.writing import SHARD_BYTES, Key, NotWritten, list_loose, remove_unfinished, repair, seal
 from vicc_ray.errors import UserError
 from vicc_ray.runs.scale import Scale, experiment_at
 
@@ -107,6 +107,7 @@ def pack_videos(
         # Without the index, which only the driver needs.
         packer = Packer(PackedStore(store.folder, store.header), flow, options.interlaced, options.device)
         job.run(packer)
+        remove_unfinished(store)  # workers of a killed job may have lived a moment longer than it
         job.report()
     return store
 

@@ -39,6 +39,8 @@ from vicc_ray.runs.records import write_text
 
 # Not fetched with the others: read where they are, fetched when they are needed, or of no use elsewhere.
 SETTLED_SECONDS = 60.0
+# Since a file that nobody finished was last written to; pages and tables are written by other commands without the lock.
+UNFINISHED_SECONDS = 3600.0
 _NOT_PULLED = {"checkpoints", "tensorboard", "logs", "features"}
 # Of this machine alone: a store need not have them. The lock and the logs may be open while a mirror is cleared.
 _OPEN, _OWN = {"lock", "logs"}, {"lock", "logs", "samples", "features"}
@@ -265,6 +267,7 @@ class RunFolder:
         facts = provenance(data_fingerprint, flow, times)
         if self.config.exists():
             self._refuse_another_run(experiment, facts)
+            storage.remove_partials(self.path, UNFINISHED_SECONDS)
             write_text(self.config, dump_experiment(experiment))
             self.push(self.config)
             return True

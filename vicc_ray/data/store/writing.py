@@ -184,9 +184,22 @@ def _append(store: PackedStore, key: Key, file: BinaryIO) -> Head | None:
     return None
 
 
+def remove_unfinished(store: PackedStore) -> None:
+    """Remove what killed processes had begun to write; for the store's only writer."""
+    local = storage.local_path(store.folder)
+    if local is None:  # an object is there whole or not at all
+        return
+    for part in ("loose", "shards", "index"):
+        storage.remove_partials(Path(local, part))
+    for folder in sorted(Path(local, "loose").rglob("*"), reverse=True):
+        with suppress(OSError):  # not empty, or no folder
+            folder.rmdir()
+
+
 def repair(store: PackedStore, streams: Sequence[Decoded], check: bool) -> list[str]:
     """Remove the shards that are missing, cut short or, with `check`, damaged, and what no index speaks of; one line for each."""
     lines, known = [], set[str]()
+    remove_unfinished(store)
     for stream in streams:
         index = store.index(stream)
         lost = dict(store.lost_shards(stream))
