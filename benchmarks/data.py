@@ -50,7 +50,7 @@ from benchmarks.object_store import ObjectStore, object_store
 from vicc_ray import storage
 from vicc_ray.cluster.resources import Decoders
 from vicc_ray.cluster.session import ray_session
-from vicc_ray.cluster.stream import iterate_steps, training_iterators
+from vicc_ray.cluster.stream import training_stream
 from vicc_ray.config import Experiment, make_experiment
 from vicc_ray.console import quiet
 from vicc_ray.data.augment import augment, draw
@@ -141,17 +141,17 @@ def stream(plan: TrainingPlan, first: int, last: int, consumers: int, actors: in
     """
     done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
-    def consume(iterator: Any) -> None:
+    def consume(rank: int) -> None:
         try:
-            for step, block in enumerate(iterate_steps(iterator), first):
+            share = Decoders(actors).share(rank, consumers)
+            for step, block in enumerate(training_stream(plan, range(first, last), rank, consumers, share), first):
                 use(to_batch(plan, step, block)[0])
                 done.put(len(block["slot"]))
             done.put(None)
         except BaseException as error:
             done.put(error)
 
-    iterators = training_iterators(plan, first, last, consumers, Decoders(actors))
-    threads = [threading.Thread(target=consume, args=(iterator,), daemon=True) for iterator in iterators]
+    threads = [threading.Thread(target=consume, args=(rank,), daemon=True) for rank in range(consumers)]
     for thread in threads:
         thread.start()
     running = len(threads)
@@ -201,8 +201,7 @@ def endure(plan: TrainingPlan, actors: int) -> Endurance:
     free, total = FREE_EPOCHS * epoch, stage.steps
     started = waited = step_seconds = 0.0
     with Watch() as watch:
-        (iterator,) = training_iterators(plan, first, stage.end, workers=1, decoders=Decoders(actors))
-        blocks = iterate_steps(iterator)
+        blocks = training_stream(plan, range(first, stage.end), 0, 1, Decoders(actors))
         for done in range(total):
             watch.epoch = done // epoch
             requested = time.perf_counter()

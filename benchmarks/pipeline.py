@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import Bar, Outcome, take_turns
 from vicc_ray.cluster.resources import Decoders
 from vicc_ray.cluster.session import ray_session
-from vicc_ray.cluster.stream import iterate_steps, training_iterators
+from vicc_ray.cluster.stream import training_stream
 from vicc_ray.config import load_experiment
 from vicc_ray.config.published import shipped_experiment
 from vicc_ray.console import quiet
@@ -60,8 +60,7 @@ def _bare(plan: TrainingPlan, first: int) -> float:
 
 def _streamed(plan: TrainingPlan, first: int) -> float:
     """Seconds for the steps after the first, whose arrival says that the actor has started."""
-    (iterator,) = training_iterators(plan, first - 1, first + STEPS, workers=1, decoders=Decoders(1))
-    blocks = iterate_steps(iterator)
+    blocks = training_stream(plan, range(first - 1, first + STEPS), 0, 1, Decoders(1))
     next(blocks)
     started = time.perf_counter()
     for _ in blocks:

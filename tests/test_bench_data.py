@@ -203,8 +203,7 @@ def test_the_split_of_time_names_both_parts(plan: TrainingPlan) -> None:
 
 def feed(monkeypatch: pytest.MonkeyPatch, blocks: Callable[[Any], Iterator[Any]]) -> None:
     """Blocks in place of Ray's: consumer r of n gets what `blocks(r)` yields."""
-    monkeypatch.setattr(data, "training_iterators", lambda plan, first, last, workers, decoders: list(range(workers)))
-    monkeypatch.setattr(data, "iterate_steps", blocks)
+    monkeypatch.setattr(data, "training_stream", lambda plan, steps, rank, workers, decoders: blocks(rank))
     monkeypatch.setattr(data, "to_batch", lambda plan, step, block: (step, []))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -222,9 +223,9 @@ def test_buffer_is_the_streams_own() -> None:
         )
         experiment = experiment.model_copy(update={"train": train})
         capacity = Capacity((Node(Machine(workers + actors, 0, 1 << 40)),), None, 1 << 40)
-        blocks = workers * (PREFETCH + 3) + 2 * actors
+        blocks = PREFETCH + 3 + 2 * math.ceil(actors / workers)
         real = buffer_bytes(experiment.clip, clips=2 * -(-batch // workers), blocks=blocks)
-        assert demand_of(experiment, batch, capacity).buffer == real
+        assert demand_of(experiment, batch, capacity).buffer == workers * real
 
 
 # -- what a node finds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from tiny import tiny_experiment, tiny_plan
 
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_windows
-from vicc_ray.cluster.stream import segments
+from vicc_ray.cluster.resources import Decoders
+from vicc_ray.cluster.stream import segments, units_of
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.samples import read_clips
 from vicc_ray.training.batches import decode_share
@@ -85,7 +87,33 @@ def test_random_windows_hang_on_the_seed_and_the_video_alone(videos: Manifest, t
 
 
 def test_segments_cover_every_step_once() -> None:
-    parts = list(segments(5, 10_000, 3))
-    assert [step for a, b in parts for step in range(a, b)] == list(range(5, 10_000))
-    assert all((b - a) * 3 <= 2048 for a, b in parts)
-    assert list(segments(7, 7, 2)) == []
+    parts = list(segments(5, 10_000))
+    assert [step for part in parts for step in part] == list(range(5, 10_000))
+    assert all(len(part) <= 2048 for part in parts)
+    assert list(segments(7, 7)) == []
+
+
+@pytest.mark.parametrize(("workers", "most"), [(1, 1), (2, 3), (5, 4)])
+def test_every_share_of_every_step_and_every_monitored_video_is_one_workers(
+    videos: Manifest, workers: int, most: int
+) -> None:
+    plan, monitored = tiny_plan(tiny_experiment(), videos), 7
+    shares: list[tuple[int, int]] = []
+    seen: list[int] = []
+    for rank in range(workers):
+        units = units_of(plan.stages, range(1, plan.steps), rank, workers, monitored, most)
+        own = [unit["unit"] for unit in units if unit["unit"] < 0]
+        assert [unit["unit"] for unit in units[: len(own)]] == own  # before the steps
+        seen += own
+        for unit in units[len(own) :]:
+            step, whose = divmod(unit["unit"], workers)
+            assert whose == rank
+            shares += [(step + number, rank) for number in range(unit["steps"])]
+    assert sorted(seen) == list(range(-workers * math.ceil(monitored / workers), 0))
+    assert sorted(shares) == [(step, rank) for step in range(1, plan.steps) for rank in range(workers)]
+
+
+def test_decode_actors_are_dealt_out_in_turn_and_every_worker_has_one() -> None:
+    assert [Decoders(7).share(rank, 3).actors for rank in range(3)] == [3, 2, 2]
+    few = Decoders(2, 1, {"pool": "cpu"})  # of one CPU each, for three workers: they must all find room
+    assert [few.share(rank, 3) for rank in range(3)] == [Decoders(1, 0.6666, {"pool": "cpu"})] * 3

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from vicc_ray import distributed
 from vicc_ray.cluster.keeper import Survivor
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.cluster.stream import iterate_steps, segments, training_iterators
+from vicc_ray.cluster.stream import segments, training_stream
 from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.store.checking import open_stores
+from vicc_ray.data.store.store import PackedStore
 from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.runs.folder import RunFolder, versions
@@ -42,7 +44,6 @@ class RayHost:
         self.plan, self.folder, self.resources, self.survivor = plan, folder, resources, survivor
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
-        self.nodes: list[str] = []
         self.versions = versions()
         self.events = RecordWriter(folder.events)
         self.writer: CheckpointWriter | None = None
@@ -51,6 +52,7 @@ class RayHost:
             self.writer = CheckpointWriter(folder.checkpoints, keep, self._report_failure, self._push)
         self.saved = time.monotonic()
         self.warned = False
+        self.opened: dict[str, PackedStore] = {}
 
     def save(self, state: State, about: dict[str, Any]) -> None:
         """Hand a copy of the state to the writer."""
@@ -127,65 +129,52 @@ class RayHost:
 
         The first dataset starts now: decode actors take seconds to start, and the networks are made in the meantime.
         """
-        here = ray.get_runtime_context().get_node_id().encode()
-        self.nodes = [node.decode() for node in distributed.gather_bytes(here)]
-        left = list(segments(first_step, self.plan.steps, distributed.world_size()))
-        (start, end), rounds = left[0], -(-len(monitored) // distributed.world_size())
-        return self._drain(self._segment(self._begin(start, end, monitored), rounds + end - start), left[1:])
+        problem = None
+        try:
+            self.opened = open_stores(self.plan.experiment)
+        except UserError as error:  # a store that the driver sees and this node does not
+            problem = str(error)
+        agree(problem)
+        first, *left = segments(first_step, self.plan.steps)
+        rounds = -(-len(monitored) // distributed.world_size())
+        return self._drain(_Segment(partial(self._dataset, first, monitored), rounds + len(first)), left)
 
-    def _drain(self, segment: _Segment, left: Sequence[tuple[int, int]]) -> Iterator[Block]:
-        for start, end in left:
-            coming = self._begin(start, end, ())
+    def _drain(self, segment: _Segment, left: Sequence[range]) -> Iterator[Block]:
+        for steps in left:
             following: _Segment | None = None
             for number, block in enumerate(segment.blocks()):
-                if number == segment.length - AHEAD:  # every worker has as many
-                    following = self._segment(coming, end - start)
+                if number == segment.length - AHEAD:
+                    following = _Segment(partial(self._dataset, steps, ()), len(steps))
                 yield block
-            segment = following or self._segment(coming, end - start)
+            segment = following or _Segment(partial(self._dataset, steps, ()), len(steps))
         yield from segment.blocks()
 
-    def _begin(self, start: int, end: int, monitored: Sequence[VideoRow]) -> Future[Sequence[Any]] | None:
-        """Worker 0 prepares a dataset beside training: handing Ray a thousand blocks takes most of a second."""
-        if distributed.rank():
-            return None
-        workers = distributed.world_size()
-        arguments = self.plan, start, end, workers, self.resources.decoders(workers), monitored, self.nodes
-        pool = ThreadPoolExecutor(1, thread_name_prefix="next-dataset")
-        prepared: Future[Sequence[Any]] = pool.submit(training_iterators, *arguments)
-        pool.shutdown(wait=False)
-        return prepared
-
-    def _segment(self, prepared: Future[Sequence[Any]] | None, length: int) -> _Segment:
-        streams, problem = None, None
-        if prepared is not None:
-            try:
-                streams = prepared.result()
-            except UserError as error:  # a store that the driver sees and this node does not
-                problem = str(error)
-        agree(problem)
-        return _Segment(streams, length)
+    def _dataset(self, steps: range, monitored: Sequence[VideoRow]) -> Iterator[Block]:
+        rank, workers = distributed.rank(), distributed.world_size()
+        decoders = self.resources.decoders(workers).share(rank, workers)
+        here = ray.get_runtime_context().get_node_id()
+        return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, here)
 
 
 class _Segment:
-    """One dataset of the stream, of `length` blocks a worker, opened on all workers together; it decodes from that moment."""
+    """One dataset of the stream, of `length` blocks; made in a thread, where it decodes from this moment.
 
-    def __init__(self, streams: Sequence[Any] | None, length: int) -> None:
-        self.streams, self.length = streams, length
-        # Worker 0 owns the stream, the others get a handle on it. Through Ray, whose token and TLS cover it: handles are
-        # pickled, and what goes over torch's own connections anybody on the network may have written.
-        distributed.barrier()  # waits no longer than train.collective_timeout for worker 0; the next would for ever
-        handles = broadcast_from_rank_zero(streams)
-        assert handles is not None
-        self.rest = iterate_steps(handles[distributed.rank()])
-        pool = ThreadPoolExecutor(1, thread_name_prefix="first-block")
-        self.first = pool.submit(next, self.rest)
+    Handing Ray a thousand blocks takes most of a second, in which training goes on.
+    """
+
+    def __init__(self, dataset: Callable[[], Iterator[Block]], length: int) -> None:
+        self.length = length
+        pool = ThreadPoolExecutor(1, thread_name_prefix="next-dataset")
+        self.first: Future[tuple[Block, Iterator[Block]]] = pool.submit(_begin, dataset)
         pool.shutdown(wait=False)
 
     def blocks(self) -> Iterator[Block]:
-        """This worker's blocks; at their end every worker waits for the others."""
-        yield self.first.result()
-        yield from self.rest
-        distributed.barrier()  # the stream must live until every worker has drained it
-        if self.streams is not None:
-            # Handles that went through a message are not counted by Ray, so the coordinator would stay for ever.
-            ray.kill(self.streams[0]._coord_actor)
+        """This worker's blocks."""
+        first, rest = self.first.result()
+        yield first
+        yield from rest
+
+
+def _begin(dataset: Callable[[], Iterator[Block]]) -> tuple[Block, Iterator[Block]]:
+    blocks = dataset()
+    return next(blocks), blocks

@@ -29,6 +29,13 @@ class Decoders:
     cpus: float = 1
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    def share(self, rank: int, workers: int) -> Decoders:
+        """Those of worker `rank` of `workers`: dealt out in turn, or one with its part of the CPUs where they are too few."""
+        if self.actors < workers:
+            # Rounded down to the part of a CPU that Ray counts in.
+            return replace(self, actors=1, cpus=int(1e4 * self.cpus * self.actors / workers) / 1e4)
+        return replace(self, actors=len(range(rank, self.actors, workers)))
+
 
 @dataclass(frozen=True)
 class ResourcePlan:
@@ -240,11 +247,11 @@ def tasks_an_actor(steps: int) -> int:
     return 4 if steps > 1 else 2
 
 
-def training_buffer_bytes(clip: ClipConfig, samples: int, workers: int, actors: int) -> int:
-    """Bytes of decoded clips that Ray Data may keep in training, where a worker has up to `samples` samples a step."""
+def training_buffer_bytes(clip: ClipConfig, samples: int, actors: int) -> int:
+    """Bytes of decoded clips that Ray Data may keep for one worker with its decode actors and up to `samples` samples a step."""
     steps = steps_a_block(clip, samples)
     # A worker holds the block that it works on, too.
-    return buffer_bytes(clip, 2 * samples * steps, blocks=workers * (PREFETCH + 3) + tasks_an_actor(steps) * actors)
+    return buffer_bytes(clip, 2 * samples * steps, blocks=PREFETCH + 3 + tasks_an_actor(steps) * actors)
 
 
 def buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:

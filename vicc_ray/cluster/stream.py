@@ -1,7 +1,7 @@
 """Manifest -> clips on the cluster: Ray Data actors decode and measure flow, workers get their blocks in plan order.
 
-One input row stands for one block: worker `rank`'s share of a step. Blocks keep their order and all have the same number
-of rows, so that `streaming_split` deals them out in turn: the j-th block goes to worker j mod n. The block names its step
+One input row stands for one block: worker `rank`'s share of a step. Each worker has a dataset, a scheduling loop and decode actors
+of its own, so what delivery costs a worker does not depend on how many there are. Blocks keep their order; each names its step,
 and the worker checks it.
 """
 
@@ -30,13 +30,14 @@ from vicc_ray.cluster.resources import (
 from vicc_ray.config import CHANNELS, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.store.checking import open_stores, with_absolute_stores
+from vicc_ray.data.store.store import PackedStore
 from vicc_ray.training.batches import Block, TrainingPlan, split_steps
 from vicc_ray.training.schedule import Stage, locate
 
 # Blocks of one dataset: each costs the driver of the stream a little memory before anything runs.
 SEGMENT_BLOCKS = 2048
 # Of a start's first dataset: Ray takes 0.7 ms a block before anything is decoded.
-FIRST_BLOCKS = 256
+FIRST_BLOCKS = 128
 # Windows that an evaluation block holds, of one long video or of several short ones.
 WINDOWS_A_BLOCK = 16
 
@@ -65,35 +66,44 @@ class PaceScheduling:
         """Nothing to clean up."""
 
 
-def training_iterators(
+def training_stream(
     plan: TrainingPlan,
-    first_step: int,
-    last_step: int,
+    steps: range,
+    rank: int,
     workers: int,
     decoders: Decoders,
     monitored: Sequence[VideoRow] = (),
-    nodes: Sequence[str] = (),
-) -> list[DataIterator]:
-    """One iterator a worker over the blocks of global steps first_step..last_step-1, decoded by `decoders`.
+    opened: dict[str, PackedStore] | None = None,
+    node: str | None = None,
+) -> Iterator[Block]:
+    """The blocks of worker `rank` of `workers` for consecutive global steps, one a step, decoded by `decoders` of its own.
 
-    Actors that reserve no CPU go to `nodes` (Ray's node numbers) in turn, by default to all that have a CPU.
+    Nothing of it goes through another worker: which samples a block has follows from the plan, the step and the rank. Actors that
+    reserve no CPU go to `node` (Ray's node number), by default to all that have a CPU. `opened`: the experiment's stores.
 
-    Before them come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
-    share the stream because a stream of their own would start actors of its own.
+    Before the steps come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
+    share the stream because a stream of their own would start actors of its own. Returned at once; decoding begins with the first
+    block that is taken.
     """
-    rounds = -(-len(monitored) // workers)
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
     clip = plan.experiment.clip
-    units = [{"unit": unit, "steps": 1} for unit in range(-rounds * workers, 0)]
     most = steps_a_block(clip, samples)
-    for steps in step_runs(plan.stages, range(first_step, last_step), most):
-        first = steps.start * workers
-        units += [{"unit": unit, "steps": len(steps)} for unit in range(first, first + workers)]
-    buffer = training_buffer_bytes(clip, samples, workers, decoders.actors)
-    arguments = plan, workers, tuple(monitored), open_stores(plan.experiment)
-    decoded = _decode(units, DecodeShares, arguments, decoders, buffer, nodes, tasks_an_actor(most))
-    iterators: list[DataIterator] = decoded.streaming_split(workers, equal=False)
-    return iterators
+    units = units_of(plan.stages, steps, rank, workers, len(monitored), most)
+    buffer = training_buffer_bytes(clip, samples, decoders.actors)
+    stores = open_stores(plan.experiment) if opened is None else opened
+    arguments = plan, workers, tuple(monitored), stores
+    decoded = _decode(units, DecodeShares, arguments, decoders, buffer, node, tasks_an_actor(most))
+    return iterate_steps(decoded.iterator())
+
+
+def units_of(
+    stages: Sequence[Stage], steps: range, rank: int, workers: int, monitored: int, most: int
+) -> list[dict[str, int]]:
+    """The units of work (see `DecodeShares`) of a worker: its monitored videos, then its shares of at most `most` steps each."""
+    rounds = -(-monitored // workers)
+    units = [{"unit": unit, "steps": 1} for unit in range(rank - rounds * workers, 0, workers)]
+    runs = step_runs(stages, steps, most)
+    return units + [{"unit": run.start * workers + rank, "steps": len(run)} for run in runs]
 
 
 def step_runs(stages: Sequence[Stage], steps: range, most: int) -> Iterator[range]:
@@ -180,7 +190,7 @@ def _decode(
     arguments: tuple[Any, ...],
     decoders: Decoders,
     buffer: int,
-    nodes: Sequence[str] = (),
+    node: str | None = None,
     tasks: int = 2,
 ) -> Dataset:
     configure_context()
@@ -188,6 +198,9 @@ def _decode(
     # where training holds every CPU they wait for ever.
     source = ray.data.from_blocks([pa.Table.from_pylist([dict(unit)]) for unit in units])
     actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
+    anywhere = not cpus and not labels
+    if anywhere and node is not None:
+        labels = {ray._raylet.RAY_NODE_ID_KEY: node}
     decoded = source.map_batches(
         actor,
         fn_constructor_args=arguments,
@@ -195,7 +208,7 @@ def _decode(
         batch_format="numpy",
         num_cpus=cpus,
         label_selector=labels or None,
-        ray_remote_args_fn=None if cpus or labels else InTurn(nodes or _nodes_with_cpus(), strict=bool(nodes)),
+        ray_remote_args_fn=InTurn(_nodes_with_cpus()) if anywhere and node is None else None,
         # Actors that reserve no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=tasks),
     )
@@ -207,25 +220,24 @@ def _decode(
 class InTurn:
     """Where the next decode actor goes that reserves nothing, so that Ray would put it anywhere, on a head without CPUs too.
 
-    `strict` holds it there, which Ray was seen not to do otherwise; it is for training, whose workers on those nodes start
-    the stream anew when one of them goes.
+    A label selector for all of these nodes does not spread them: Ray 2.60 was seen to put three of four on one.
     """
 
-    def __init__(self, nodes: Sequence[str], strict: bool) -> None:
-        self.nodes, self.strict = cycle(nodes), strict
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self.nodes = cycle(nodes)
 
     def __call__(self) -> dict[str, Any]:
         """Arguments of the actor."""
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=not self.strict)}
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=True)}
 
 
 def _nodes_with_cpus() -> list[str]:
     return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
 
-def segments(first_step: int, steps: int, workers: int) -> Iterator[tuple[int, int]]:
+def segments(first_step: int, steps: int) -> Iterator[range]:
     """Consecutive ranges of steps, each small enough for one dataset."""
-    start, length = first_step, max(FIRST_BLOCKS // workers, 1)
+    start, length = first_step, FIRST_BLOCKS
     while start < steps:
-        yield start, min(start + length, steps)
-        start, length = start + length, max(SEGMENT_BLOCKS // workers, 1)
+        yield range(start, min(start + length, steps))
+        start, length = start + length, SEGMENT_BLOCKS

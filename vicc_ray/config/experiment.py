@@ -366,7 +366,8 @@ class TrainConfig(Section):
     decode_actors: int | None = Field(
         None,
         ge=1,
-        description="Ray Data actors that decode; none: as many as CPUs are free. A core delivers some 5 samples/s of 2 x 32 "
+        description="Ray Data actors that decode, at least one a worker; none: as many as CPUs are free. A core "
+        "delivers some 5 samples/s of 2 x 32 "
         "frames with flow from videos of 480 lines, some 100 from a packed store; `vicc doctor` measures yours",
     )
     threads: int | None = Field(

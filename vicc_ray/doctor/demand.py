@@ -57,11 +57,12 @@ class Demand:
 def demand_of(experiment: Experiment, largest_batch: int, capacity: Capacity) -> Demand:
     """What the experiment needs of this cluster; UserError where it can never fit."""
     plan, notes = plan_on(experiment.train, capacity.nodes, capacity.grown)
-    actors = plan.decoders(plan.workers).actors
+    shares = [plan.decoders(plan.workers).share(rank, plan.workers).actors for rank in range(plan.workers)]
+    actors, largest_share = sum(shares), max(shares)
     return Demand(
         plan,
         actors,
-        training_buffer_bytes(experiment.clip, -(-largest_batch // plan.workers), plan.workers, actors),
+        plan.workers * training_buffer_bytes(experiment.clip, -(-largest_batch // plan.workers), largest_share),
         plan.workers * WORKER_BYTES + actors * DECODER_BYTES,
         tuple(notes),
     )
