@@ -57,6 +57,7 @@ from vicc_ray.data.augment import augment, draw
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.probing import index
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.errors import UserError
 from vicc_ray.training.batches import Batch, TrainingPlan, decode_share, to_batch
@@ -118,7 +119,7 @@ def _median_ratio(lengths: Mapping[str, Sequence[float]]) -> float:
     return statistics.median(long / short for long, short in zip(lengths[LONG], lengths[SHORT], strict=True))
 
 
-def make_bench_plan(videos: tuple[VideoRow, ...], length: str, actors: int) -> TrainingPlan:
+def make_bench_plan(videos: Sequence[VideoRow], length: str, actors: int) -> TrainingPlan:
     """The published clips in cross-stream steps of BATCH samples; the last but one stage is `length` long."""
     stage = {"global_batch": BATCH, "queue_start": "0 steps", "freeze_prototypes": "0 steps"}
     tree: Mapping[str, Any] = {
@@ -131,7 +132,7 @@ def make_bench_plan(videos: tuple[VideoRow, ...], length: str, actors: int) -> T
         },
     }
     experiment: Experiment = make_experiment(tree, "bench data")
-    return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), videos)
+    return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), Rows.of(videos))
 
 
 def stream(plan: TrainingPlan, first: int, last: int, consumers: int, actors: int, use: Use) -> Iterator[int]:

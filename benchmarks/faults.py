@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import Bar, Outcome
 from benchmarks.fault_run import FaultRun, TooLate, make_videos
-from benchmarks.nodes import command_line, local_cluster, send
+from benchmarks.nodes import command_line, descendants, local_cluster, send
 from vicc_ray.console import console
 from vicc_ray.runs.checkpoint import MARKER, STATE_FILE
 
@@ -102,6 +102,15 @@ def _kill_keeper_and_worker(run: FaultRun) -> float:
     at = run.mark()
     send(run.processes("Keeper")[0], signal.SIGKILL)
     send(run.processes("RayTrainWorker")[-1], signal.SIGKILL)
+    return run.recovery(at)
+
+
+def _kill_controller(run: FaultRun) -> float:
+    """The process in which Ray Train watches the workers, wherever it is; they end with it."""
+    at = run.mark()
+    assert run.cluster.head
+    heads = [pid for pid in descendants(run.cluster.head.process.pid) if "TrainController" in command_line(pid)]
+    send([*heads, *run.processes("TrainController")][0], signal.SIGKILL)
     return run.recovery(at)
 
 
@@ -331,6 +340,7 @@ FAULTS = (
     Fault("SIGKILL of a worker", "the workers start again from the last finished step", _kill_worker),
     Fault("SIGKILL of a keeper, then of a worker", "the same, from what the others know", _kill_keeper_and_worker),
     Fault("SIGKILL of all workers at once", "the same, from what their nodes kept or the last checkpoint", _kill_all_workers),
+    Fault("SIGKILL of what watches the workers", "workers start again from the last checkpoint", _kill_controller),
     Fault("SIGKILL of a node in a step", "the others go on from the last finished step, fewer", _kill_node),
     Fault("SIGKILL of a node in the middle of a checkpoint", "the same", _kill_node_in_checkpoint),
     Fault("all but one node have left; they return", "the workers start again, more", _join),

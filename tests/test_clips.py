@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vicc_ray.data.clips import (
     batch_videos,
+    epoch_order,
     evaluation_starts,
     frame_indices,
     frames_at_rate,
     frames_at_stamps,
     grid_points,
+    permuted,
     random_start,
     share,
     subset,
@@ -169,3 +175,62 @@ def test_a_video_has_one_picture_at_least() -> None:
     assert grid_points(0.04, 1.0) == 1
     assert grid_points(2.0, 12.5) == 25
     assert frames_at_rate(np.arange(3), 5.0, 0.0, 1).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 31, 32, 33, 1000])
+def test_a_keyed_permutation_has_every_place_once(size: int) -> None:
+    for number in range(3):
+        assert sorted(permuted(np.arange(size), size, [1, number]).tolist()) == list(range(size))
+
+
+def test_a_keyed_permutation_has_every_place_once_up_to_ten_thousand() -> None:
+    for size in range(1, 10_001):
+        found = permuted(np.arange(size), size, [2, size])
+        assert np.array_equal(np.bincount(found, minlength=size), np.ones(size, np.int64)), size
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 2**40), st.integers(0, 2**32 - 1), st.integers(1, 500))
+def test_any_size_is_permuted_place_by_place(size: int, seed: int, count: int) -> None:
+    """Far too many to list: no two places meet, all are inside, and a place does not depend on which others are wanted."""
+    places = np.unique(np.random.default_rng(seed).integers(0, size, count))
+    found = permuted(places, size, [seed])
+    assert len(np.unique(found)) == len(places)
+    assert found.min() >= 0
+    assert found.max() < size
+    assert permuted(places[-1:], size, [seed]).tolist() == found[-1:].tolist()
+    assert len(permuted(places[:0], size, [seed])) == 0
+
+
+def test_a_keyed_permutation_is_as_even_as_a_shuffle() -> None:
+    """Where 40 places go over 2,000 keys: every cell as often as chance has it, neighbours included."""
+    size, keys = 40, 2000
+    orders = np.stack([permuted(np.arange(size), size, [7, number]) for number in range(keys)])
+    counts = np.stack([np.bincount(orders[:, place], minlength=size) for place in range(size)])
+    chi_squared = ((counts - keys / size) ** 2 / (keys / size)).sum()
+    cells = (size - 1) ** 2
+    assert abs(chi_squared - cells) < 6 * (2 * cells) ** 0.5
+    gaps = np.bincount((orders[:, 1:] - orders[:, :-1]).ravel() % size, minlength=size)[1:]
+    assert abs(gaps / gaps.mean() - 1).max() < 0.15
+
+
+def test_the_order_of_a_large_epoch_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicc_ray.data.clips.LISTED", 100)
+    steps = [batch_videos(3, 0, step, 101, 10) for step in range(30)]
+    assert [epoch for epoch, _ in steps] == [step // 10 for step in range(30)]
+    epochs = [np.concatenate([videos for epoch, videos in steps if epoch == number]) for number in range(3)]
+    assert all(len(set(videos.tolist())) == 100 and videos.max() < 101 for videos in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+    # A run that an earlier version began keeps its order, and so do data sets that are not large.
+    listed = np.concatenate([batch_videos(3, 0, step, 101, 10, listed=True)[1] for step in range(10)])
+    assert listed.tolist() == epoch_order(3, 0, 0, 101)[:100].tolist()
+    assert batch_videos(3, 0, 0, 100, 10)[1].tolist() == epoch_order(3, 0, 0, 100)[:10].tolist()
+
+
+def test_a_place_of_ten_million_is_drawn_as_fast_as_one_of_few() -> None:
+    """Nothing of the length of the data set is made."""
+    tracemalloc.start()
+    batch_videos(1, 0, 5, 10_000_000, 512)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000

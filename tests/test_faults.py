@@ -55,7 +55,7 @@ def _plan(run: FaultRun) -> TrainingPlan:
 
 
 # Faults that leave no worker, or none whose state is sound: what was kept a moment ago or the last checkpoint counts.
-FROM_EARLIER = ("all workers", "NaN", "driver", "cut short", "SIGTERM", "head node")
+FROM_EARLIER = ("all workers", "watches", "NaN", "driver", "cut short", "SIGTERM", "head node")
 
 
 def test_no_fault_needed_a_hand_and_little_was_lost(survived: tuple[FaultRun, list[Survived]]) -> None:

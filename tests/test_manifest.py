@@ -180,7 +180,7 @@ def test_a_manifest_knows_its_data_set(tmp_path: Path) -> None:
         manifest = Manifest(rows, dataset, fold)
         manifest.write(tmp_path / "m.parquet")
         read = Manifest.read(tmp_path / "m.parquet")
-        assert (read.dataset, read.fold, read.videos) == (dataset, fold, rows)
+        assert (read.dataset, read.fold, list(read.videos)) == (dataset, fold, rows)
         assert read.fingerprint() == Manifest(rows).fingerprint()
     # Files of before, and of others, tell nothing.
     table = pq.read_table(tmp_path / "m.parquet")
@@ -267,7 +267,7 @@ def earlier_index(root: Path, hashes: dict[str, str]) -> Path:
 
 
 def test_index_keeps_hashes_of_the_earlier_rule_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vicc_ray.data.manifest.EARLIER_WHOLE", 100)  # bytes
+    monkeypatch.setattr("vicc_ray.data.rows.EARLIER_WHOLE", 100)  # bytes
     for number, name in enumerate("abc"):
         write_video(tmp_path / f"{name}.mp4", numbered_frames(8, start=number))
     target = earlier_index(tmp_path, {"a": "1" * 32, "b": "2" * 32, "c": "2" * 32})
@@ -294,7 +294,7 @@ def test_a_manifest_of_an_earlier_version_is_probed_again_and_keeps_its_hashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flow stores and runs know its videos by them."""
-    monkeypatch.setattr("vicc_ray.data.manifest.EARLIER_WHOLE", 100)  # bytes
+    monkeypatch.setattr("vicc_ray.data.rows.EARLIER_WHOLE", 100)  # bytes
     for number, name in enumerate("abc"):
         write_video(tmp_path / f"{name}.mp4", numbered_frames(8, start=number))
     target = earlier_index(tmp_path, {"a": "1" * 32, "b": "2" * 32, "c": "2" * 32})

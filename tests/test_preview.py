@@ -187,7 +187,7 @@ def test_an_unreadable_video_is_shown_as_refused_and_texts_are_escaped(manifest:
     broken = tmp_path / "a <b>bold & \"quoted\" 'name'.mp4"
     broken.write_text("not a video")
     spoilt = dataclasses.replace(first, video=str(broken), label="<script>x</script>")
-    rows = [spoilt if row is first else row for row in manifest.videos]
+    rows = [spoilt if row == first else row for row in manifest.videos]
     out = write_preview(experiment, Manifest(rows), tmp_path / "p.html", samples=2)
     page = _Page(out.read_text(encoding="utf-8"))
     assert broken.name in page.text and "<script>x</script>" in page.text and "Refused: " in page.text

@@ -56,5 +56,5 @@ def tiny_manifest(folder: Path) -> Manifest:
 
 def tiny_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
     """The plan of a run over the manifest's training videos."""
-    videos = tuple(manifest.select(experiment.data.train_split))
+    videos = manifest.select(experiment.data.train_split)
     return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), videos)

@@ -310,9 +310,9 @@ def read_bytes(name: str) -> bytes:
     return data
 
 
-def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+def parquet_table(data: bytes, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()) -> pa.Table:
     """The table of a Parquet file's bytes (None: all its columns), read by this thread alone; ArrowException or OSError where
-    they are none, or damaged.
+    they are none, or damaged. `repeated`: columns of which each value is to be held once.
 
     pyarrow's pools of threads (it reads files by path with one, too) may still be starting when a short command leaves: its
     process then ends with SIGABRT.
@@ -320,9 +320,9 @@ def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(
-        None if columns is None else list(columns), use_threads=False
-    )
+    there = [name for name in repeated if name in pq.read_schema(pa.BufferReader(data)).names] if repeated else None
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=there)
+    return file.read(None if columns is None else list(columns), use_threads=False)
 
 
 def write_bytes(name: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from vicc_ray.cluster.keeper import Survivor
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import segments, training_stream
 from vicc_ray.config import decoded_for
-from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.store.checking import open_stores
 from vicc_ray.data.store.store import PackedStore
 from vicc_ray.errors import UserError
@@ -29,7 +29,7 @@ from vicc_ray.runs.folder import RunFolder, versions
 from vicc_ray.runs.records import RecordWriter
 from vicc_ray.training.batches import Block, TrainingPlan
 from vicc_ray.training.loop import Notice
-from vicc_ray.training.monitor import Monitor, monitor_plan
+from vicc_ray.training.monitor import Monitor, MonitorPlan
 from vicc_ray.training.restore import agree, event
 from vicc_ray.training.survival import Finished
 
@@ -40,8 +40,16 @@ AHEAD = 16
 class RayHost:
     """What the loop needs, from Ray."""
 
-    def __init__(self, plan: TrainingPlan, folder: RunFolder, resources: ResourcePlan, survivor: Survivor) -> None:
-        self.plan, self.folder, self.resources, self.survivor = plan, folder, resources, survivor
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        rows: ray.ObjectRef,
+        folder: RunFolder,
+        resources: ResourcePlan,
+        survivor: Survivor,
+    ) -> None:
+        self.plan, self.rows = plan, rows  # the plan's videos, in the object store too
+        self.folder, self.resources, self.survivor = folder, resources, survivor
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
         self.versions = versions()
@@ -91,9 +99,8 @@ class RayHost:
         folder = self.folder
         folder.push(folder.metrics, folder.events, folder.refused, *folder.tensorboard.glob("events*"))
 
-    def open(self, first_step: int, manifest: Manifest) -> Monitor | None:
+    def open(self, first_step: int, plan: MonitorPlan | None) -> Monitor | None:
         """Start the stream at a global step; returns the monitor with this worker's share of its clips, if there is one."""
-        plan = monitor_plan(self.plan.experiment, manifest)
         videos = plan.videos if plan and first_step < self.plan.steps else ()
         if first_step < self.plan.steps:
             self.stream = self._blocks(first_step, videos)
@@ -153,7 +160,7 @@ class RayHost:
         rank, workers = distributed.rank(), distributed.world_size()
         decoders = self.resources.decoders(workers).share(rank, workers)
         here = ray.get_runtime_context().get_node_id()
-        return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, here)
+        return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, here, self.rows)
 
 
 class _Segment:

@@ -7,6 +7,9 @@ the newest whole checkpoint themselves and go on from it, whatever their number 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +31,7 @@ from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.rows import TRAINING, Rows
 from vicc_ray.data.store.checking import check_stored, with_absolute_stores
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
@@ -37,8 +41,9 @@ from vicc_ray.runs.sinks import check_sinks
 from vicc_ray.training.batches import TrainingPlan
 from vicc_ray.training.driver import alone_in, check_refused, report_videos, sigterm_stops
 from vicc_ray.training.loop import train
+from vicc_ray.training.monitor import MonitorPlan, monitor_plan
 from vicc_ray.training.pretraining import Pretraining
-from vicc_ray.training.restore import agree, count_attempt, event, restore
+from vicc_ray.training.restore import count_attempt, event, restore
 from vicc_ray.training.task import Task
 
 # How long workers wait for each other before the first step, while worker 0 starts decode actors on machines that may be
@@ -92,6 +97,7 @@ def run_task(
             folder.pull(alone=True)
             times = manifest.times_fingerprint() if experiment.clip.fps else None
             resumes = folder.open(experiment, manifest.fingerprint(), flow, times)
+            plan = replace(plan, listed=folder.order_is_listed)
             folder.keep_manifest(manifest)
         left = [stage for stage in plan.stages if not task.is_finished(folder, stage)]
         if not left:
@@ -107,28 +113,39 @@ def run_task(
             folder.forget_stop()
             console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
             with RunProgress(folder, plan.stages), sigterm_stops(folder):
-                _fit(task, experiment, folder, resources, alone=local is not None)
+                _fit(task, plan, monitor_plan(experiment, manifest), folder, resources, alone=local is not None)
         with folder.as_user_errors():
             folder.pull()
     report_videos(plan, folder, len(manifest.refused))
     return folder
 
 
-def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: ResourcePlan, alone: bool) -> None:
+def _fit(
+    task: Task,
+    plan: TrainingPlan,
+    monitored: MonitorPlan | None,
+    folder: RunFolder,
+    resources: ResourcePlan,
+    alone: bool,
+) -> None:
+    experiment = plan.experiment
     settings = experiment.train
     _set_timeouts(experiment)
-    ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
     ray_private.keep_data_actors_here()
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
-    trainer = RunTrainer(
+    make_trainer = partial(
+        RunTrainer,
         _worker,
         session=session,
         folder=str(folder),
         alone=alone,
         train_loop_config={
             "task": task,
-            "experiment": experiment.model_dump(mode="json"),
+            # Once a node, for all workers and decode actors there.
+            "rows": ray.put(plan.videos.only(TRAINING)),
+            "plan": replace(plan, videos=Rows.of(())),
+            "monitored": monitored,
             "folder": str(folder),
             "resources": resources,
             "session": session,
@@ -150,10 +167,11 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
             callbacks=[_NoteFailures(str(folder))],
         ),
     )
+    stopped = f"stopped; the same command goes on from the last checkpoint in {folder}"
     try:
-        result = trainer.fit()
-    except (SystemExit, KeyboardInterrupt, ray.exceptions.RayActorError):
-        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
+        result = _watched(make_trainer, folder, settings.max_failures, alone)
+    except (SystemExit, KeyboardInterrupt):
+        raise Interrupted(stopped) from None
     except ray.train.TrainingFailedError as error:
         causes = getattr(error, "worker_failures", {})
         reasons = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(causes.items())) or str(
@@ -162,9 +180,35 @@ def _fit(task: Task, experiment: Experiment, folder: RunFolder, resources: Resou
         raise RuntimeError(f"training failed ({reasons}); see {folder.logs}") from error
     outcome = result.return_value
     if outcome is None or outcome.get("stopped"):
-        raise Interrupted(f"stopped; the same command goes on from the last checkpoint in {folder}")
+        raise Interrupted(stopped)
     if "error" in outcome:
         raise UserError(outcome["error"])
+
+
+def _watched(make_trainer: Callable[[], RunTrainer], folder: RunFolder, allowed: int, alone: bool) -> ray.train.Result:
+    """Train to the end, through the deaths of the process in which Ray Train watches the workers, up to `allowed` of them.
+
+    The workers end with it, and the next ones go on from the last checkpoint. KeyboardInterrupt where the reader ended it.
+    """
+    lost = 0
+    while True:
+        ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
+        trainer = make_trainer()
+        try:
+            return trainer.fit()
+        except ray.exceptions.RayActorError as error:
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            lost += 1
+            reason = f"the process that watches over the workers died: {_last_line(error)}"
+            if lost > allowed:
+                raise RuntimeError(
+                    f"{reason}; {lost} times (train.max_failures: {allowed}); see {folder.logs}"
+                ) from error
+            if folder.remote is None:
+                RecordWriter(folder.events).add(event("failed", text=reason[:500]))
+            if alone:  # on other clusters Ray Train has a process for it
+                ray_private.remove_placement_groups()
 
 
 class _NoteFailures(UserCallback):  # type: ignore[misc]
@@ -200,7 +244,8 @@ def _set_timeouts(experiment: Experiment) -> None:
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     folder = RunFolder.at(settings["folder"], mirror=f"worker-{ray.train.get_context().get_world_rank()}")
-    experiment = Experiment.model_validate(settings["experiment"])
+    plan: TrainingPlan = replace(settings["plan"], videos=ray.get(settings["rows"]))
+    experiment = plan.experiment
     host: RayHost | None = None
     context, session = ray.train.get_context(), settings["session"]
     mine = survivor(session, context.get_world_rank(), copies=context.get_local_rank() == 0)
@@ -209,11 +254,10 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         count_attempt(folder, session, experiment.train.max_failures)
         folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
-        manifest, plan = _open(settings["task"], experiment, folder)
-        host = RayHost(plan, folder, settings["resources"], mine)
+        host = RayHost(plan, settings["rows"], folder, settings["resources"], mine)
         start = {"session": session, "nodes": _nodes(), "requester": ray_private.requester()}
         restored = restore(folder, start, experiment.train.max_failures, lambda: kept_state(session))
-        monitor = host.open(int(restored["step"]) if restored else 0, manifest)
+        monitor = host.open(int(restored["step"]) if restored else 0, settings["monitored"])
         step = train(settings["task"], plan, folder, host, restored, monitor)
         return {"step": step, "stopped": step < plan.steps}
     except NonFiniteError:
@@ -228,20 +272,6 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         mine.end(sound)
         if host:
             host.close()
-
-
-def _open(task: Task, experiment: Experiment, folder: RunFolder) -> tuple[Manifest, TrainingPlan]:
-    """The run's videos and plan; UserError on every worker where one of them cannot read them."""
-    found: tuple[Manifest, TrainingPlan] | None = None
-    problem = None
-    try:
-        manifest = Manifest.read(folder.manifest)
-        found = manifest, task.plan(experiment, manifest)
-    except UserError as error:
-        problem = str(error)
-    agree(problem)
-    assert found is not None
-    return found
 
 
 def _threads(experiment: Experiment) -> int:

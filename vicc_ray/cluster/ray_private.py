@@ -43,6 +43,16 @@ def release(requesters: Iterable[str]) -> None:
             ray.get([coordinator.cancel_request.remote(requester_id=name) for name in names], timeout=10)
 
 
+def remove_placement_groups() -> None:
+    """Give back the places of workers that nobody watches any more, on a cluster that has no other user."""
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    with suppress(Exception):
+        for name, facts in placement_group_table().items():
+            if facts["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
 def keep_data_actors_here() -> None:
     """Start those of Ray Data's single actors on this process' node that a run's streams want.
 

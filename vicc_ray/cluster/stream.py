@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -29,6 +30,7 @@ from vicc_ray.cluster.resources import (
 )
 from vicc_ray.config import CHANNELS, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.store.checking import open_stores, with_absolute_stores
 from vicc_ray.data.store.store import PackedStore
 from vicc_ray.training.batches import Block, TrainingPlan, split_steps
@@ -66,6 +68,24 @@ class PaceScheduling:
         """Nothing to clean up."""
 
 
+class DecodePlanned:
+    """`DecodeShares` with the plan's videos from Ray's object store, of which a node has one copy for all of its processes."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        rows: ray.ObjectRef,
+        workers: int,
+        monitored: Sequence[VideoRow],
+        opened: dict[str, PackedStore],
+    ) -> None:
+        self.decode = DecodeShares(replace(plan, videos=ray.get(rows)), workers, monitored, opened)
+
+    def __call__(self, units: dict[str, Any]) -> Block:
+        """As `DecodeShares`."""
+        return self.decode(units)
+
+
 def training_stream(
     plan: TrainingPlan,
     steps: range,
@@ -75,11 +95,13 @@ def training_stream(
     monitored: Sequence[VideoRow] = (),
     opened: dict[str, PackedStore] | None = None,
     node: str | None = None,
+    rows: ray.ObjectRef | None = None,
 ) -> Iterator[Block]:
     """The blocks of worker `rank` of `workers` for consecutive global steps, one a step, decoded by `decoders` of its own.
 
     Nothing of it goes through another worker: which samples a block has follows from the plan, the step and the rank. Actors that
-    reserve no CPU go to `node` (Ray's node number), by default to all that have a CPU. `opened`: the experiment's stores.
+    reserve no CPU go to `node` (Ray's node number), by default to all that have a CPU. `opened`: the experiment's stores, where
+    they are open already. `rows`: the plan's videos in Ray's object store, where they are there already.
 
     Before the steps come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
     share the stream because a stream of their own would start actors of its own. Returned at once; decoding begins with the first
@@ -91,8 +113,8 @@ def training_stream(
     units = units_of(plan.stages, steps, rank, workers, len(monitored), most)
     buffer = training_buffer_bytes(clip, samples, decoders.actors)
     stores = open_stores(plan.experiment) if opened is None else opened
-    arguments = plan, workers, tuple(monitored), stores
-    decoded = _decode(units, DecodeShares, arguments, decoders, buffer, node, tasks_an_actor(most))
+    arguments = replace(plan, videos=Rows.of(())), rows or ray.put(plan.videos), workers, tuple(monitored), stores
+    decoded = _decode(units, DecodePlanned, arguments, decoders, buffer, node, tasks_an_actor(most))
     return iterate_steps(decoded.iterator())
 
 

@@ -5,10 +5,12 @@ It is built on hooks of Ray Train that have no public name, of the version that 
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import ray
@@ -35,6 +37,7 @@ class RunTrainer(TorchTrainer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, session: str, folder: str, alone: bool, **settings: Any) -> None:
         self.session, self.folder, self.alone = session, folder, alone
+        self.interrupted = False
         super().__init__(*arguments, **settings)
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
@@ -47,6 +50,17 @@ class RunTrainer(TorchTrainer):  # type: ignore[misc]
                 one for one in parts["callbacks"] if not isinstance(one, PlacementGroupCleanerCallback)
             ]
         return super()._initialize_and_run_controller(**parts)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray Train's own, noting that it was called: what follows looks like a controller that died."""
+        super()._register_sigint_handler(controller)
+        end: Any = signal.getsignal(signal.SIGINT)
+
+        def noted(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            end(number, frame)
+
+        signal.signal(signal.SIGINT, noted)
 
 
 class HandOver(WorkerGroupCallback):  # type: ignore[misc]

@@ -137,8 +137,10 @@ def _chosen(folder: RunFolder, options: EmbedOptions) -> list[str]:
     return chosen
 
 
-def _rows(source: str, out: str, options: EmbedOptions) -> list[VideoRow]:
+def _rows(source: str, out: str, options: EmbedOptions) -> Sequence[VideoRow]:
     """The rows of a manifest, or of videos that are indexed first."""
+    import pyarrow.compute as pc
+
     if is_manifest(source):
         if options.cut is not None:
             raise UserError("--cut: is for videos that are indexed; use --every SECONDS, or index again with --cut")
@@ -152,7 +154,8 @@ def _rows(source: str, out: str, options: EmbedOptions) -> list[VideoRow]:
     if options.split is not None:
         rows = manifest.select(options.split)
     else:
-        rows = [row for row in manifest.select(ALL) if row.split != STILL]
+        rows = manifest.select(ALL)
+        rows = rows.where(pc.not_equal(rows.texts("split"), STILL))
         still = len(manifest) - len(rows)
         if still:
             console.print(f"{still} rows of split '{STILL}' are left out; --split {ALL} embeds them too")

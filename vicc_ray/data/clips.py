@@ -10,6 +10,7 @@ again after a restart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 
 from vicc_ray.data.randomness import RandomUse, key
 
+# Videos of which an epoch's order is a list. It is part of what a seed stands for.
+LISTED = 1 << 17
+ROUNDS = 6
 # Seconds by which a frame's time stamp may be off: containers round to milliseconds (Matroska) or 1/600 s (QuickTime).
 STAMP_TOLERANCE = 1.5e-3
 
@@ -37,14 +41,47 @@ def epoch_order(seed: int, stage: int, epoch: int, videos: int) -> NDArray[np.in
     return np.random.default_rng(key(RandomUse.ORDER, seed, stage, epoch)).permutation(videos)
 
 
-def batch_videos(seed: int, stage: int, step: int, videos: int, global_batch: int) -> tuple[int, NDArray[np.int64]]:
+def permuted(places: NDArray[np.int64], size: int, entropy: Sequence[int]) -> NDArray[np.int64]:
+    """Where a keyed permutation of range(size) puts these places: int64 [n] both. It costs the same for any size.
+
+    A Feistel network of `ROUNDS` rounds (Luby and Rackoff, 1988) on the smallest 2^2h numbers that hold them; what it puts beyond
+    `size` goes through it again until it does not (cycle walking, Black and Rogaway, 2002).
+    """
+    half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.random.SeedSequence(list(entropy)).generate_state(ROUNDS, np.uint64)
+    found = places.astype(np.uint64)
+    beyond = np.arange(len(found))
+    while len(beyond):
+        left, right = found[beyond] >> half, found[beyond] & mask
+        for one in keys:
+            left, right = right, left ^ (_mixed(right ^ one) >> (np.uint64(64) - half))
+        found[beyond] = left << half | right
+        beyond = beyond[found[beyond] >= size]
+    return found.astype(np.int64)
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): every bit of the outcome depends on every bit."""
+    numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ numbers >> np.uint64(31)
+
+
+def batch_videos(
+    seed: int, stage: int, step: int, videos: int, global_batch: int, listed: bool = False
+) -> tuple[int, NDArray[np.int64]]:
     """The epoch of a stage's step and the videos of its batch, int64 [B].
 
-    An epoch has n // B steps; the tail smaller than one batch is left out, another one each epoch.
+    An epoch has n // B steps; the tail smaller than one batch is left out, another one each epoch. The order of up to `LISTED`
+    videos is a list that is shuffled; that of more is a keyed permutation, of which only the step's places are worked out.
+    `listed`: a list for any number, as earlier versions had it.
     """
     epoch, place = divmod(step, videos // global_batch)
-    order = epoch_order(seed, stage, epoch, videos)
-    return epoch, order[place * global_batch : (place + 1) * global_batch]
+    first, last = place * global_batch, (place + 1) * global_batch
+    if listed or videos <= LISTED:
+        return epoch, epoch_order(seed, stage, epoch, videos)[first:last]
+    return epoch, permuted(np.arange(first, last), videos, key(RandomUse.ORDER, seed, stage, epoch))
 
 
 def share(rows: int, rank: int, workers: int) -> range:

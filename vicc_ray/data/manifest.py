@@ -9,14 +9,28 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vicc_ray import storage
-from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
+from vicc_ray.data.decode import DECODERS, VideoError, fetched
 from vicc_ray.data.inspection import RULES, inspect
+from vicc_ray.data.rows import (
+    FIELDS,
+    REPEATED,
+    Rows,
+    VideoRow,
+    compact,
+    first_of_each,
+    part_id,
+    schema,
+    seconds_text,
+)
 from vicc_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,12 +40,11 @@ __all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "part_
 
 # Names every split together, wherever a split is named.
 ALL = "all"
+# Rows whose facts are in memory as text at a time.
+FINGERPRINT_ROWS = 1 << 18
 _NAME = b"vicc_ray"  # of the entry of the Parquet file's metadata
 # How much of a file its content hash reads: see `content_hash`.
 BLOCK, BLOCKS = 1 << 20, 64
-# The rule of content hashes. Rule 1 was size, first and last MiB, which is all of a file of at most EARLIER_WHOLE bytes:
-# of these both rules give the same.
-HASH_RULE, EARLIER_WHOLE = 2, 2 << 20
 # Columns that manifests of earlier versions lack -> what is true of their rows.
 _ADDED: dict[str, Any] = {
     "hash_rule": 1,
@@ -42,92 +55,6 @@ _ADDED: dict[str, Any] = {
     "frame_table": "",
     "changes": "",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class VideoRow:
-    """One video, or a part of one. Sizes are pixels of the upright picture; `rotation` is clockwise degrees counted in them.
-
-    `frames` counts pictures really there, `declared_frames` is what the header says (0: nothing). `fps` is their mean
-    rate and `duration_seconds` the time they cover; without `constant_rate` pictures come at uneven times. `checked`:
-    every picture was decoded once. `modified` (seconds) and `bytes` show whether the file is the one that was probed.
-    `refused` is the reason why the video cannot be used, or None; a refused row may know nothing but its name.
-    `content_hash` (see there) is what flow stores, samples and fingerprints know the video by, `hash_rule` the rule that it
-    was made by. A row keeps both while its file is the same, so that what was made with it stays valid.
-
-    `start` and `end` are None for a whole file; else the row is the part of it that is shown from `start` to before `end`,
-    seconds from the file's first picture: `frames` pictures from `first_frame` on, of `file_frames` in the file. `frames` and
-    `duration_seconds` are the part's, all else is the file's. `frame_table` says when the file's pictures are shown
-    (`vicc_ray.data.frame_table`) and `changes` where its scenes begin and what moves (`vicc_ray.data.changes`); empty: unknown.
-    """
-
-    video: str
-    label: str | None = None
-    split: str = "train"
-    group: str | None = None
-    frames: int = 0
-    declared_frames: int = 0
-    fps: float = 0.0
-    constant_rate: bool = True
-    width: int = 0
-    height: int = 0
-    rotation: int = 0
-    duration_seconds: float = 0.0
-    codec: str = ""
-    bytes: int = 0
-    modified: float = 0.0
-    content_hash: str = ""
-    checked: bool = False
-    decoder: Decoder = "decord"
-    refused: str | None = None
-    hash_rule: int = HASH_RULE
-    start: float | None = None
-    end: float | None = None
-    first_frame: int = 0
-    file_frames: int = 0
-    frame_table: str = ""
-    changes: str = ""
-
-    @property
-    def id(self) -> str:
-        """What names the row among all: its file, and of a part its times too, `FILE@START-END` in seconds."""
-        return self.video if self.start is None or self.end is None else part_id(self.video, self.start, self.end)
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it is a part of a file, not a whole one."""
-        return self.start is not None
-
-    @property
-    def last_frame(self) -> int:
-        """The number of its last picture in the file."""
-        return self.first_frame + self.frames - 1
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """When it begins and ends in its file, in seconds."""
-        return (0.0, self.duration_seconds) if self.start is None or self.end is None else (self.start, self.end)
-
-    def file_row(self) -> VideoRow:
-        """The row of the whole file that it is a part of."""
-        if not self.is_part:
-            return self
-        seconds = self.file_frames / self.fps if self.fps else 0.0
-        return replace(
-            self,
-            start=None,
-            end=None,
-            first_frame=0,
-            frames=self.file_frames,
-            file_frames=0,
-            duration_seconds=seconds,
-            group=None if self.group == self.video else self.group,
-        )
-
-    @property
-    def hash_is_partial(self) -> bool:
-        """Whether its content hash is of the earlier rule and left out what the rule of today reads."""
-        return self.refused is None and self.hash_rule < HASH_RULE and self.bytes > EARLIER_WHOLE
 
 
 def content_hash(path: str, every: bool = False, edge: int = BLOCK) -> str:
@@ -150,20 +77,10 @@ def content_hash(path: str, every: bool = False, edge: int = BLOCK) -> str:
     return digest.hexdigest()
 
 
-def part_id(video: str, start: float, end: float) -> str:
-    """The name of a part of a file, by its times in seconds: `a.mp4@12.5-15`."""
-    return f"{video}@{seconds_text(start)}-{seconds_text(end)}"
-
-
 def part_in(name: str) -> tuple[str, float, float] | None:
     """File, start and end (seconds) of a name such as `part_id` gives; None for one that is none."""
     named = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", name, re.DOTALL)
     return (named[1], float(named[2]), float(named[3])) if named else None
-
-
-def seconds_text(seconds: float) -> str:
-    """Seconds to the millisecond, without needless zeros: 12.5, 15."""
-    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def is_content_hash(text: str) -> bool:
@@ -215,12 +132,11 @@ class Manifest:
     def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
         self.dataset, self.fold = dataset, fold
         self.outdated = False
-        self._recorded: dict[str, Decoder] = {}
-        unique: dict[str, VideoRow] = {}
-        for row in rows:
-            unique.setdefault(row.id, row)
-        self.videos = [row for row in unique.values() if row.refused is None]
-        self.refused = [row for row in unique.values() if row.refused is not None]
+        self._recorded: Rows | None = None  # the videos of an outdated one with the reader that its file names
+        whole = Rows.of(rows)
+        whole = whole.take(_first_of_each_id(whole))
+        usable = np.asarray(whole.column("refused").is_null())
+        self.videos, self.refused = whole.where(usable).flat(), whole.where(~usable).flat()
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -228,18 +144,20 @@ class Manifest:
     @property
     def labels(self) -> list[str]:
         """The classes of the usable videos, sorted; unlabelled videos add none."""
-        return sorted({row.label for row in self.videos if row.label is not None})
+        return sorted(label for label in self.videos.counts("label") if label is not None)
 
     @property
     def splits(self) -> dict[str, int]:
         """Usable videos in each split, by name."""
-        return {
-            name: sum(row.split == name for row in self.videos) for name in sorted({row.split for row in self.videos})
-        }
+        return dict(sorted(self.videos.counts("split").items()))
 
-    def select(self, split: str) -> list[VideoRow]:
+    def select(self, split: str) -> Rows:
         """The usable videos of one split ('all': of every split), in the manifest's order; `UserError` where there is none."""
-        rows = [row for row in self.videos if split in (ALL, row.split)]
+        import pyarrow.compute as pc
+
+        rows = self.videos
+        if split != ALL:
+            rows = rows.where(pc.equal(rows.texts("split"), split))
         if not rows:
             have = ", ".join(f"{name} ({count})" for name, count in self.splits.items()) or "no usable video at all"
             raise UserError(f"the manifest has no video in split '{split}'; it has: {have}")
@@ -247,27 +165,37 @@ class Manifest:
 
     def copies(self) -> list[list[VideoRow]]:
         """The usable videos that have the same content as others, together, in the manifest's order."""
+        import pyarrow.compute as pc
+
+        rows = self.videos
+        hashes = rows.texts("content_hash").combine_chunks()
+        counted = pc.value_counts(hashes)
+        several = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+        again = rows.where(pc.and_(pc.is_in(hashes, value_set=several), pc.not_equal(hashes, "")))
         same: dict[tuple[str, int, int], list[VideoRow]] = {}
-        for row in self.videos:
-            if row.content_hash:
-                same.setdefault((row.content_hash, row.first_frame, row.frames), []).append(row)
-        return [rows for rows in same.values() if len(rows) > 1]
+        for row in again:
+            same.setdefault((row.content_hash, row.first_frame, row.frames), []).append(row)
+        return [alike for alike in same.values() if len(alike) > 1]
 
     def fingerprint(self) -> str:
-        """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie."""
+        """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie.
+
+        blake2b-128 of the `repr` of (content_hash, frames, label, split, group, decoder) of each, and of a part its first frame.
+        """
         digest = blake2b(digest_size=16)
-        for row in self.videos:
-            # The group of a part is its file, wherever that lies.
-            group = None if row.is_part and row.group == row.video else row.group
-            known = (row.content_hash, row.frames, row.label, row.split, group, self._decoder(row))
-            digest.update(repr((*known, row.first_frame) if row.is_part else known).encode())
+        rows = self.videos if self._recorded is None else self._recorded
+        for start in range(0, len(rows), FINGERPRINT_ROWS):
+            digest.update(_known_facts(rows[start : start + FINGERPRINT_ROWS].flat()))
         return digest.hexdigest()
 
     def times_fingerprint(self) -> str:
         """32 hex digits for the usable videos' contents and times, which `clip.fps` counts by."""
         digest = blake2b(digest_size=16)
-        for row in self.videos:
-            digest.update(repr((row.content_hash, row.duration_seconds, row.fps)).encode())
+        for start in range(0, len(self.videos), FINGERPRINT_ROWS):
+            part = self.videos[start : start + FINGERPRINT_ROWS]
+            columns = [part.texts("content_hash").to_pylist()]
+            columns += [part.numbers(name).tolist() for name in ("duration_seconds", "fps")]
+            digest.update("".join(map(repr, zip(*columns, strict=True))).encode())
         return digest.hexdigest()
 
     def write(self, path: str | Path) -> None:
@@ -275,73 +203,178 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [cells_of(row) | {"decoder": self._decoder(row)} for row in [*self.videos, *self.refused]]
         origin = {"dataset": self.dataset, "fold": self.fold} | ({} if self.outdated else {"rules": RULES})
-        schema = _schema().with_metadata({_NAME: json.dumps(origin)})
+        parts = [self.videos if self._recorded is None else self._recorded, self.refused]
+        tables = [pa.table({name: rows.texts(name) for name in FIELDS}).cast(schema()) for rows in parts]
+        whole = pa.concat_tables(tables).replace_schema_metadata({_NAME: json.dumps(origin)})
+        local = storage.local_path(str(path))
+        if local is not None:
+            with storage.whole_file(Path(local)) as partial, partial.open("wb") as file:
+                pq.write_table(whole, file, write_page_checksum=True)
+            return
         written = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), written, write_page_checksum=True)
+        pq.write_table(whole, written, write_page_checksum=True)
         storage.write_bytes(str(path), written.getvalue())
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
-        """Read what `write` wrote; `UserError` for a missing file, another format, missing columns, unknown values."""
+        """Read what `write` wrote, or a folder (or URI of one) of such files, in the order of their names.
+
+        `UserError` for a missing file, another format, missing columns, unknown values.
+        """
         import pyarrow as pa
 
-        try:
-            data = storage.read_bytes(str(path))
-        except FileNotFoundError:
-            raise UserError(f"manifest {path}: no such file; make one with 'vicc index DIR --out {path}'") from None
-        except OSError as error:
-            raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
-        try:
-            table = storage.parquet_table(data)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"manifest {path}: not a Parquet file, or damaged; make one with 'vicc index DIR --out M.parquet'"
-            ) from error
-        for name, value in _ADDED.items():
-            if name not in table.column_names:
-                kind = _schema().field(name)
-                table = table.append_column(kind, pa.array([value] * len(table), kind.type))
-        missing = [f.name for f in fields(VideoRow) if f.name not in table.column_names]
-        if missing:
-            raise UserError(f"manifest {path}: missing columns {', '.join(missing)}; make it with 'vicc index'")
-        try:
-            rows = table.select([f.name for f in fields(VideoRow)]).cast(_schema()).to_pylist()
-        except (pa.ArrowException, ValueError) as error:
-            raise UserError(f"manifest {path}: a column has another type than 'vicc index' writes: {error}") from error
-        texts: dict[str, str] = {}  # of each file one, which all its parts share
-        for row in rows:
-            if re.fullmatch("[0-9a-f]*", row["content_hash"] or "") is None:
-                raise UserError(
-                    f"manifest {path}: content_hash {row['content_hash']!r} of {row['video']} is none (32 hex digits); make the "
-                    "manifest with 'vicc index'"
-                )
-            if row["decoder"] not in DECODERS:
-                raise UserError(
-                    f"manifest {path}: decoder '{row['decoder']}' of {row['video']}; allowed: {', '.join(DECODERS)}"
-                )
-            for name in ("frame_table", "changes"):
-                row[name] = texts.setdefault(row[name], row[name])
-        dataset, fold, rules = _origin(table.schema)
-        manifest = cls((VideoRow(**row) for row in rows), dataset, fold)
-        if rules != RULES:
+        tables = [_read_table(name) for name in _files_of(str(path))]
+        origins = [_origin(table.schema) for table in tables]
+        bare = [table.replace_schema_metadata(None) for table in tables]
+        dataset, fold, _ = origins[0]
+        manifest = cls(Rows(compact(pa.concat_tables(bare, promote_options="permissive"))), dataset, fold)
+        if any(rules != RULES for _, _, rules in origins):
             manifest._distrust_decord()
         return manifest
 
     def _distrust_decord(self) -> None:
+        import pyarrow.compute as pc
+
         self.outdated = True
-        self._recorded = {row.video: row.decoder for row in self.videos if row.decoder == "decord"}
-        self.videos = [replace(row, decoder="pyav") if row.video in self._recorded else row for row in self.videos]
-
-    def _decoder(self, row: VideoRow) -> Decoder:
-        """The reader as the file of an outdated manifest names it."""
-        return self._recorded.get(row.video, row.decoder)
+        self._recorded = self.videos
+        self.videos = self.videos.replaced(
+            "decoder", lambda names: pc.if_else(pc.equal(names, "decord"), "pyav", names)
+        )
 
 
-def cells_of(row: VideoRow) -> dict[str, Any]:
-    """A row as {column: value}; `dataclasses.asdict` would copy a long frame table for each part of a file."""
-    return {field.name: getattr(row, field.name) for field in fields(row)}
+def _first_of_each_id(rows: Rows) -> NDArray[np.int64]:
+    """The places of the rows whose id no earlier one has."""
+    import pyarrow.compute as pc
+
+    videos = rows.texts("video")
+    if pc.count_distinct(videos).as_py() == len(rows):
+        return np.arange(len(rows))
+    times = {
+        # An id has them in milliseconds; of a whole file there are none.
+        name: np.rint(1000 * np.nan_to_num(rows.numbers(name).astype(np.float64), nan=-1)).astype(np.int64)
+        for name in ("start", "end")
+    }
+    return first_of_each({"video": videos, **times})
+
+
+def _known_facts(rows: Rows) -> memoryview:
+    """The text of the rows that `fingerprint` is made of."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    group, whole = rows.texts("group"), rows.column("start").is_null()
+    # The group of a part is its file, wherever that lies.
+    own = pc.and_(pc.invert(whole), pc.fill_null(pc.equal(group, rows.texts("video")), False))
+    group = pc.if_else(own, pa.scalar(None, pa.string()), group)
+    parts = [
+        _repr_of(rows.texts("content_hash")),
+        rows.column("frames").cast(pa.string()),
+        _repr_of(rows.texts("label")),
+        _repr_of(rows.texts("split")),
+        _repr_of(group),
+        _repr_of(rows.texts("decoder")),
+    ]
+    first = rows.column("first_frame").cast(pa.string())
+    end = pc.if_else(whole, ")", pc.binary_join_element_wise(", ", first, ")", ""))
+    text = pc.binary_join_element_wise("(", pc.binary_join_element_wise(*parts, ", "), end, "")
+    joined = pa.concat_arrays(text.chunks) if isinstance(text, pa.ChunkedArray) else text
+    length = pc.sum(pc.binary_length(joined)).as_py() or 0
+    return memoryview(joined.buffers()[2] or b"")[:length]
+
+
+def _repr_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What Python's `repr` makes of each text, None included."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    plain = pc.match_substring_regex(texts, r"\A[ -&(-\[\]-~]*\z")  # nothing that has to be escaped, no quote
+    if pc.all(pc.fill_null(plain, True)).as_py() is False:
+        return pa.chunked_array([pa.array([repr(text) for text in texts.to_pylist()], pa.string())])
+    return pc.fill_null(pc.binary_join_element_wise("'", texts, "'", ""), "None")
+
+
+def _files_of(path: str) -> list[str]:
+    """The files of a manifest: itself, or those of its folder."""
+    try:
+        if not storage.is_folder(path):
+            return [path]
+        files = [entry.name for entry in storage.list_files(path, recursive=False) if entry.name.endswith(".parquet")]
+    except OSError as error:
+        raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
+    if not files:
+        raise UserError(
+            f"manifest {path}: a folder without a .parquet file; make one with 'vicc index DIR --out {path}'"
+        )
+    return sorted(files)
+
+
+def _read_table(path: str) -> pa.Table:
+    """A file's columns as they are held, checked; `UserError` as `Manifest.read`."""
+    import pyarrow as pa
+
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"manifest {path}: no such file; make one with 'vicc index DIR --out {path}'") from None
+    except OSError as error:
+        raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
+    try:
+        table = storage.parquet_table(data, repeated=REPEATED)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"manifest {path}: not a Parquet file, or damaged; make one with 'vicc index DIR --out M.parquet'"
+        ) from error
+    for name, value in _ADDED.items():
+        if name not in table.column_names:
+            kind = schema().field(name)
+            table = table.append_column(kind, pa.array([value] * len(table), kind.type))
+    missing = [name for name in FIELDS if name not in table.column_names]
+    if missing:
+        raise UserError(f"manifest {path}: missing columns {', '.join(missing)}; make it with 'vicc index'")
+    origin = table.schema.metadata
+    try:
+        table = _typed(table)
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"manifest {path}: a column has another type than 'vicc index' writes: {error}") from error
+    _check_values(path, table)
+    return compact(table).replace_schema_metadata(origin)
+
+
+def _typed(table: pa.Table) -> pa.Table:
+    """The columns of a manifest in their order, of their types; ArrowException where they are of others."""
+    import pyarrow as pa
+
+    columns = {}
+    for field in schema():
+        column = table[field.name]
+        if pa.types.is_dictionary(column.type) and field.name in REPEATED:
+            column = column.cast(pa.dictionary(pa.int32(), field.type))
+        else:
+            column = column.cast(field.type)
+        if column.null_count and not field.nullable:
+            raise ValueError(f"{field.name} is empty in {column.null_count} rows")
+        columns[field.name] = column
+    return pa.table(columns)
+
+
+def _check_values(path: str, table: pa.Table) -> None:
+    """UserError for a content hash or a decoder that is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = Rows(table)
+    strange = pc.invert(pc.match_substring_regex(rows.texts("content_hash"), r"\A[0-9a-f]*\z"))
+    if pc.any(strange).as_py():
+        row = rows.where(strange)[0]
+        raise UserError(
+            f"manifest {path}: content_hash {row.content_hash!r} of {row.video} is none (32 hex digits); make the "
+            "manifest with 'vicc index'"
+        )
+    unknown = pc.invert(pc.is_in(rows.texts("decoder"), value_set=pa.array(DECODERS)))
+    if pc.any(unknown).as_py():
+        row = rows.where(unknown)[0]
+        raise UserError(f"manifest {path}: decoder '{row.decoder}' of {row.video}; allowed: {', '.join(DECODERS)}")
 
 
 def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
@@ -356,22 +389,6 @@ def _origin(schema: pa.Schema) -> tuple[str | None, int | None, int | None]:
         fold if isinstance(fold, int) else None,
         rules if isinstance(rules, int) else None,
     )
-
-
-def _schema() -> pa.Schema:
-    """Column names and types; only label, group, refused, start and end may be empty."""
-    import pyarrow as pa
-
-    kinds = {
-        "str": pa.string(),
-        "str | None": pa.string(),
-        "int": pa.int64(),
-        "bool": pa.bool_(),
-        "float": pa.float64(),
-        "float | None": pa.float64(),
-        "Decoder": pa.string(),
-    }
-    return pa.schema([pa.field(f.name, kinds[str(f.type)], nullable="None" in str(f.type)) for f in fields(VideoRow)])
 
 
 def count_videos(path: str | Path, split: str) -> int:

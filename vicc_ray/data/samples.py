@@ -24,6 +24,7 @@ from vicc_ray.data.flow.sources import FlowSource, flow_source
 from vicc_ray.data.frame_table import decode_table
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import Interlaced
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.segments import by_table
 
 Clips = dict[Decoded, NDArray[np.uint8]]
@@ -44,6 +45,13 @@ class ReadAll(Protocol):
 def positions(video: VideoRow, clip: ClipConfig) -> int:
     """The places that the plan chooses from: the video's frames, or with `clip.fps` the points of its grid in time."""
     return video.frames if clip.fps is None else grid_points(video.duration_seconds, clip.fps)
+
+
+def all_positions(rows: Rows, clip: ClipConfig) -> NDArray[np.int64]:
+    """`positions` of every row: int64 [n]."""
+    if clip.fps is None:
+        return rows.numbers("frames")
+    return np.maximum((rows.numbers("duration_seconds") * clip.fps + 1e-6).astype(np.int64), 1)
 
 
 def read_clips(

@@ -319,6 +319,11 @@ class RunFolder:
             ) from None
         return loaded
 
+    @property
+    def order_is_listed(self) -> bool:
+        """Whether an earlier version began the run, for which the order of an epoch is a list whatever its length."""
+        return self.config.exists() and self.provenance().get("order") is None
+
     def _refuse_another_run(self, experiment: Experiment, facts: Mapping[str, Any]) -> None:
         changed, made_of = differences(self.experiment(), experiment), self.provenance()
         if made_of["data_fingerprint"] != facts["data_fingerprint"]:
@@ -362,6 +367,7 @@ def provenance(
         "data_fingerprint": data_fingerprint,
         "times": times,
         "pictures": RULES,
+        "order": "keyed",
         "flow": None if flow is None else dict(flow),
         "commit": _commit(),
         "python": platform.python_version(),

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vicc_ray.config import Decoded, Experiment
-from vicc_ray.data.clips import SamplePlan, batch_videos, share, training_sample
-from vicc_ray.data.manifest import Manifest, VideoError, VideoRow
+from vicc_ray.data.clips import SamplePlan, batch_videos, grid_points, share, training_sample
+from vicc_ray.data.manifest import Manifest, VideoError
 from vicc_ray.data.reader import read_here
-from vicc_ray.data.samples import Clips, ReadAll, Request, empty_clips, positions
+from vicc_ray.data.rows import Rows
+from vicc_ray.data.samples import Clips, ReadAll, Request, empty_clips
 from vicc_ray.training.schedule import Stage, locate, make_stages
 
 if TYPE_CHECKING:
@@ -46,13 +47,14 @@ class TrainingPlan:
 
     experiment: Experiment
     stages: tuple[Stage, ...]
-    videos: tuple[VideoRow, ...]
+    videos: Rows
     views: int = 2  # clips a sample: the first ones of the two that are drawn
+    listed: bool = False  # as `data.clips.batch_videos`: of a run that an earlier version began
 
     @cached_property
-    def rows(self) -> tuple[VideoRow, ...]:
+    def rows(self) -> Rows:
         """The training rows, each once."""
-        return tuple({row.id: row for row in self.videos}.values())
+        return self.videos.once()
 
     @property
     def steps(self) -> int:
@@ -62,7 +64,8 @@ class TrainingPlan:
     def epoch_and_videos(self, step: int) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:
         """Epoch within its stage and the videos [B] of a global step."""
         stage, within = locate(self.stages, step)
-        return batch_videos(self.experiment.seed, stage.index, within, len(self.videos), stage.global_batch)
+        seed, samples = self.experiment.seed, len(self.videos)
+        return batch_videos(seed, stage.index, within, samples, stage.global_batch, self.listed)
 
     def sample(self, stage: Stage, epoch: int, video: int) -> SamplePlan:
         """The two clips of a video in an epoch of a stage."""
@@ -72,12 +75,19 @@ class TrainingPlan:
             stage.index,
             epoch,
             video,
-            positions(self.videos[video], clip),
+            self.positions(video),
             clip_frames=clip.frames,
             stride=clip.stride,
             same_window_p=augment.same_window_p,
             full_chain_p=augment.full_chain_p,
         )
+
+    def positions(self, video: int) -> int:
+        """`data.samples.positions` of one of the plan's videos, from a column alone."""
+        clip = self.experiment.clip
+        if clip.fps is None:
+            return int(self.videos.cell(video, "frames"))
+        return grid_points(self.videos.cell(video, "duration_seconds"), clip.fps)
 
 
 def make_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
@@ -86,13 +96,14 @@ def make_plan(experiment: Experiment, manifest: Manifest) -> TrainingPlan:
     return TrainingPlan(experiment, tuple(make_stages(experiment, len(videos))), videos)
 
 
-def training_samples(experiment: Experiment, manifest: Manifest) -> tuple[VideoRow, ...]:
+def training_samples(experiment: Experiment, manifest: Manifest) -> Rows:
     """The row of each sample of an epoch: the training rows, each as often as `data.samples_an_epoch` says."""
     rows = manifest.select(experiment.data.train_split)
     seconds = experiment.data.seconds_a_sample
     if seconds is None:
-        return tuple(rows)
-    return tuple(row for row in rows for _ in range(max(int(row.duration_seconds / seconds + 0.5), 1)))
+        return rows
+    often = np.maximum((rows.numbers("duration_seconds") / seconds + 0.5).astype(np.int64), 1)
+    return rows.take(np.repeat(np.arange(len(rows)), often))
 
 
 def decode_share(plan: TrainingPlan, step: int, rank: int, workers: int, read: ReadAll | None = None) -> Block:

@@ -7,7 +7,6 @@ a sample.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,8 +14,9 @@ import torch
 
 from vicc_ray import distributed, storage
 from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.randomness import WeightUse, weight_seed
+from vicc_ray.data.rows import Rows
 from vicc_ray.errors import UserError
 from vicc_ray.models.classifier import ClassifierProtocol, build_classifier
 from vicc_ray.models.classifier_file import ClassifierFile, save_classifier
@@ -49,7 +49,7 @@ class Classification:
         A global batch larger than the number of videos is all of them. UserError for videos without labels, fewer than
         two classes, a class that `classes` does not name, or a length that trains nothing.
         """
-        videos = tuple(_labelled(experiment, manifest))
+        videos = _labelled(experiment, manifest)
         named = set(training_classes(experiment, manifest))
         if unknown := sorted(named - set(self.classes)):
             raise UserError(
@@ -75,7 +75,8 @@ class Classification:
         encoder = _load(self.encoders[stage.name].shared_name).build()
         seed = weight_seed(WeightUse.CLASSIFIER, plan.experiment.seed, stage.index)
         classifier = build_classifier(encoder, self.protocol, len(self.classes), seed)
-        labels = torch.tensor([self.classes.index(str(video.label)) for video in plan.videos])
+        number = {label: place for place, label in enumerate(self.classes)}
+        labels = torch.tensor([number[str(label)] for label in plan.videos.texts("label").to_pylist()])
         return ClassifierTrainer(plan.experiment, stage, self.protocol, classifier, labels, device)
 
     def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: ClassifierTrainer) -> None:
@@ -129,7 +130,7 @@ class Classification:
 
 def training_classes(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
     """The classes of the training videos, sorted; UserError where there are fewer than two."""
-    classes = tuple(sorted({str(row.label) for row in _labelled(experiment, manifest)}))
+    classes = tuple(sorted(_labelled(experiment, manifest).counts("label")))
     if len(classes) < 2:
         raise UserError(
             f"data.train_split: all labelled videos of {experiment.data.train_split} are of one class ({classes[0]}); "
@@ -140,15 +141,14 @@ def training_classes(experiment: Experiment, manifest: Manifest) -> tuple[str, .
 
 def rare_classes(plan: TrainingPlan) -> list[str]:
     """The classes with a single training video, sorted: what is learnt of them is that one video."""
-    counts = Counter(str(video.label) for video in plan.videos)
-    return sorted(name for name, count in counts.items() if count == 1)
+    return sorted(str(name) for name, count in plan.videos.counts("label").items() if count == 1)
 
 
-def _labelled(experiment: Experiment, manifest: Manifest) -> list[VideoRow]:
+def _labelled(experiment: Experiment, manifest: Manifest) -> Rows:
     """The labelled videos of the training split, in the manifest's order; UserError where there is none."""
     split = experiment.data.train_split
     rows = manifest.select(split)
-    labelled = [row for row in rows if row.label is not None]
+    labelled = rows.where(rows.texts("label").is_valid())
     if not labelled:
         raise UserError(
             f"data.train_split: none of the {len(rows)} videos of {split} has a label, and classifiers learn from labels; "

@@ -17,7 +17,7 @@ from vicc_ray.console import console
 from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.refusals import check_share
-from vicc_ray.data.samples import positions
+from vicc_ray.data.samples import all_positions
 from vicc_ray.errors import UserError, interrupt
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import unreadable_videos
@@ -134,7 +134,7 @@ def check_refused(experiment: Experiment, manifest: Manifest) -> None:
 def report_videos(plan: TrainingPlan, folder: RunFolder, refused: int) -> None:
     """How many videos were learnt from, and what happened to the others."""
     clip = plan.experiment.clip
-    short = sum(positions(row, clip) < window_span(clip.frames, clip.stride) for row in plan.rows)
+    short = int((all_positions(plan.rows, clip) < window_span(clip.frames, clip.stride)).sum())
     lost = len(unreadable_videos(folder.refused))
     console.print(
         f"{len(plan.rows) - lost} videos used, {short} of them padded (shorter than a clip), "

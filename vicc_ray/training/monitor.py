@@ -33,18 +33,23 @@ class MonitorPlan:
 
 def monitor_plan(experiment: Experiment, manifest: Manifest) -> MonitorPlan | None:
     """A fixed subset of gallery and query, the same for a given seed; None where monitoring is off or has no labels."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if experiment.evaluate.monitor_every.value <= 0:
         return None
     try:
-        gallery = [row for row in manifest.select(experiment.data.gallery_split) if row.label is not None]
-        query = [row for row in manifest.select(experiment.data.query_split) if row.label is not None]
+        gallery, query = (
+            manifest.select(split) for split in (experiment.data.gallery_split, experiment.data.query_split)
+        )
     except UserError:
         return None
     half = experiment.evaluate.monitor_videos // 2
-    gallery = [gallery[i] for i in subset(0, len(gallery), half)]
-    known = sorted({str(row.label) for row in gallery})
-    query = [row for row in query if row.label in known]
-    query = [query[i] for i in subset(1, len(query), half)]
+    gallery = gallery.where(gallery.texts("label").is_valid())
+    gallery = gallery.take(subset(0, len(gallery), half))
+    known = sorted(str(label) for label in gallery.counts("label"))
+    query = query.where(pc.is_in(query.texts("label"), value_set=pa.array(known, pa.string())))
+    query = query.take(subset(1, len(query), half))
     if not gallery or not query:
         return None
     rows = (*gallery, *query)

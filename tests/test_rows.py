@@ -1,0 +1,196 @@
+"""Rows as columns: every answer is that of a list of `VideoRow`, at any size and in the memory of a few bytes a row."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_experiment
+
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.rows import FIELDS, TRAINING, Rows, VideoRow, schema
+from vicc_ray.data.samples import all_positions, positions
+from vicc_ray.errors import UserError
+from vicc_ray.training.batches import training_samples
+from vicc_ray.training.monitor import monitor_plan
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
+    ["a'b", 'a"b', "a'\"b", "\\", "\n", "ü", "\u200b"]
+)
+
+
+@st.composite
+def video_rows(draw: st.DrawFn) -> VideoRow:
+    start = draw(st.none() | st.integers(0, 4).map(float))
+    video = draw(st.sampled_from(["a.mp4", "b'.mp4", "c.mp4", "ü.mp4"]))
+    return VideoRow(
+        video=video,
+        label=draw(st.none() | TEXTS),
+        split=draw(st.sampled_from(["train", "test", "x'y"])),
+        group=draw(st.none() | TEXTS | st.just(video)),
+        frames=draw(st.integers(0, 2**33)),
+        fps=draw(st.floats(0, 1e6)),
+        duration_seconds=draw(st.floats(0, 1e9)),
+        constant_rate=draw(st.booleans()),
+        content_hash=draw(st.sampled_from(["", "0" * 32, "1" * 32])),
+        refused=draw(st.none() | TEXTS),
+        decoder=draw(st.sampled_from(["decord", "pyav"])),
+        start=start,
+        end=None if start is None else start + draw(st.sampled_from([1.0, 1.0004, 2.5])),
+        first_frame=draw(st.integers(0, 9)),
+        changes=draw(TEXTS),
+    )
+
+
+LISTS = st.lists(video_rows(), max_size=12)
+
+
+def _fingerprint(rows: list[VideoRow]) -> str:
+    """Row by row, as the first version made it."""
+    digest = blake2b(digest_size=16)
+    for row in rows:
+        group = None if row.is_part and row.group == row.video else row.group
+        known = (row.content_hash, row.frames, row.label, row.split, group, row.decoder)
+        digest.update(repr((*known, row.first_frame) if row.is_part else known).encode())
+    return digest.hexdigest()
+
+
+@settings(max_examples=60, deadline=None)
+@given(LISTS)
+def test_a_manifest_of_columns_is_that_of_a_list(given: list[VideoRow]) -> None:
+    manifest = Manifest(given)
+    first: dict[str, VideoRow] = {}
+    for row in given:
+        first.setdefault(row.id, row)
+    videos = [row for row in first.values() if row.refused is None]
+    assert list(manifest.videos) == videos
+    assert list(manifest.refused) == [row for row in first.values() if row.refused is not None]
+    assert [manifest.videos[place] for place in range(len(videos))] == videos
+    assert manifest.fingerprint() == _fingerprint(videos)
+    assert manifest.labels == sorted({row.label for row in videos if row.label is not None})
+    assert manifest.splits == {s: sum(r.split == s for r in videos) for s in sorted({r.split for r in videos})}
+    for split in manifest.splits:
+        assert list(manifest.select(split)) == [row for row in videos if row.split == split]
+    same: dict[Any, list[VideoRow]] = {}
+    for row in videos:
+        if row.content_hash:
+            same.setdefault((row.content_hash, row.first_frame, row.frames), []).append(row)
+    assert manifest.copies() == [rows for rows in same.values() if len(rows) > 1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(LISTS, st.data())
+def test_rows_are_a_sequence(given: list[VideoRow], data: st.DataObject) -> None:
+    rows = Rows.of(given)
+    assert len(rows) == len(given)
+    assert rows == given and rows == Rows.of(given)
+    if given:
+        assert rows != Rows.of([replace(given[0], frames=given[0].frames + 1), *given[1:]])
+        assert rows[-1] == given[-1]
+        places = data.draw(st.lists(st.integers(0, len(given) - 1), max_size=8))
+        taken = rows.take(np.array(places, np.int64))
+        assert list(taken) == [given[place] for place in places]
+        assert list(taken[1:]) == [given[place] for place in places[1:]]
+        assert list(taken.once()) == [given[place] for place in sorted(set(places))]
+        assert pickle.loads(pickle.dumps(taken)) == taken
+        for name in FIELDS:
+            assert [taken.cell(number, name) for number in range(len(taken))] == [getattr(r, name) for r in taken]
+    part = data.draw(st.slices(len(given)))
+    assert list(rows[part]) == given[part]
+    with pytest.raises(IndexError):
+        rows[len(given)]
+
+
+def test_what_a_table_lacks_is_the_default() -> None:
+    row = VideoRow("a.mp4", frames=3, codec="h264", bytes=9, modified=1.5, changes="x", declared_frames=4, checked=True)
+    (found,) = Rows.of([row]).only(TRAINING)
+    assert found == VideoRow("a.mp4", frames=3)
+    assert Rows.of([row]).only(TRAINING).cell(0, "codec") == ""
+
+
+@given(LISTS.filter(len))
+def test_places_of_all_rows_are_those_of_each(given: list[VideoRow]) -> None:
+    rows = Rows.of(
+        [replace(row, frames=row.frames % 1000, duration_seconds=row.duration_seconds % 1000) for row in given]
+    )
+    for fps in (None, 12.5):
+        clip = tiny_experiment(clip={"fps": fps}).clip
+        assert all_positions(rows, clip).tolist() == [positions(row, clip) for row in rows]
+
+
+def test_samples_of_long_videos_repeat_their_rows() -> None:
+    experiment = tiny_experiment(data={"samples_an_epoch": "2s"})
+    seconds = [0.1, 2.9, 3.0, 3.1, 11.0]
+    rows = [VideoRow(f"{number}.mp4", duration_seconds=value) for number, value in enumerate(seconds)]
+    found = training_samples(experiment, Manifest(rows))
+    assert [row.video for row in found] == [
+        f"{n}.mp4" for n, value in enumerate(seconds) for _ in range(max(int(value / 2 + 0.5), 1))
+    ]
+    assert list(found.once()) == rows
+
+
+def test_few_rows_of_many_are_sent_alone() -> None:
+    rows = Rows.of(VideoRow(f"{number}.mp4", frames=number) for number in range(20_000))
+    for few in (rows[100:104], rows.take(np.array([5, 19_999]))):
+        sent = pickle.dumps(few)
+        assert len(sent) < 20_000
+        assert pickle.loads(sent) == few
+
+
+def test_a_manifest_of_several_files_is_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    rows = [VideoRow(f"{number}.mp4", label=f"l{number % 3}", frames=number) for number in range(30)]
+    for part, name in enumerate(["c", "a", "b"]):
+        Manifest(rows[10 * part : 10 * part + 10], "ucf101", 1).write(tmp_path / "m" / f"{name}.parquet")
+    (tmp_path / "m" / "_notes.txt").write_text("other files do not matter")
+    found = Manifest.read(tmp_path / "m")
+    assert list(found.videos) == [*rows[10:20], *rows[20:], *rows[:10]]
+    assert (found.dataset, found.fold, found.outdated) == ("ucf101", 1, False)
+    (tmp_path / "m" / "d.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(UserError, match=r"m/d\.parquet: not a Parquet file"):
+        Manifest.read(tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: a folder without a \.parquet file"):
+        Manifest.read(tmp_path / "empty")
+
+
+def test_a_column_that_may_not_be_empty_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{name: getattr(VideoRow("a.mp4"), name) for name in FIELDS}], schema=schema())
+    empty = table.set_column(table.column_names.index("frames"), "frames", pa.array([None], pa.int64()))
+    pq.write_table(empty, tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=r"frames is empty in 1 rows"):
+        Manifest.read(tmp_path / "m.parquet")
+
+
+def test_the_monitors_videos_are_those_of_the_list(tmp_path: Path) -> None:
+    """Unlabelled ones are left out, and queries whose class the gallery has not."""
+    labels = ["a", None, "b", "c"]
+    rows = [VideoRow(f"g{n}.mp4", label=labels[n % 3], split="train") for n in range(9)]
+    rows += [VideoRow(f"q{n}.mp4", label=labels[n % 4], split="test") for n in range(8)]
+    experiment = tiny_experiment(
+        data={"gallery_split": "train", "query_split": "test"},
+        evaluate={"monitor_videos": 40, "monitor_every": "1 steps"},
+    )
+    plan = monitor_plan(experiment, Manifest(rows))
+    assert plan is not None
+    assert [row.video for row in plan.videos] == [
+        "g0.mp4",
+        "g2.mp4",
+        "g3.mp4",
+        "g5.mp4",
+        "g6.mp4",
+        "g8.mp4",
+        "q0.mp4",
+        "q2.mp4",
+        "q4.mp4",
+        "q6.mp4",
+    ]
+    assert plan.gallery == 6 and plan.labels == (0, 1, 0, 1, 0, 1, 0, 1, 0, 1)

@@ -1,0 +1,362 @@
+"""A manifest's rows as columns: what is known of each video, held in one Arrow table whatever the number of videos.
+
+A `VideoRow` is made when somebody wants it. Ten million of them would be 10 GB of objects in every process; as columns they are
+2 GB that all processes of a node can share, because an Arrow table that comes from shared memory is not copied.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vicc_ray.data.decode import Decoder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The rule of content hashes. Rule 1 was size, first and last MiB, which is all of a file of at most EARLIER_WHOLE bytes:
+# of these both rules give the same.
+HASH_RULE, EARLIER_WHOLE = 2, 2 << 20
+# Rows that are made at a time where all are walked over.
+WALK = 4096
+# Columns of which many rows have the same value: each value is held once.
+REPEATED = ("label", "split", "group", "codec", "decoder", "refused", "frame_table", "changes")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRow:
+    """One video, or a part of one. Sizes are pixels of the upright picture; `rotation` is clockwise degrees counted in them.
+
+    `frames` counts pictures really there, `declared_frames` is what the header says (0: nothing). `fps` is their mean
+    rate and `duration_seconds` the time they cover; without `constant_rate` pictures come at uneven times. `checked`:
+    every picture was decoded once. `modified` (seconds) and `bytes` show whether the file is the one that was probed.
+    `refused` is the reason why the video cannot be used, or None; a refused row may know nothing but its name.
+    `content_hash` (see there) is what flow stores, samples and fingerprints know the video by, `hash_rule` the rule that it
+    was made by. A row keeps both while its file is the same, so that what was made with it stays valid.
+
+    `start` and `end` are None for a whole file; else the row is the part of it that is shown from `start` to before `end`,
+    seconds from the file's first picture: `frames` pictures from `first_frame` on, of `file_frames` in the file. `frames` and
+    `duration_seconds` are the part's, all else is the file's. `frame_table` says when the file's pictures are shown
+    (`vicc_ray.data.frame_table`) and `changes` where its scenes begin and what moves (`vicc_ray.data.changes`); empty: unknown.
+    """
+
+    video: str
+    label: str | None = None
+    split: str = "train"
+    group: str | None = None
+    frames: int = 0
+    declared_frames: int = 0
+    fps: float = 0.0
+    constant_rate: bool = True
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    duration_seconds: float = 0.0
+    codec: str = ""
+    bytes: int = 0
+    modified: float = 0.0
+    content_hash: str = ""
+    checked: bool = False
+    decoder: Decoder = "decord"
+    refused: str | None = None
+    hash_rule: int = HASH_RULE
+    start: float | None = None
+    end: float | None = None
+    first_frame: int = 0
+    file_frames: int = 0
+    frame_table: str = ""
+    changes: str = ""
+
+    @property
+    def id(self) -> str:
+        """What names the row among all: its file, and of a part its times too, `FILE@START-END` in seconds."""
+        return self.video if self.start is None or self.end is None else part_id(self.video, self.start, self.end)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a file, not a whole one."""
+        return self.start is not None
+
+    @property
+    def last_frame(self) -> int:
+        """The number of its last picture in the file."""
+        return self.first_frame + self.frames - 1
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """When it begins and ends in its file, in seconds."""
+        return (0.0, self.duration_seconds) if self.start is None or self.end is None else (self.start, self.end)
+
+    def file_row(self) -> VideoRow:
+        """The row of the whole file that it is a part of."""
+        if not self.is_part:
+            return self
+        seconds = self.file_frames / self.fps if self.fps else 0.0
+        return replace(
+            self,
+            start=None,
+            end=None,
+            first_frame=0,
+            frames=self.file_frames,
+            file_frames=0,
+            duration_seconds=seconds,
+            group=None if self.group == self.video else self.group,
+        )
+
+    @property
+    def hash_is_partial(self) -> bool:
+        """Whether its content hash is of the earlier rule and left out what the rule of today reads."""
+        return self.refused is None and self.hash_rule < HASH_RULE and self.bytes > EARLIER_WHOLE
+
+
+def part_id(video: str, start: float, end: float) -> str:
+    """The name of a part of a file, by its times in seconds: `a.mp4@12.5-15`."""
+    return f"{video}@{seconds_text(start)}-{seconds_text(end)}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds to the millisecond, without needless zeros: 12.5, 15."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
+
+
+FIELDS = {field.name: field for field in fields(VideoRow)}
+# What training reads of a row.
+TRAINING = tuple(
+    name for name in FIELDS if name not in ("declared_frames", "codec", "bytes", "modified", "checked", "changes")
+)
+
+
+def schema() -> pa.Schema:
+    """Column names and types of a manifest's file; only label, group, refused, start and end may be empty."""
+    import pyarrow as pa
+
+    kinds = {
+        "str": pa.string(),
+        "str | None": pa.string(),
+        "int": pa.int64(),
+        "bool": pa.bool_(),
+        "float": pa.float64(),
+        "float | None": pa.float64(),
+        "Decoder": pa.string(),
+    }
+    return pa.schema([pa.field(f.name, kinds[str(f.type)], nullable="None" in str(f.type)) for f in FIELDS.values()])
+
+
+class Rows(Sequence[VideoRow]):
+    """Rows in an order: those of a table at `places` (int64 [n], one may come several times), or all of them.
+
+    Columns that a table lacks have the value that a `VideoRow` has by default. Two are equal where their rows are.
+    """
+
+    def __init__(self, table: pa.Table, places: NDArray[np.int64] | None = None) -> None:
+        self.table = table
+        self.places = places
+
+    @classmethod
+    def of(cls, rows: Iterable[VideoRow]) -> Rows:
+        """Of ready-made rows."""
+        import pyarrow as pa
+
+        if isinstance(rows, Rows):
+            return rows
+        columns: dict[str, list[Any]] = {name: [] for name in FIELDS}
+        for row in rows:
+            for name, column in columns.items():
+                column.append(getattr(row, name))
+        return cls(compact(pa.table(columns, schema=schema())))
+
+    def __len__(self) -> int:
+        return self.table.num_rows if self.places is None else len(self.places)
+
+    @overload
+    def __getitem__(self, place: int) -> VideoRow: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Rows: ...
+
+    def __getitem__(self, place: int | slice) -> VideoRow | Rows:
+        if isinstance(place, slice):
+            if self.places is None and place.step in (None, 1):
+                start, stop, _ = place.indices(len(self))
+                return Rows(self.table.slice(start, max(stop - start, 0)))
+            return self.take(np.arange(len(self))[place])
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"row {place} of {len(self)}")
+        place = self._place(place)
+        return VideoRow(**{name: self.table[name][place].as_py() for name in self.table.column_names})
+
+    def __iter__(self) -> Iterator[VideoRow]:
+        for start in range(0, len(self), WALK):
+            part = self[start : start + WALK].flat().table
+            columns = [_values(part[name]) for name in part.column_names]
+            for values in zip(*columns, strict=True):
+                yield VideoRow(**dict(zip(part.column_names, values, strict=True)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        if not isinstance(other, Rows):
+            return all(map(VideoRow.__eq__, self, other))
+        if self.table is other.table and self.places is other.places:
+            return True
+        return all(self._plain(name).equals(other._plain(name)) for name in FIELDS)
+
+    def _plain(self, name: str) -> pa.ChunkedArray:
+        """A column as a manifest's file has it."""
+        return self.texts(name).cast(schema().field(name).type)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(row.id for row in itertools.islice(self, 3))
+        return f"Rows({len(self)}: {shown}{', ...' if len(self) > 3 else ''})"
+
+    def cell(self, place: int, name: str) -> Any:
+        """One value of one row."""
+        if name not in self.table.column_names:
+            return _default_of(FIELDS[name])
+        return self.table[name][self._place(place)].as_py()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of these rows, in their order; text as text, however it is held."""
+        import pyarrow as pa
+
+        if name not in self.table.column_names:
+            kind = schema().field(name).type
+            return pa.chunked_array([pa.array([_default_of(FIELDS[name])] * len(self), kind)])
+        column = self.table[name]
+        if self.places is not None:
+            column = column.take(pa.array(self.places))
+        return column
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """One column of numbers or truths: int64, float64 (NaN: none) or bool [n]."""
+        found: NDArray[Any] = self.column(name).to_numpy()
+        return found.astype(np.int64) if found.dtype.kind == "i" else found
+
+    def texts(self, name: str) -> pa.ChunkedArray:
+        """One column of text as plain strings."""
+        import pyarrow as pa
+
+        column = self.column(name)
+        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+    def counts(self, name: str) -> dict[Any, int]:
+        """How many rows have each value of a column, in the order of their first rows; None is one of them."""
+        import pyarrow.compute as pc
+
+        return {one["values"]: one["counts"] for one in pc.value_counts(self.texts(name).combine_chunks()).to_pylist()}
+
+    def take(self, places: NDArray[np.integer[Any]]) -> Rows:
+        """The rows at these places, in this order."""
+        chosen = np.asarray(places, np.int64)
+        return Rows(self.table, chosen if self.places is None else self.places[chosen])
+
+    def where(self, wanted: NDArray[np.bool_] | pa.ChunkedArray | pa.Array) -> Rows:
+        """The rows for which it is true, bool [n]."""
+        chosen = np.asarray(wanted, bool)
+        return self if chosen.all() else self.take(np.flatnonzero(chosen))
+
+    def once(self) -> Rows:
+        """Each row of the table that is among these, once, in the table's order."""
+        if self.places is None:
+            return self
+        return Rows(self.table, np.unique(self.places))
+
+    def flat(self) -> Rows:
+        """The same rows with a table of their own."""
+        import pyarrow as pa
+
+        return self if self.places is None else Rows(self.table.take(pa.array(self.places)))
+
+    def only(self, names: Sequence[str]) -> Rows:
+        """The same rows with these columns alone; the others have their default."""
+        return Rows(self.table.select([name for name in names if name in self.table.column_names]), self.places)
+
+    def replaced(self, name: str, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Rows:
+        """The same rows with one column changed as a whole, of plain strings where it is text."""
+        import pyarrow as pa
+
+        flat = self.flat()
+        table = flat.table.set_column(flat.table.column_names.index(name), name, change(flat.texts(name)))
+        return Rows(compact(pa.table(table)))
+
+    def _place(self, place: int) -> int:
+        if self.places is not None:
+            return int(self.places[place])
+        return place + len(self) if place < 0 else place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is sent is these rows, not the table that they are a few of.
+        import pyarrow as pa
+
+        rows = self
+        if self.places is not None and 2 * len(np.unique(self.places)) < self.table.num_rows:
+            rows = self.flat()
+        table = rows.table
+        if table.get_total_buffer_size() > 2 * table.nbytes + WALK:
+            table = pa.concat_tables([table.slice(0, 0), table]).take(pa.array(np.arange(len(table))))
+        return Rows, (table, rows.places)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column as a list; a text that comes several times is one object, as a file's frame table may be long."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        found: list[Any] = column.to_pylist()
+        return found
+    values: list[Any] = []
+    for chunk in column.chunks:
+        texts = [*chunk.dictionary.to_pylist(), None]
+        values += [texts[-1 if place is None else place] for place in chunk.indices.to_pylist()]
+    return values
+
+
+def _default_of(field: Field[Any]) -> Any:
+    """The value of a field where nothing is known."""
+    return "" if field.default is MISSING else field.default
+
+
+def compact(table: pa.Table) -> pa.Table:
+    """A manifest's table as it is held: in one piece, repeated texts once, numbers as small as they are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.unify_dictionaries()
+        elif name in REPEATED:
+            column = column.dictionary_encode()
+        elif pa.types.is_int64(column.type) and len(column):
+            ends = pc.min_max(column).as_py()
+            if (ends["min"] or 0) >= -(2**31) and (ends["max"] or 0) < 2**31:
+                column = column.cast(pa.int32())
+        columns[name] = column
+    # In one piece a row is found at once; texts of more than 2 GB stay in as many as they need.
+    return pa.table(columns).combine_chunks()
+
+
+def cells_of(row: VideoRow) -> dict[str, Any]:
+    """A row as {column: value}; `dataclasses.asdict` would copy a long frame table for each part of a file."""
+    return {name: getattr(row, name) for name in FIELDS}
+
+
+def first_of_each(columns: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The places of the rows that no earlier one equals in these columns (of one length), ascending: int64 [m]."""
+    import pyarrow as pa
+
+    table = pa.table(dict(columns))
+    keys = list(columns)
+    numbered = table.append_column("place", pa.array(np.arange(table.num_rows)))
+    firsts = numbered.group_by(keys, use_threads=False).aggregate([("place", "min")])["place_min"]
+    return np.sort(firsts.to_numpy()).astype(np.int64)
