@@ -34,6 +34,7 @@ BENCHES = {
     "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
     "retrieval": "queries/s of exact search beside faiss",
     "store": "opening the index of a packed store of 1,000,000 entries: seconds, memory",
+    "scale": "what a run costs before its first step, for manifests of 10^3 to 10^7 rows: seconds, memory, bytes to an actor",
     "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
     "tune": "best value that the samplers of sweeps find beside random search: made-up surface, recorded grid, public tables",
 }

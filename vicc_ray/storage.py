@@ -19,6 +19,7 @@ import posixpath
 import re
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -310,9 +311,9 @@ def read_bytes(name: str) -> bytes:
     return data
 
 
-def parquet_table(data: bytes, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()) -> pa.Table:
+def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table of a Parquet file's bytes (None: all its columns), read by this thread alone; ArrowException or OSError where
-    they are none, or damaged. `repeated`: columns of which each value is to be held once.
+    they are none, or damaged.
 
     pyarrow's pools of threads (it reads files by path with one, too) may still be starting when a short command leaves: its
     process then ends with SIGABRT.
@@ -320,9 +321,55 @@ def parquet_table(data: bytes, columns: Sequence[str] | None = None, repeated: S
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    there = [name for name in repeated if name in pq.read_schema(pa.BufferReader(data)).names] if repeated else None
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=there)
-    return file.read(None if columns is None else list(columns), use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(
+        None if columns is None else list(columns), use_threads=False
+    )
+
+
+def parquet_parts(
+    name: str, read: Callable[[pa.Table], pa.Table], repeated: Sequence[str] = (), threads: int = 1
+) -> list[pa.Table]:
+    """What `read` makes of each row group of a Parquet file, in order, by that many threads; no group's raw table outlives it.
+
+    `repeated`: columns of which each value is held once. Errors as of `read_bytes` and `parquet_table`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = local_path(name)
+    # Mapped, a file's bytes are no memory of this process; what replaces it is another file.
+    data = pa.py_buffer(read_bytes(name)) if path is None else _mapped(path)
+
+    def opened() -> pq.ParquetFile:
+        source = pa.BufferReader(data)
+        return pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=there)
+
+    there: list[str] | None = None
+    schema = opened().schema_arrow
+    there = [column for column in repeated if column in schema.names] or None
+    files = threading.local()
+
+    def part(group: int) -> pa.Table:
+        if not hasattr(files, "file"):
+            files.file = opened()
+        return read(files.file.read_row_group(group, use_threads=False).replace_schema_metadata(schema.metadata))
+
+    groups = range(opened().num_row_groups)
+    if threads == 1 or len(groups) < 2:
+        found = [part(group) for group in groups]
+    else:
+        with ThreadPoolExecutor(min(threads, len(groups)), thread_name_prefix="parquet") as pool:
+            found = list(pool.map(part, groups))
+    return found or [read(schema.empty_table())]
+
+
+def _mapped(path: str) -> pa.Buffer:
+    import pyarrow as pa
+
+    if not os.path.getsize(path):
+        return pa.py_buffer(b"")
+    with pa.memory_map(path) as file:
+        return file.read_buffer()
 
 
 def write_bytes(name: str, data: bytes) -> None:

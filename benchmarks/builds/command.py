@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import Bar, print_bars
 from benchmarks.builds import NEW, OLD, BuildBench, Measured, Sizes, Turn, order, ratios
 from benchmarks.builds.faulty import GOODPUT_BENCH, RECOVERY, STEADY_BENCH
+from benchmarks.builds.scale import BENCH as SCALE
 from benchmarks.builds.start import BENCH as START
 from benchmarks.builds.sweep import BENCH as SWEEP
 from benchmarks.fault_run import TooLate
@@ -28,7 +29,14 @@ from vicc_ray.console import console
 from vicc_ray.errors import UserError
 from vicc_ray.runs.records import write_text
 
-BENCHES = {"start": START, "recovery": RECOVERY, "goodput": GOODPUT_BENCH, "steady": STEADY_BENCH, "sweep": SWEEP}
+BENCHES = {
+    "start": START,
+    "recovery": RECOVERY,
+    "goodput": GOODPUT_BENCH,
+    "steady": STEADY_BENCH,
+    "sweep": SWEEP,
+    "scale": SCALE,
+}
 SHORT = 7  # characters of a commit's name
 FAILED = 2
 

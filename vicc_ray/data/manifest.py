@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.data.decode import DECODERS, VideoError, fetched
@@ -25,8 +24,9 @@ from vicc_ray.data.rows import (
     REPEATED,
     Rows,
     VideoRow,
-    compact,
     first_of_each,
+    joined,
+    narrow,
     part_id,
     schema,
     seconds_text,
@@ -133,8 +133,7 @@ class Manifest:
         self.dataset, self.fold = dataset, fold
         self.outdated = False
         self._recorded: Rows | None = None  # the videos of an outdated one with the reader that its file names
-        whole = Rows.of(rows)
-        whole = whole.take(_first_of_each_id(whole))
+        whole = _without_repeated_ids(Rows.of(rows))
         usable = np.asarray(whole.column("refused").is_null())
         self.videos, self.refused = whole.where(usable).flat(), whole.where(~usable).flat()
 
@@ -222,13 +221,10 @@ class Manifest:
 
         `UserError` for a missing file, another format, missing columns, unknown values.
         """
-        import pyarrow as pa
-
-        tables = [_read_table(name) for name in _files_of(str(path))]
-        origins = [_origin(table.schema) for table in tables]
-        bare = [table.replace_schema_metadata(None) for table in tables]
+        origins: list[tuple[str | None, int | None, int | None]] = []
+        tables = [table for name in _files_of(str(path)) for table in _read_parts(name, origins)]
         dataset, fold, _ = origins[0]
-        manifest = cls(Rows(compact(pa.concat_tables(bare, promote_options="permissive"))), dataset, fold)
+        manifest = cls(Rows(joined(tables)), dataset, fold)
         if any(rules != RULES for _, _, rules in origins):
             manifest._distrust_decord()
         return manifest
@@ -243,19 +239,21 @@ class Manifest:
         )
 
 
-def _first_of_each_id(rows: Rows) -> NDArray[np.int64]:
-    """The places of the rows whose id no earlier one has."""
+def _without_repeated_ids(rows: Rows) -> Rows:
+    """The rows whose id no earlier one has."""
     import pyarrow.compute as pc
 
     videos = rows.texts("video")
-    if pc.count_distinct(videos).as_py() == len(rows):
-        return np.arange(len(rows))
+    # In the order of a listing, as they mostly are, each is greater than the one before: far cheaper to see than in a hash table.
+    if pc.all(pc.greater(videos[1:], videos[:-1])).as_py() or pc.count_distinct(videos).as_py() == len(rows):
+        return rows
     times = {
         # An id has them in milliseconds; of a whole file there are none.
         name: np.rint(1000 * np.nan_to_num(rows.numbers(name).astype(np.float64), nan=-1)).astype(np.int64)
         for name in ("start", "end")
     }
-    return first_of_each({"video": videos, **times})
+    firsts = first_of_each({"video": videos, **times})
+    return rows if len(firsts) == len(rows) else rows.take(firsts)
 
 
 def _known_facts(rows: Rows) -> memoryview:
@@ -309,36 +307,44 @@ def _files_of(path: str) -> list[str]:
     return sorted(files)
 
 
-def _read_table(path: str) -> pa.Table:
-    """A file's columns as they are held, checked; `UserError` as `Manifest.read`."""
+def _read_parts(path: str, origins: list[tuple[str | None, int | None, int | None]]) -> list[pa.Table]:
+    """A file's columns as they are held, part by part, checked; `UserError` as `Manifest.read`. Adds its origin to `origins`."""
     import pyarrow as pa
 
+    found: list[tuple[str | None, int | None, int | None]] = []
+
+    def read(table: pa.Table) -> pa.Table:
+        found.append(_origin(table.schema))
+        for name, value in _ADDED.items():
+            if name not in table.column_names:
+                kind = schema().field(name)
+                table = table.append_column(kind, pa.array([value] * len(table), kind.type))
+        missing = [name for name in FIELDS if name not in table.column_names]
+        if missing:
+            raise UserError(f"manifest {path}: missing columns {', '.join(missing)}; make it with 'vicc index'")
+        try:
+            typed = _typed(table)
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"manifest {path}: a column has another type than 'vicc index' writes: {error}") from error
+        _check_values(path, typed)
+        return narrow(typed)
+
     try:
-        data = storage.read_bytes(path)
+        tables = storage.parquet_parts(path, read, REPEATED, threads=len(os.sched_getaffinity(0)))
     except FileNotFoundError:
         raise UserError(f"manifest {path}: no such file; make one with 'vicc index DIR --out {path}'") from None
-    except OSError as error:
-        raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
-    try:
-        table = storage.parquet_table(data, repeated=REPEATED)
-    except (pa.ArrowException, OSError) as error:
+    except pa.ArrowException as error:
         raise UserError(
             f"manifest {path}: not a Parquet file, or damaged; make one with 'vicc index DIR --out M.parquet'"
         ) from error
-    for name, value in _ADDED.items():
-        if name not in table.column_names:
-            kind = schema().field(name)
-            table = table.append_column(kind, pa.array([value] * len(table), kind.type))
-    missing = [name for name in FIELDS if name not in table.column_names]
-    if missing:
-        raise UserError(f"manifest {path}: missing columns {', '.join(missing)}; make it with 'vicc index'")
-    origin = table.schema.metadata
-    try:
-        table = _typed(table)
-    except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"manifest {path}: a column has another type than 'vicc index' writes: {error}") from error
-    _check_values(path, table)
-    return compact(table).replace_schema_metadata(origin)
+    except OSError as error:
+        if error.errno is None:  # pyarrow's of bytes that are none
+            raise UserError(
+                f"manifest {path}: not a Parquet file, or damaged; make one with 'vicc index DIR --out M.parquet'"
+            ) from error
+        raise UserError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
+    origins.append(found[0])
+    return tables
 
 
 def _typed(table: pa.Table) -> pa.Table:

@@ -156,6 +156,9 @@ class Rows(Sequence[VideoRow]):
     def __init__(self, table: pa.Table, places: NDArray[np.int64] | None = None) -> None:
         self.table = table
         self.places = places
+        self._columns: dict[str, Any] | None = (
+            None  # as they are read from one by one: much faster than through the table
+        )
 
     @classmethod
     def of(cls, rows: Iterable[VideoRow]) -> Rows:
@@ -168,7 +171,7 @@ class Rows(Sequence[VideoRow]):
         for row in rows:
             for name, column in columns.items():
                 column.append(getattr(row, name))
-        return cls(compact(pa.table(columns, schema=schema())))
+        return cls(narrow(pa.table(columns, schema=schema())).combine_chunks())
 
     def __len__(self) -> int:
         return self.table.num_rows if self.places is None else len(self.places)
@@ -188,7 +191,7 @@ class Rows(Sequence[VideoRow]):
         if not -len(self) <= place < len(self):
             raise IndexError(f"row {place} of {len(self)}")
         place = self._place(place)
-        return VideoRow(**{name: self.table[name][place].as_py() for name in self.table.column_names})
+        return VideoRow(**{name: column[place].as_py() for name, column in self._read().items()})
 
     def __iter__(self) -> Iterator[VideoRow]:
         for start in range(0, len(self), WALK):
@@ -220,9 +223,8 @@ class Rows(Sequence[VideoRow]):
 
     def cell(self, place: int, name: str) -> Any:
         """One value of one row."""
-        if name not in self.table.column_names:
-            return _default_of(FIELDS[name])
-        return self.table[name][self._place(place)].as_py()
+        column = self._read().get(name)
+        return _default_of(FIELDS[name]) if column is None else column[self._place(place)].as_py()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of these rows, in their order; text as text, however it is held."""
@@ -282,11 +284,16 @@ class Rows(Sequence[VideoRow]):
 
     def replaced(self, name: str, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Rows:
         """The same rows with one column changed as a whole, of plain strings where it is text."""
-        import pyarrow as pa
 
         flat = self.flat()
         table = flat.table.set_column(flat.table.column_names.index(name), name, change(flat.texts(name)))
-        return Rows(compact(pa.table(table)))
+        return Rows(narrow(table).combine_chunks())
+
+    def _read(self) -> dict[str, Any]:
+        if self._columns is None:
+            columns = {name: self.table[name] for name in self.table.column_names}
+            self._columns = {name: c.chunk(0) if c.num_chunks == 1 else c for name, c in columns.items()}
+        return self._columns
 
     def _place(self, place: int) -> int:
         if self.places is not None:
@@ -325,25 +332,43 @@ def _default_of(field: Field[Any]) -> Any:
     return "" if field.default is MISSING else field.default
 
 
-def compact(table: pa.Table) -> pa.Table:
-    """A manifest's table as it is held: in one piece, repeated texts once, numbers as small as they are."""
+def narrow(table: pa.Table) -> pa.Table:
+    """A manifest's table as it is held: repeated texts once, numbers as small as they are."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     columns: dict[str, pa.ChunkedArray] = {}
     for name in table.column_names:
         column = table[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.unify_dictionaries()
-        elif name in REPEATED:
+        if name in REPEATED and not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
         elif pa.types.is_int64(column.type) and len(column):
             ends = pc.min_max(column).as_py()
             if (ends["min"] or 0) >= -(2**31) and (ends["max"] or 0) < 2**31:
                 column = column.cast(pa.int32())
         columns[name] = column
-    # In one piece a row is found at once; texts of more than 2 GB stay in as many as they need.
-    return pa.table(columns).combine_chunks()
+    return pa.table(columns)
+
+
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """Tables of `narrow` as one, in one piece, where a row is found at once. The list is emptied, column by column in memory."""
+    import pyarrow as pa
+
+    parts = [{name: table[name] for name in table.column_names} for table in tables]
+    tables.clear()
+    columns = {}
+    for name in list(parts[0]):
+        chunks = [chunk for part in parts for chunk in part.pop(name).chunks]
+        kinds = {chunk.type for chunk in chunks}
+        if kinds == {pa.int32(), pa.int64()}:
+            chunks = [chunk.cast(pa.int64()) for chunk in chunks]
+        whole = pa.chunked_array(chunks)
+        if pa.types.is_dictionary(whole.type):
+            whole = whole.unify_dictionaries()
+        columns[name] = whole.combine_chunks()
+        del chunks, whole
+    pa.default_memory_pool().release_unused()
+    return pa.table(columns)
 
 
 def cells_of(row: VideoRow) -> dict[str, Any]:
