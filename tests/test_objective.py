@@ -264,6 +264,23 @@ def test_any_number_of_workers_equals_one(workers: int, name: str, dtype: torch.
         assert many["assignments"].dtype == dtype
 
 
+def _all_cases_in_blocks() -> dict[tuple[str, torch.dtype], list[dict[str, Any]]]:
+    """Of one row each, which the queue's logits are otherwise too few for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vicc_ray.objective.swapped.BLOCK_BYTES", 1)
+        return _all_cases()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_queue_in_blocks_is_the_whole_queue(workers: int, runs: Any) -> None:
+    blocks = [_all_cases_in_blocks()] if workers == 1 else run_processes(_all_cases_in_blocks, workers)
+    for (name, dtype), _ in runs[1][0].items():
+        for step in range(STEPS):
+            many, one = (merged([run[name, dtype] for run in some], step) for some in (blocks, runs[1]))
+            torch.testing.assert_close(many, one, **TOLERANCE[dtype])
+            assert blocks[0][name, dtype][step]["traffic"] == runs[max(workers, 1)][0][name, dtype][step]["traffic"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", list(CASES))
 def test_one_worker_equals_the_twin(name: str, dtype: torch.dtype, runs: Any) -> None:

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_experiment
 
-from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.manifest import Manifest, count_videos, is_manifest
 from vicc_ray.data.rows import FIELDS, TRAINING, Rows, VideoRow, schema
 from vicc_ray.data.samples import all_positions, positions
 from vicc_ray.errors import UserError
+from vicc_ray.submit.package import pack
 from vicc_ray.training.batches import training_samples
 from vicc_ray.training.monitor import monitor_plan
 
@@ -160,6 +161,33 @@ def test_a_manifest_of_several_files_is_read_in_the_order_of_their_names(tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: a folder without a \.parquet file"):
         Manifest.read(tmp_path / "empty")
+
+
+def test_a_folder_is_a_manifest_where_it_holds_nothing_else(tmp_path: Path) -> None:
+    Manifest([VideoRow("a.mp4")]).write(tmp_path / "m" / "a.parquet")
+    (tmp_path / "m" / "_SUCCESS").touch()
+    assert is_manifest(str(tmp_path / "m")) and is_manifest(str(tmp_path / "m" / "a.parquet"))
+    assert Manifest.read(tmp_path / "m").videos == [VideoRow("a.mp4")]
+    (tmp_path / "m" / "film.mp4").touch()  # a folder of videos with their manifest beside them
+    assert not is_manifest(str(tmp_path / "m"))
+    pq.write_table(pa.table({"video": ["a.mp4"]}), tmp_path / "table.parquet")
+    assert not any(
+        map(is_manifest, (str(tmp_path / "table.parquet"), str(tmp_path / "absent"), str(tmp_path / "m" / "film.mp4")))
+    )
+
+
+def test_a_folder_becomes_one_file_where_one_has_to_be_sent(tmp_path: Path) -> None:
+    rows = [VideoRow(f"{number}.mp4", frames=number) for number in range(4)]
+    for part in (0, 1):
+        Manifest(rows[2 * part : 2 * part + 2]).write(tmp_path / "m" / f"{part}.parquet")
+    Manifest.copy(str(tmp_path / "m"), tmp_path / "one.parquet")
+    assert Manifest.read(tmp_path / "one.parquet").videos == rows
+    Manifest.copy(str(tmp_path / "one.parquet"), tmp_path / "same.parquet")
+    assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert count_videos(tmp_path / "m", "train") == 4
+    experiment = tiny_experiment(data={"manifest": str(tmp_path / "m")}, runs=str(tmp_path / "runs"))
+    package = pack(experiment, tmp_path / "package")
+    assert Manifest.read(package.folder / "manifest.parquet").videos == rows
 
 
 def test_a_column_that_may_not_be_empty_is_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from vicc_ray.runs.records import (
     RecordWriter,
     append_record,
     forget_records_after,
+    last_records,
     read_events,
     read_metrics,
     read_records,
@@ -313,3 +314,15 @@ def test_what_decides_the_pictures_of_a_run_is_compared(
         return
     with pytest.raises(UserError, match=message):
         folder.open(experiment, "a" * 32, None, "b" * 32)
+
+
+@pytest.mark.parametrize("least", [0, 1, 7, 3000, 5000])
+def test_the_last_records_are_found_from_the_end(tmp_path: Path, least: int) -> None:
+    file = tmp_path / "metrics.jsonl"
+    records = [{"kind": "train", "step": step, "text": "x" * 90} for step in range(4000)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"kind": "tra')
+    found = last_records(file, least)
+    assert len(found) >= min(least, 4000)
+    assert found == records[len(records) - len(found) :]
+    assert len(found) < 4000 or least > 1000  # not all of a long file for a few
+    assert last_records(tmp_path / "absent", least) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from vicc_ray.commands.index import IndexOptions, index_videos
 from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, decoded_for, with_overrides
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.cutting import STILL
-from vicc_ray.data.manifest import ALL, Manifest, VideoRow
+from vicc_ray.data.manifest import ALL, Manifest, VideoRow, is_manifest
 from vicc_ray.data.segments import cut_evenly
 from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import UserError
@@ -161,18 +160,6 @@ def _rows(source: str, out: str, options: EmbedOptions) -> Sequence[VideoRow]:
             console.print(f"{still} rows of split '{STILL}' are left out; --split {ALL} embeds them too")
     every = options.every
     return rows if every is None else [part for row in rows for part in cut_evenly(row, every)]
-
-
-def is_manifest(source: str) -> bool:
-    """Whether a source is a manifest that `vicc index` wrote, and not a table of videos."""
-    import pyarrow as pa
-
-    if posixpath.splitext(source)[1] != ".parquet" or not storage.exists(source):
-        return False
-    try:
-        return "content_hash" in storage.parquet_table(storage.read_bytes(source)).column_names
-    except (pa.ArrowException, OSError):
-        return False
 
 
 def _info(encoders: Sequence[EncoderOnDisk], experiment: Experiment, options: EmbedOptions, source: str) -> ArchiveInfo:

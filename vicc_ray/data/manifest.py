@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -81,6 +82,24 @@ def part_in(name: str) -> tuple[str, float, float] | None:
     """File, start and end (seconds) of a name such as `part_id` gives; None for one that is none."""
     named = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", name, re.DOTALL)
     return (named[1], float(named[2]), float(named[3])) if named else None
+
+
+def is_manifest(source: str) -> bool:
+    """Whether a source is a manifest that `vicc index` wrote, or a folder of nothing else; not a table or a folder of videos."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if storage.is_folder(source):
+            names = [posixpath.basename(entry.name) for entry in storage.list_files(source, recursive=False)]
+            if not all(name.endswith(".parquet") for name in names if not name.startswith(("_", "."))):
+                return False
+        (first, *_) = manifest_files(source)
+        if not first.endswith(".parquet"):
+            return False
+        return "content_hash" in pq.read_schema(pa.BufferReader(storage.read_bytes(first))).names
+    except (pa.ArrowException, OSError, UserError):
+        return False
 
 
 def is_content_hash(text: str) -> bool:
@@ -215,6 +234,15 @@ class Manifest:
         pq.write_table(whole, written, write_page_checksum=True)
         storage.write_bytes(str(path), written.getvalue())
 
+    @staticmethod
+    def copy(source: str, target: Path) -> None:
+        """Put a manifest, of one file or several, into one file as it is; errors as `read` and OSError."""
+        files = manifest_files(source)
+        if files == [source]:
+            target.write_bytes(storage.read_bytes(source))
+        else:
+            Manifest.read(source).write(target)
+
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
         """Read what `write` wrote, or a folder (or URI of one) of such files, in the order of their names.
@@ -222,7 +250,7 @@ class Manifest:
         `UserError` for a missing file, another format, missing columns, unknown values.
         """
         origins: list[tuple[str | None, int | None, int | None]] = []
-        tables = [table for name in _files_of(str(path)) for table in _read_parts(name, origins)]
+        tables = [table for name in manifest_files(str(path)) for table in _read_parts(name, origins)]
         dataset, fold, _ = origins[0]
         manifest = cls(Rows(joined(tables)), dataset, fold)
         if any(rules != RULES for _, _, rules in origins):
@@ -292,8 +320,8 @@ def _repr_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.fill_null(pc.binary_join_element_wise("'", texts, "'", ""), "None")
 
 
-def _files_of(path: str) -> list[str]:
-    """The files of a manifest: itself, or those of its folder."""
+def manifest_files(path: str) -> list[str]:
+    """The files of a manifest: itself, or those of its folder, by name; UserError for a folder without one."""
     try:
         if not storage.is_folder(path):
             return [path]
@@ -403,11 +431,13 @@ def count_videos(path: str | Path, split: str) -> int:
     import pyarrow.compute as pc
 
     try:
-        table = storage.parquet_table(storage.read_bytes(str(path))).select(["split", "refused"])
-        used = pc.is_null(table["refused"])
-        if split != ALL:
-            used = pc.and_(used, pc.equal(table["split"], split))
-        count = int(pc.sum(used).as_py() or 0)
+        count = 0
+        for name in manifest_files(str(path)):
+            table = storage.parquet_table(storage.read_bytes(name), ["split", "refused"])
+            used = pc.is_null(table["refused"])
+            if split != ALL:
+                used = pc.and_(used, pc.equal(table["split"], split))
+            count += int(pc.sum(used).as_py() or 0)
     except (pa.ArrowException, OSError, KeyError):
         count = 0
     return count or len(Manifest.read(path).select(split))  # what is wrong with it is said there

@@ -17,12 +17,17 @@ for every k, hence m_nk <= 1 and c_n = sum_k m_nk <= K. The samples' scaling giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from vicc_ray import distributed
+
+# Makes the logits [V, N, S] of some of a worker's rows.
+LogitsBlock: TypeAlias = Callable[[], Tensor]
 
 
 @torch.no_grad()
@@ -46,33 +51,55 @@ def sinkhorn(scores: Tensor, counts: Sequence[int], epsilon: float, iterations: 
 
 @torch.no_grad()
 def prototype_potentials(
-    logits: Tensor,
+    logits: Tensor | Sequence[LogitsBlock],
     counts: Sequence[int],
     iterations: int,
     *,
     maxima: Tensor | None = None,
     totals: Tensor | None = None,
 ) -> Tensor:
-    """The f [V, S] of the head of this file for ``logits`` = scores / epsilon [V, N, S].
+    """The f [V, S] of the head of this file for ``logits`` = scores / epsilon [V, N, S], or some of the N rows after others.
+
+    Blocks are made anew for each of the ``iterations + 1`` passes over them, so that only one is in memory at a time.
 
     ``maxima`` and ``totals`` (any shape, dtype of ``logits``) travel for nothing with the first MAX and the first SUM
     and are replaced by their maximum and sum over the workers.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    no_message = logits.new_empty(0)
-    views, rows, width = logits.shape
-    # A worker without rows must not decide anything: -inf in the maximum, 0 in the sum.
-    peak = logits.amax(dim=1) if rows else logits.new_full((views, width), -torch.inf)
+    blocks = [lambda: logits] if isinstance(logits, Tensor) else logits
+    peak = _over(blocks, _peak, torch.maximum)
+    no_message = peak.new_empty(0)
     distributed.all_reduce_max_(peak, no_message if maxima is None else maxima)
-    total = (logits - peak.unsqueeze(1)).exp().sum(dim=1)
+    total = _over(blocks, lambda block: (block - peak.unsqueeze(1)).exp().sum(dim=1), torch.add)
     distributed.all_reduce_sum_(total, no_message if totals is None else totals)
     potentials = -(peak + total.log())
     for _ in range(iterations - 1):
-        use = per_head_softmax(logits + potentials.unsqueeze(1), counts).sum(dim=1)
+        shift = potentials.unsqueeze(1)
+        use = _over(blocks, partial(_use, shift=shift, counts=counts), torch.add)
         distributed.all_reduce_sum_(use)
         potentials = potentials - use.log()
     return potentials
+
+
+def _over(
+    blocks: Sequence[LogitsBlock], part: Callable[[Tensor], Tensor], join: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """What the blocks' parts [V, S] come to together."""
+    whole = part(blocks[0]())
+    for block in blocks[1:]:
+        whole = join(whole, part(block()))
+    return whole
+
+
+def _peak(block: Tensor) -> Tensor:
+    views, rows, width = block.shape
+    # A worker without rows must not decide anything: -inf in the maximum, 0 in the sum.
+    return block.amax(dim=1) if rows else block.new_full((views, width), -torch.inf)
+
+
+def _use(block: Tensor, shift: Tensor, counts: Sequence[int]) -> Tensor:
+    return per_head_softmax(block + shift, counts).sum(dim=1)
 
 
 def per_head_softmax(logits: Tensor, counts: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from vicc_ray.errors import UserError
 from vicc_ray.objective.contract import NonFiniteError
 from vicc_ray.objective.prototypes import Prototypes
 from vicc_ray.objective.queue import Queue
-from vicc_ray.objective.sinkhorn import per_head_log_softmax, per_head_softmax, prototype_potentials
+from vicc_ray.objective.sinkhorn import LogitsBlock, per_head_log_softmax, per_head_softmax, prototype_potentials
 
 # How far |z|^2 may be from 1: bfloat16 embeddings are, by rounding, a few thousandths off.
 UNIT_TOLERANCE = 0.02
+# Of the queue's logits in memory at a time; where there are more, they are computed again in each pass of Sinkhorn-Knopp.
+BLOCK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,9 @@ class SwappedPrediction:
     ) -> tuple[Tensor, Tensor]:
         """Assignments [A, n, S] of the batch's rows, and R as a tensor []."""
         logits = scores[list(self.assigned)] / self.settings.epsilon
-        everything = logits
+        everything: Tensor | list[LogitsBlock] = logits
         if self.queue is not None and use_queue and self.queue.full:
-            past = _scores(prototypes, self.queue.rows.to(z), prototypes.counts)  # [A, M, S]
-            everything = torch.cat([past / self.settings.epsilon, logits], dim=1)
+            everything = self._with_queue(self.queue.rows.to(z), prototypes, logits)
         alarms = _alarms(z, prototypes).to(scores)
         rows = scores.new_tensor(float(scores.shape[1]))
         f = prototype_potentials(
@@ -212,6 +214,18 @@ class SwappedPrediction:
         # Reading the alarms waits for the device, so it comes when all of the above has been queued on it.
         self._raise_alarm(alarms.tolist(), step)
         return per_head_softmax(logits + f.unsqueeze(1), prototypes.counts), rows
+
+    def _with_queue(self, past: Tensor, prototypes: Prototypes, logits: Tensor) -> Tensor | list[LogitsBlock]:
+        """The logits of the queue's rows ``past`` [A, M, D] and of the batch's: in one tensor, or in blocks where that is large."""
+
+        def of(rows: Tensor) -> Tensor:
+            return _scores(prototypes, rows, prototypes.counts) / self.settings.epsilon
+
+        views, _, width = logits.shape
+        block = max(BLOCK_BYTES // (views * width * logits.element_size()), 1)
+        if past.shape[1] <= block:
+            return torch.cat([of(past), logits], dim=1)
+        return [*(partial(of, rows) for rows in torch.split(past, block, dim=1)), lambda: logits]
 
     def _loss_sum(self, q: Tensor, scores: Tensor, counts: tuple[int, ...]) -> Tensor:
         """The loss summed over this worker's rows, from q [A, n, S] and scores [V, n, S]."""

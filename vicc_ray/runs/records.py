@@ -94,6 +94,22 @@ def read_records(path: Path, shape: Shape | None = None) -> Iterator[dict[str, A
                 yield record
 
 
+def last_records(path: Path, least: int) -> list[dict[str, Any]]:
+    """The last records of a file, in order: at least so many where it has them, whatever its length; no damaged lines."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        size, taken = file.seek(0, 2), 1 << 16
+        while True:
+            start = max(size - taken, 0)
+            file.seek(start)
+            lines = file.read(size - start).splitlines()[1 if start else 0 :]  # the first one may begin before that
+            found = [record for line in lines if (record := parse_record(line)) is not None]
+            if len(found) >= least or not start:
+                return found
+            taken *= 4
+
+
 def read_events(path: Path) -> list[dict[str, Any]]:
     """What happened to a run: records with `kind` and `time` (seconds)."""
     return list(read_records(path, EVENTS))

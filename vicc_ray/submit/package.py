@@ -10,6 +10,7 @@ from pathlib import Path
 import vicc_ray
 from vicc_ray import storage
 from vicc_ray.config import Experiment, dump_experiment, with_settings
+from vicc_ray.data.manifest import Manifest, manifest_files
 from vicc_ray.errors import UserError
 
 # Ray refuses 500 MiB and keeps the folder in the head's memory; a manifest of Kinetics-400 has about 20 MiB.
@@ -57,7 +58,8 @@ def pack(experiment: Experiment, folder: Path) -> Package:
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        _fill(made, code, text, storage.read_bytes(manifest))
+        _fill(made, code, text)
+        Manifest.copy(manifest, made / MANIFEST)
         if folder.exists():
             shutil.rmtree(folder)
         made.replace(folder)
@@ -67,14 +69,13 @@ def pack(experiment: Experiment, folder: Path) -> Package:
     return Package(folder, parts)
 
 
-def _fill(folder: Path, code: list[Path], experiment: bytes, manifest: bytes) -> None:
+def _fill(folder: Path, code: list[Path], experiment: bytes) -> None:
     root = _root()
     for path in code:
         target = folder / "vicc_ray" / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     (folder / EXPERIMENT).write_bytes(experiment)
-    (folder / MANIFEST).write_bytes(manifest)
 
 
 def portable(experiment: Experiment) -> Experiment:
@@ -110,7 +111,7 @@ def _code() -> list[Path]:
 
 
 def _size(manifest: str) -> int:
-    entry = storage.describe(manifest)
-    if entry is None:
+    entries = [storage.describe(name) for name in manifest_files(manifest)]
+    if None in entries:
         raise UserError(f"manifest {manifest}: no such file; make one with 'vicc index DIR --out {manifest}'")
-    return entry.bytes
+    return sum(entry.bytes for entry in entries if entry)

@@ -26,8 +26,8 @@ from vicc_ray.runs.records import (
     NUMBER,
     RecordWriter,
     forget_records_after,
+    last_records,
     read_events,
-    read_records,
     unreadable_videos,
 )
 from vicc_ray.runs.sinks import Record, SinkRun, Sinks
@@ -311,7 +311,8 @@ class _Recorder:
     def make_up(self, records: Sequence[Record]) -> None:
         """Write those of the workers before these that did not come to it, or wrote them where nobody finds them any more."""
         self.recent.extend(records)
-        there = {_identity(record) for record in read_records(self.folder.metrics)} if self.writes else set()
+        newest = last_records(self.folder.metrics, len(records)) if self.writes else []
+        there = {_identity(record) for record in newest}
         for record in records:
             if _identity(record) not in there:
                 self._write(record)
