@@ -190,6 +190,21 @@ def test_a_folder_becomes_one_file_where_one_has_to_be_sent(tmp_path: Path) -> N
     assert Manifest.read(package.folder / "manifest.parquet").videos == rows
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_row_groups_are_joined_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
+    """Also where one has numbers that need more bits than another's, or other texts."""
+    monkeypatch.setattr("vicc_ray.storage.MAPPED_BYTES", 0 if mapped else 1 << 30)
+    rows = [
+        VideoRow(f"{n:02}.mp4", label=f"l{n % 5}" if n < 6 else None, frames=2**33 if n == 7 else n) for n in range(10)
+    ]
+    Manifest(rows).write(tmp_path / "m.parquet")
+    pq.write_table(pq.read_table(tmp_path / "m.parquet"), tmp_path / "groups.parquet", row_group_size=3)
+    assert pq.ParquetFile(tmp_path / "groups.parquet").num_row_groups == 4
+    found = Manifest.read(tmp_path / "groups.parquet")
+    assert found.videos == rows and found.videos.table["video"].num_chunks == 1
+    assert found.fingerprint() == Manifest(rows).fingerprint()
+
+
 def test_a_column_that_may_not_be_empty_is_named(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{name: getattr(VideoRow("a.mp4"), name) for name in FIELDS}], schema=schema())
     empty = table.set_column(table.column_names.index("frames"), "frames", pa.array([None], pa.int64()))

@@ -400,7 +400,9 @@ def test_a_step_made_without_the_others_is_not_handed_over(monkeypatch: pytest.M
     monkeypatch.setattr(distributed, "world_size", lambda: 1)
     with pytest.raises(GroupEnded):
         survivor.finished(Finished(4, {}, lambda: None))
-    assert survivor.last is whole
+    assert survivor.last is None
+    survivor.end(sound=True)
+    assert survivor.answer(0.1) == -1
 
 
 def test_training_stops_where_it_has_handed_over_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

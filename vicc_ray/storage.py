@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 CHUNK = 8 << 20
+# A local table above this size is not read into memory before it is decoded.
+MAPPED_BYTES = 64 << 20
 # An object above this size is uploaded under another name and then copied by the store, so that Ctrl-C need not wait.
 DRAFTED = 8 << 20
 # Stores copy no larger object in one request.
@@ -337,8 +339,9 @@ def parquet_parts(
     import pyarrow.parquet as pq
 
     path = local_path(name)
-    # Mapped, a file's bytes are no memory of this process; what replaces it is another file.
-    data = pa.py_buffer(read_bytes(name)) if path is None else _mapped(path)
+    # Mapped, a file's bytes are no memory of this process; what `whole_file` puts in its place is another file.
+    mapped = path is not None and os.path.getsize(path) >= MAPPED_BYTES
+    data = _mapped(str(path)) if mapped else pa.py_buffer(read_bytes(name))
 
     def opened() -> pq.ParquetFile:
         source = pa.BufferReader(data)
@@ -366,8 +369,6 @@ def parquet_parts(
 def _mapped(path: str) -> pa.Buffer:
     import pyarrow as pa
 
-    if not os.path.getsize(path):
-        return pa.py_buffer(b"")
     with pa.memory_map(path) as file:
         return file.read_buffer()
 

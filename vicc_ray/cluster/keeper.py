@@ -186,6 +186,7 @@ class Survivor:
         worker's alone, and nothing to go on from; nor is there anything to do after a hand-over on request.
         """
         if distributed.world_size() != self.workers:
+            self.last = None  # its weights are changed, so nobody must take them for those of the step before
             raise GroupEnded("the group of workers was ended in the middle of a step")
         self.last = step
         if self.requested.is_set():

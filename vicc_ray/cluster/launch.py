@@ -88,6 +88,8 @@ def run_task(
             f"note: {len(without)} of {len(plan.rows)} videos are not in the store; stages that need them leave them out (the "
             f"first: {without[0].video})",
         )
+    # A session that is open already may be anybody's, with other users.
+    alone = address is None and not ray.is_initialized()
     # Refuses what cannot fit before anything is written.
     local = plan_local(experiment.train, this_machine()) if address is None else None
     flow = flow_identity(experiment) if "flow" in streams else None
@@ -113,7 +115,7 @@ def run_task(
             folder.forget_stop()
             console.print(f"training {' -> '.join(stage.name for stage in left)}: {resources.describe()}")
             with RunProgress(folder, plan.stages), sigterm_stops(folder):
-                _fit(task, plan, monitor_plan(experiment, manifest), folder, resources, alone=local is not None)
+                _fit(task, plan, monitor_plan(experiment, manifest), folder, resources, alone)
         with folder.as_user_errors():
             folder.pull()
     report_videos(plan, folder, len(manifest.refused))

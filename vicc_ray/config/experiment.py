@@ -98,7 +98,7 @@ class StreamCounts(Section):
 class DataConfig(Section):
     """Which videos."""
 
-    manifest: str | None = Field(None, description="Parquet file written by `vicc index`")
+    manifest: str | None = Field(None, description="Parquet file written by `vicc index`, or a folder of such files")
     train_split: str = Field("train", description="split that the stages learn from")
     gallery_split: str = Field("train", description="split that retrieval searches in")
     query_split: str = Field("query", description="split of the queries of retrieval")

@@ -1,4 +1,4 @@
-"""The manifest: one row a video or a part of one, in one Parquet file. What is there, how to read it, what was refused and why.
+"""The manifest: a row a video or a part of one, in a Parquet file or several. What is there, how to read it, what was refused.
 
 `probe` reads the file itself, not its header alone. `Manifest` holds the rows, the refused ones apart.
 """

@@ -40,7 +40,7 @@ from vicc_ray.training.task import Learner, Measured, Task
 # Seconds between two polls for requests from outside; a poll is a small message between the workers.
 POLL_SECONDS = 2.0
 # The most records that a worker keeps for those after it.
-RECENT = 5000
+RECENT = 2000
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,9 @@ class _StageRun:
     def make_up(self, restored: State) -> None:
         """What the step that training goes on from was to be followed by, where the workers before these died before that."""
         step, self.best = int(restored["step"]), float(restored.get("best_recall", 0.0))
-        records = restored.get("records")
-        if records is None:  # a checkpoint, which comes after all that
+        if "records" not in restored:  # a checkpoint, which comes after all that
             return
+        records = [record for record in restored["records"] if record["step"] <= step]
         self.recorder.make_up(records)
         measured = [record for record in records if record["kind"] == "monitor" and record["step"] == step]
         recall = measured[0].get("R@1") if measured else None
@@ -319,7 +319,7 @@ class _Recorder:
 
     def saved(self, step: int) -> None:
         """A checkpoint is being written, and with the last one the records before it got to where the run is kept."""
-        self.recent[:] = [record for record in self.recent if record["step"] > self.last_save][-RECENT:]
+        self.recent[:] = [record for record in self.recent if record["step"] > self.last_save]
         self.last_save = step
 
     def begin(self, stage: Stage, learner: Learner) -> None:
@@ -369,6 +369,7 @@ class _Recorder:
         samples = samples_at(self.plan.stages, int(record["step"]))
         whole = {**record, "samples": samples, "workers": distributed.world_size(), "time": time.time()}
         self.recent.append(json.loads(json.dumps(whole)))
+        del self.recent[:-RECENT]
         return whole
 
     def close(self) -> None:
