@@ -114,7 +114,7 @@ def training_stream(
     buffer = training_buffer_bytes(clip, samples, decoders.actors)
     stores = open_stores(plan.experiment) if opened is None else opened
     arguments = replace(plan, videos=Rows.of(())), rows or ray.put(plan.videos), workers, tuple(monitored), stores
-    decoded = _decode(units, DecodePlanned, arguments, decoders, buffer, node, tasks_an_actor(most))
+    decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, node, tasks_an_actor(most))
     return iterate_steps(decoded.iterator())
 
 
@@ -154,7 +154,7 @@ def evaluation_windows(
     stores = open_stores(experiment, streams)
     arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams), stores)
     units = [{"unit": unit} for unit in range(-(-len(windows) // WINDOWS_A_BLOCK))]
-    return _decode(units, DecodeWindows, arguments, decoders, buffer)
+    return decode_units(units, DecodeWindows, arguments, decoders, buffer)
 
 
 def through_models(
@@ -206,7 +206,7 @@ def configure_context() -> None:
         context.custom_execution_callback_classes.append(PaceScheduling)
 
 
-def _decode(
+def decode_units(
     units: Sequence[Mapping[str, int]],
     actor: type,
     arguments: tuple[Any, ...],
@@ -215,6 +215,11 @@ def _decode(
     node: str | None = None,
     tasks: int = 2,
 ) -> Dataset:
+    """What `actor(*arguments)` makes of units of work, one row and one block each, in order.
+
+    `buffer`: bytes of finished blocks that Ray Data may keep. `node`: of actors that reserve no CPU. `tasks`: units that one
+    has at a time.
+    """
     configure_context()
     # Ready-made one-row blocks. Anything else starts tasks (to read, to count rows) that need CPUs of their own, and
     # where training holds every CPU they wait for ever.
