@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +125,24 @@ def test_every_worker_comes_to_the_same_end(tmp_path: Path) -> None:
 def test_workers_that_fail_before_their_start_end_the_run(tmp_path: Path, videos: Manifest) -> None:
     """With `train.max_failures: 1` two attempts are made, whatever it is that fails."""
 
-    @dataclass(frozen=True)
-    class Broken:
-        """Plans in the driver and not in a worker."""
+    driver = os.getpid()
 
-        driver: int
+    class FailsInWorkers(TrainingPlan):
+        """Has its settings once, for the worker to count its attempt, and no more."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "experiment" and os.getpid() != driver:
+                if "asked" in self.__dict__:
+                    raise OSError(5, "Input/output error")
+                self.__dict__["asked"] = True
+            return super().__getattribute__(name)
+
+    class Broken:
+        """Plans what no worker comes to start."""
 
         def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
-            if os.getpid() != self.driver:
-                raise OSError(5, "Input/output error")
-            return Pretraining().plan(experiment, manifest)
+            plan = Pretraining().plan(experiment, manifest)
+            return FailsInWorkers(plan.experiment, plan.stages, plan.videos)
 
         def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
             return False
@@ -149,7 +156,7 @@ def test_workers_that_fail_before_their_start_end_the_run(tmp_path: Path, videos
     experiment = tiny_experiment(runs=str(tmp_path))
     folder = RunFolder.at(experiment.run_folder)
     with pytest.raises(UserError, match=r"the workers failed 2 times in a row .*Input/output error"):
-        run_task(Broken(os.getpid()), experiment, videos, folder)
+        run_task(Broken(), experiment, videos, folder)
     kinds = [event["kind"] for event in read_events(folder.events)]
     assert kinds.count("attempt") == 2
     assert "start" not in kinds

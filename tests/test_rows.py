@@ -190,6 +190,17 @@ def test_a_folder_becomes_one_file_where_one_has_to_be_sent(tmp_path: Path) -> N
     assert Manifest.read(package.folder / "manifest.parquet").videos == rows
 
 
+@pytest.mark.parametrize("rows", [[], [VideoRow("a.mp4", refused="no video")]])
+def test_a_manifest_without_a_usable_video_goes_through_a_file(tmp_path: Path, rows: list[VideoRow]) -> None:
+    Manifest(rows).write(tmp_path / "m" / "a.parquet")
+    Manifest([VideoRow("b.mp4", frames=3)]).write(tmp_path / "m" / "b.parquet")
+    found = Manifest.read(tmp_path / "m" / "a.parquet")
+    assert (len(found), list(found.refused)) == (0, rows)
+    assert (found.labels, found.splits, found.copies()) == ([], {}, [])
+    assert found.fingerprint() == Manifest([]).fingerprint() and found.times_fingerprint()
+    assert list(Manifest.read(tmp_path / "m").videos) == [VideoRow("b.mp4", frames=3)]
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_row_groups_are_joined_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
     """Also where one has numbers that need more bits than another's, or other texts."""

@@ -358,15 +358,15 @@ def joined(tables: list[pa.Table]) -> pa.Table:
     tables.clear()
     columns = {}
     for name in list(parts[0]):
-        chunks = [chunk for part in parts for chunk in part.pop(name).chunks]
-        kinds = {chunk.type for chunk in chunks}
-        if kinds == {pa.int32(), pa.int64()}:
-            chunks = [chunk.cast(pa.int64()) for chunk in chunks]
-        whole = pa.chunked_array(chunks)
+        own = [part.pop(name) for part in parts]
+        kind = own[0].type
+        if {column.type for column in own} == {pa.int32(), pa.int64()}:
+            own, kind = [column.cast(pa.int64()) for column in own], pa.int64()
+        whole = pa.chunked_array([chunk for column in own for chunk in column.chunks], kind)
         if pa.types.is_dictionary(whole.type):
             whole = whole.unify_dictionaries()
         columns[name] = whole.combine_chunks()
-        del chunks, whole
+        del own, whole
     pa.default_memory_pool().release_unused()
     return pa.table(columns)
 

@@ -71,7 +71,8 @@ class StepOutcome(Protocol):
     def metrics(self) -> dict[str, float]:
         """Figures for the records, over the global batch and the same on every worker; `loss` is among them.
 
-        Every worker calls it, some steps apart; figures of any other name are plotted under that name.
+        Every worker calls it, some steps apart, after the backward pass and before the step changes anything that lasts;
+        figures of any other name are plotted under that name.
         """
         ...
 
