@@ -156,9 +156,8 @@ class Rows(Sequence[VideoRow]):
     def __init__(self, table: pa.Table, places: NDArray[np.int64] | None = None) -> None:
         self.table = table
         self.places = places
-        self._columns: dict[str, Any] | None = (
-            None  # as they are read from one by one: much faster than through the table
-        )
+        # As they are read from one by one, which is much faster than through the table.
+        self._columns: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, rows: Iterable[VideoRow]) -> Rows:
@@ -284,7 +283,6 @@ class Rows(Sequence[VideoRow]):
 
     def replaced(self, name: str, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Rows:
         """The same rows with one column changed as a whole, of plain strings where it is text."""
-
         flat = self.flat()
         table = flat.table.set_column(flat.table.column_names.index(name), name, change(flat.texts(name)))
         return Rows(narrow(table).combine_chunks())
@@ -309,7 +307,7 @@ class Rows(Sequence[VideoRow]):
             rows = self.flat()
         table = rows.table
         if table.get_total_buffer_size() > 2 * table.nbytes + WALK:
-            table = pa.concat_tables([table.slice(0, 0), table]).take(pa.array(np.arange(len(table))))
+            table = table.take(pa.array(np.arange(len(table))))  # a slice would take all of its table along
         return Rows, (table, rows.places)
 
 
@@ -369,11 +367,6 @@ def joined(tables: list[pa.Table]) -> pa.Table:
         del own, whole
     pa.default_memory_pool().release_unused()
     return pa.table(columns)
-
-
-def cells_of(row: VideoRow) -> dict[str, Any]:
-    """A row as {column: value}; `dataclasses.asdict` would copy a long frame table for each part of a file."""
-    return {name: getattr(row, name) for name in FIELDS}
 
 
 def first_of_each(columns: Mapping[str, Any]) -> NDArray[np.int64]:

@@ -279,7 +279,7 @@ class RunFolder:
         return False
 
     def keep_manifest(self, manifest: Manifest) -> None:
-        """Keep the videos as they are indexed now: workers read them from here, so a resumed run follows moved files."""
+        """Keep the videos as they are indexed now, for what reads the run later; a resumed run follows moved files."""
         try:
             kept = Manifest.read(self.manifest)
         except UserError:
