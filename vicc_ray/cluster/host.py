@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from ray.train.torch import get_device
 
 from vicc_ray import distributed
+from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.keeper import Survivor
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import segments, training_stream
@@ -33,8 +35,11 @@ from vicc_ray.training.monitor import Monitor, MonitorPlan
 from vicc_ray.training.restore import agree, event
 from vicc_ray.training.survival import Finished
 
-# Blocks before the end of a dataset at which the next one begins to decode.
-AHEAD = 16
+# Seconds before the end of a dataset at which the next one begins: its decode actors take some to start on busy machines. Both
+# keep decoded blocks in the meantime, so not from the beginning.
+LEAD_SECONDS = 10.0
+# Blocks whose pace says when that is.
+RECENT = 8
 
 
 class RayHost:
@@ -74,17 +79,18 @@ class RayHost:
 
     def notice(self) -> Notice:
         """A checkpoint because time is up or a node is about to go; an end because the driver requests it."""
-        requests = torch.zeros(2)
+        requests = torch.zeros(3)
         cadence = self.plan.experiment.train.checkpoint_every
         if distributed.rank() == 0:
             requests[0] = cadence.unit == "minutes" and time.monotonic() - self.saved >= 60 * cadence.value
             requests[1] = self.folder.stop_requested()
+            requests[2] = ray_private.has_notice()
         distributed.broadcast_(requests)
-        leaving = ray.train.get_preemption_info() is not None
+        due, stop, leaving = (bool(request) for request in requests)
         warns, self.warned = leaving and not self.warned, leaving
         if warns and self.writer:
             self.events.add(event("preemption notice"))
-        return Notice(save=bool(requests[0]) or warns, stop=bool(requests[1]))
+        return Notice(save=due or warns, stop=stop)
 
     def close(self) -> None:
         """Wait for the last checkpoint."""
@@ -149,8 +155,10 @@ class RayHost:
     def _drain(self, segment: _Segment, left: Sequence[range]) -> Iterator[Block]:
         for steps in left:
             following: _Segment | None = None
+            recent = deque([time.monotonic()], RECENT + 1)
             for number, block in enumerate(segment.blocks()):
-                if number == segment.length - AHEAD:
+                recent.append(time.monotonic())
+                if following is None and ends_soon(number, segment.length, recent):
                     following = _Segment(partial(self._dataset, steps, ()), len(steps))
                 yield block
             segment = following or _Segment(partial(self._dataset, steps, ()), len(steps))
@@ -161,6 +169,16 @@ class RayHost:
         decoders = self.resources.decoders(workers).share(rank, workers)
         here = ray.get_runtime_context().get_node_id()
         return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, here, self.rows)
+
+
+def ends_soon(number: int, length: int, recent: Sequence[float]) -> bool:
+    """Whether the next dataset is to begin at block `number` of `length`; `recent`: when the last ones were taken, in s.
+
+    Not in the first quarter: the first blocks are ready when they are taken, which says nothing about the pace.
+    """
+    pace = (recent[-1] - recent[0]) / (len(recent) - 1)
+    left = length - number
+    return number >= length // 4 and (left * pace <= LEAD_SECONDS or left <= 2)
 
 
 class _Segment:

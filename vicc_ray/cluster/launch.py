@@ -256,6 +256,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         count_attempt(folder, session, experiment.train.max_failures)
         folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
+        ray_private.decode_to_the_end()
         host = RayHost(plan, settings["rows"], folder, settings["resources"], mine)
         start = {"session": session, "nodes": _nodes(), "requester": ray_private.requester()}
         restored = restore(folder, start, experiment.train.max_failures, lambda: kept_state(session))

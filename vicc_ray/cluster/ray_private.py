@@ -31,6 +31,39 @@ def requester() -> str | None:
         return None
 
 
+def has_notice() -> bool:
+    """Whether a node of this worker's group has notice to go, as far as this worker knows.
+
+    `ray.train.get_preemption_info` makes a collective of the same question, through an actor, whose waiting has no end.
+    """
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return get_train_context().preemption_context.preemption_info is not None
+    except (ImportError, AttributeError):
+        return False
+
+
+def leaving_nodes() -> set[str]:
+    """Nodes with notice to go, on which Ray starts nothing more."""
+    from ray._private.state import state
+
+    with suppress(Exception):
+        return set(state.get_draining_nodes())
+    return set()
+
+
+def decode_to_the_end() -> None:
+    """Let datasets of this process go on giving work to actors on nodes with notice to go.
+
+    Ray Data stops at the notice, so that no task has to be repeated elsewhere. A worker whose decode actors are on its own node
+    would wait for blocks from the notice to the node's end, minutes in which it could train.
+    """
+    with suppress(ImportError):
+        pool = import_module(f"{_DATA}.execution.operators.actor_pool_map_operator")
+        pool.get_draining_nodes = dict  # type: ignore[attr-defined]
+
+
 def release(requesters: Iterable[str]) -> None:
     """Give back what runs had reserved whose drivers died without a word.
 

@@ -20,6 +20,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.keeper import Keepers, collect
 from vicc_ray.runs.folder import RunFolder, versions
 from vicc_ray.runs.records import RecordWriter
@@ -129,7 +130,9 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
         reserved = super()._get_reserved_resources()
         if reserved is None:
             return None
-        self.usable = [node for node in reserved if node in living and self._is_ready(node)]
+        # A group that runs stays on a node with notice until the node goes; none can start there.
+        usable = living if self.running else living - ray_private.leaving_nodes()
+        self.usable = [node for node in reserved if node in usable and self._is_ready(node)]
         return {node: reserved[node] for node in self.usable}
 
     def _is_ready(self, node: str) -> bool:
