@@ -233,6 +233,15 @@ class FaultRun(TrainRun):
         self.wait(lambda: stepped() is not None, "recovery", seconds)
         return stepped() or 0.0
 
+    def next_step(self, since: float, workers: int, seconds: float = 240) -> float:
+        """Seconds from the moment `since` (time.time()) to the next optimiser step of that many workers."""
+
+        def times() -> list[float]:
+            return [one["time"] for one in self.records() if one["time"] > since and one["workers"] == workers]
+
+        self.wait(lambda: bool(times()), "a step", seconds)
+        return min(times()) - since
+
     def recover(self, cause: Callable[[], object], workers: int | None = None) -> Recovered:
         """Cause a fault and wait for the next step, of that many workers where given.
 

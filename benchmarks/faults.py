@@ -225,7 +225,8 @@ def _hang_worker(run: FaultRun) -> float:
 
 
 def _drain_node(run: FaultRun) -> float:
-    """A spot machine: notice, a while, then it is gone. Returns seconds from its end."""
+    """A spot machine: notice, a while, then it is gone. Returns seconds from its end to the next step of the others, which is no
+    more than usual where they went on without it before."""
     cluster, node = run.cluster, run.cluster.nodes[-1]
     listed = _ray(run, "list", "nodes", "--format", "json", "--address", cluster.address)
     titles = " ".join(command_line(pid) for pid in node.tree())
@@ -239,7 +240,7 @@ def _drain_node(run: FaultRun) -> float:
     time.sleep(max(gone - time.monotonic(), 0))
     at = run.mark()
     cluster.kill(node)
-    return run.recovery(at, workers=len(cluster.nodes))
+    return run.next_step(at, workers=len(cluster.nodes))
 
 
 def _ray(run: FaultRun, *arguments: str) -> str:

@@ -20,7 +20,7 @@ from vicc_ray import distributed
 from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.keeper import Survivor
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.cluster.stream import segments, training_stream
+from vicc_ray.cluster.stream import nodes_with_cpus, segments, training_stream
 from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.store.checking import open_stores
@@ -167,8 +167,14 @@ class RayHost:
     def _dataset(self, steps: range, monitored: Sequence[VideoRow]) -> Iterator[Block]:
         rank, workers = distributed.rank(), distributed.world_size()
         decoders = self.resources.decoders(workers).share(rank, workers)
-        here = ray.get_runtime_context().get_node_id()
-        return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, here, self.rows)
+        return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, _homes(), self.rows)
+
+
+def _homes() -> list[str]:
+    """Where this worker's decode actors may start: its own node, or those without notice to go where that has one."""
+    here, leaving = ray.get_runtime_context().get_node_id(), ray_private.leaving_nodes()
+    others = [node for node in nodes_with_cpus() if node not in leaving] if here in leaving else []
+    return others or [here]
 
 
 def ends_soon(number: int, length: int, recent: Sequence[float]) -> bool:

@@ -94,14 +94,14 @@ def training_stream(
     decoders: Decoders,
     monitored: Sequence[VideoRow] = (),
     opened: dict[str, PackedStore] | None = None,
-    node: str | None = None,
+    nodes: Sequence[str] = (),
     rows: ray.ObjectRef | None = None,
 ) -> Iterator[Block]:
     """The blocks of worker `rank` of `workers` for consecutive global steps, one a step, decoded by `decoders` of its own.
 
-    Nothing of it goes through another worker: which samples a block has follows from the plan, the step and the rank. Actors that
-    reserve no CPU go to `node` (Ray's node number), by default to all that have a CPU. `opened`: the experiment's stores, where
-    they are open already. `rows`: the plan's videos in Ray's object store, where they are there already.
+    Nothing of it goes through another worker: which samples a block has follows from the plan, the step and the rank. Actors
+    that reserve no CPU go to one of `nodes` (Ray's node numbers), by default to all that have a CPU. `opened`: the experiment's
+    stores, where they are open already. `rows`: the plan's videos in Ray's object store, where they are there already.
 
     Before the steps come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
     share the stream because a stream of their own would start actors of its own. Returned at once; decoding begins with the first
@@ -114,7 +114,7 @@ def training_stream(
     buffer = training_buffer_bytes(clip, samples, decoders.actors)
     stores = open_stores(plan.experiment) if opened is None else opened
     arguments = replace(plan, videos=Rows.of(())), rows or ray.put(plan.videos), workers, tuple(monitored), stores
-    decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, node, tasks_an_actor(most))
+    decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, nodes, tasks_an_actor(most))
     return iterate_steps(decoded.iterator())
 
 
@@ -212,12 +212,12 @@ def decode_units(
     arguments: tuple[Any, ...],
     decoders: Decoders,
     buffer: int,
-    node: str | None = None,
+    nodes: Sequence[str] = (),
     tasks: int = 2,
 ) -> Dataset:
     """What `actor(*arguments)` makes of units of work, one row and one block each, in order.
 
-    `buffer`: bytes of finished blocks that Ray Data may keep. `node`: of actors that reserve no CPU. `tasks`: units that one
+    `buffer`: bytes of finished blocks that Ray Data may keep. `nodes`: of actors that reserve no CPU. `tasks`: units that one
     has at a time.
     """
     configure_context()
@@ -226,8 +226,8 @@ def decode_units(
     source = ray.data.from_blocks([pa.Table.from_pylist([dict(unit)]) for unit in units])
     actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
     anywhere = not cpus and not labels
-    if anywhere and node is not None:
-        labels = {ray._raylet.RAY_NODE_ID_KEY: node}
+    if anywhere and nodes:
+        labels = {ray._raylet.RAY_NODE_ID_KEY: f"in({','.join(nodes)})"}
     decoded = source.map_batches(
         actor,
         fn_constructor_args=arguments,
@@ -235,7 +235,7 @@ def decode_units(
         batch_format="numpy",
         num_cpus=cpus,
         label_selector=labels or None,
-        ray_remote_args_fn=InTurn(_nodes_with_cpus()) if anywhere and node is None else None,
+        ray_remote_args_fn=InTurn(nodes_with_cpus()) if anywhere and not nodes else None,
         # Actors that reserve no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=tasks),
     )
@@ -258,7 +258,8 @@ class InTurn:
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(self.nodes), soft=True)}
 
 
-def _nodes_with_cpus() -> list[str]:
+def nodes_with_cpus() -> list[str]:
+    """The living nodes that have a CPU (Ray's node numbers)."""
     return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
 
 
