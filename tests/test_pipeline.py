@@ -11,6 +11,7 @@ import pytest
 from tiny import tiny_experiment, tiny_plan
 
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_windows
+from vicc_ray.cluster.host import ends_soon
 from vicc_ray.cluster.resources import Decoders
 from vicc_ray.cluster.stream import segments, units_of
 from vicc_ray.data.manifest import Manifest
@@ -117,3 +118,16 @@ def test_decode_actors_are_dealt_out_in_turn_and_every_worker_has_one() -> None:
     assert [Decoders(7).share(rank, 3).actors for rank in range(3)] == [3, 2, 2]
     few = Decoders(2, 1, {"pool": "cpu"})  # of one CPU each, for three workers: they must all find room
     assert [few.share(rank, 3) for rank in range(3)] == [Decoders(1, 0.6666, {"pool": "cpu"})] * 3
+
+
+def test_datasets_of_a_run_grow_and_cover_every_step_once() -> None:
+    made = list(segments(10, 5000))
+    assert [len(steps) for steps in made] == [128, 512, 2048, 2048, 254]
+    assert [step for steps in made for step in steps] == list(range(10, 5000))
+
+
+@pytest.mark.parametrize(("pace", "begins"), [(0.001, 32), (0.125, 48), (1.0, 118), (60.0, 126)])
+def test_the_next_dataset_begins_10_s_before_it_is_needed(pace: float, begins: int) -> None:
+    """Not in the first quarter, and with two blocks left where a block takes long."""
+    taken = [pace * block for block in range(129)]
+    assert min(block for block in range(128) if ends_soon(block, 128, taken[max(block - 8, 0) : block + 2])) == begins

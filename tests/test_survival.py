@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from monitored import plain_monitor
 from processes import run_processes
 from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor, nn
 
@@ -373,6 +374,21 @@ def test_a_node_is_counted_when_it_is_ready_and_has_the_same_versions(tmp_path: 
     policy.running = False  # a group that has failed: a node whose keeper starts is better than none
     assert policy._is_ready("starts")
     assert not policy._is_ready("old")
+
+
+def test_nothing_starts_on_a_node_that_has_notice_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that runs stays there until the node goes; one that starts would wait for room that Ray does not give."""
+    policy = LivingNodes(ScalingConfig(num_workers=(1, 4)), "session", str(tmp_path))
+    policy.keepers = _Versions(dict.fromkeys(("stays", "leaves"), policy.versions))  # type: ignore[assignment]
+    policy.seen = {"stays", "leaves"}
+    monkeypatch.setattr("vicc_ray.cluster.trainer.living_nodes", lambda: {"stays", "leaves"})
+    monkeypatch.setattr("vicc_ray.cluster.ray_private.leaving_nodes", lambda: {"leaves"})
+    room = {"stays": {"CPU": 1.0}, "leaves": {"CPU": 1.0}}
+    monkeypatch.setattr(ElasticScalingPolicy, "_get_reserved_resources", lambda policy: room)
+    policy.running = True
+    assert policy._get_reserved_resources() == room
+    policy.running = False
+    assert policy._get_reserved_resources() == {"stays": {"CPU": 1.0}}
 
 
 def test_only_nodes_that_answer_may_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,8 @@ def _apart(place: PlaceConfig) -> bool:
 
 # Blocks that a worker holds beside the one it works on.
 PREFETCH = 2
-MIN_BUFFER_BYTES = 128 * 2**20
+# A worker's least: many blocks where clips are small. More would only be decoded in vain where a start is soon followed by another.
+MIN_BUFFER_BYTES = 32 * 2**20
 
 
 # Clips of one block where they come from a packed store. Delivering a block takes some 25 ms of CPU whatever its size, as much
