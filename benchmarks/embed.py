@@ -150,7 +150,7 @@ def _embedded(course: Course, folder: Path, resources: ResourcePlan) -> float:
     out = Path(tempfile.mkdtemp(dir=folder))
     archive = create_archive(str(out), ArchiveInfo((maker,), {}, {}))
     windows = list_windows(course.rows, course.experiment.clip, "centre")
-    plan = EmbeddingPlan(course.rows, [False] * len(course.rows), windows)
+    plan = EmbeddingPlan(course.rows, np.zeros(len(course.rows), bool), windows)
     times: list[tuple[float, int]] = []
     embed_missing(
         archive,

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicc_ray.data.clips import (
+    all_evaluation_starts,
     batch_videos,
     epoch_order,
     evaluation_starts,
@@ -113,6 +114,18 @@ def test_evaluation_windows() -> None:
     assert evaluation_starts(12, 12, 1, "all") == [0]
     assert evaluation_starts(5, 12, 1, "all") == [-7]
     assert evaluation_starts(64, 32, 1, "all") == [0, 15, 30, 32]  # every T/2 - 1, the last at the end
+
+
+@given(
+    st.lists(st.integers(1, 90), max_size=12),
+    st.integers(1, 33),
+    st.integers(1, 4),
+    st.sampled_from(["all", "centre"]),
+)
+def test_windows_of_many_videos_are_those_of_each(frames: list[int], clip: int, stride: int, windows: str) -> None:
+    owners, starts = all_evaluation_starts(np.array(frames, np.int64), clip, stride, windows)
+    one_by_one = [(n, start) for n, own in enumerate(frames) for start in evaluation_starts(own, clip, stride, windows)]
+    assert list(zip(owners.tolist(), starts.tolist(), strict=True)) == one_by_one
 
 
 def test_a_random_window_lies_anywhere_in_the_video_and_is_fixed() -> None:

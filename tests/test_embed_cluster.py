@@ -116,7 +116,7 @@ def test_the_driver_is_killed(
     assert contents(out) == undisturbed
 
 
-@pytest.mark.parametrize("kind", ["DecodeWindows", "EncodeWindows"])
+@pytest.mark.parametrize("kind", ["DecodeListed", "EncodeWindows"])
 def test_an_actor_is_killed(
     run: RunFolder, films: Path, tmp_path: Path, undisturbed: dict[str, bytes], kind: str
 ) -> None:

@@ -111,6 +111,17 @@ def test_rows_are_a_sequence(given: list[VideoRow], data: st.DataObject) -> None
         rows[len(given)]
 
 
+def test_rows_of_several_follow_one_another(videos: Manifest) -> None:
+    listed = list(videos.videos)
+    table = Rows.of(listed)
+    chained = Rows.chain([table.take(np.array([3, 1])), listed[:2], table.only(("video", "frames", "fps")), []])
+    assert list(chained[:4]) == [listed[3], listed[1], listed[0], listed[1]]
+    assert [(row.video, row.frames, row.label) for row in chained[4:]] == [
+        (row.video, row.frames, None) for row in listed
+    ]
+    assert Rows.chain([table]) is table
+
+
 def test_what_a_table_lacks_is_the_default() -> None:
     row = VideoRow("a.mp4", frames=3, codec="h264", bytes=9, modified=1.5, changes="x", declared_frames=4, checked=True)
     (found,) = Rows.of([row]).only(TRAINING)

@@ -293,29 +293,52 @@ def test_an_objective_whose_memory_is_spread_has_none_to_hand_over() -> None:
     assert Spread(experiment, stage, 0).own_memory() is None  # type: ignore[abstract, arg-type]
 
 
-def _kept(step: int, state: bytes = b"state", rows: int = 1) -> Kept:
-    return Kept(step, "encoder", rows, b"", state)
+def _kept(step: int, rows: int = 1) -> Kept:
+    return Kept(step, "rgb", rows, b"statistics")
+
+
+def _give(keeper: Keeper, rank: int, step: int, state: bytes, part: int = 2) -> None:
+    for start in range(0, len(state), part):
+        keeper.take(rank, step, start, state[start : start + part])
+    keeper.keep(rank, _kept(step), len(state))
 
 
 def test_a_keeper_holds_the_newest_step_once() -> None:
     keeper = Keeper()
     assert keeper.newest() == (-1, {})
     assert keeper.wants_state(3)
-    keeper.keep(0, _kept(3))
+    _give(keeper, 0, 3, b"state")
     assert not keeper.wants_state(3)
-    keeper.keep(1, _kept(3, b"", rows=2))
+    keeper.keep(1, _kept(3, rows=2))
     step, workers = keeper.newest()
-    assert (step, sorted(workers)) == (3, [0, 1])
-    assert all(one.state == b"" for one in workers.values())
-    keeper.keep(2, _kept(2, b"older"))
-    assert keeper.state_of(3) == b"state"
-    keeper.keep(2, _kept(5, b""))  # the statistics come before the state
-    assert keeper.newest() == (-1, {})
-    keeper.keep(1, _kept(5, b"new"))
-    assert keeper.state_of(5) == b"new"
+    assert (step, {rank: kept.rows for rank, kept in workers.items()}) == (3, {0: 1, 1: 2})
+    _give(keeper, 2, 2, b"older")
+    assert (keeper.state_of(3), keeper.state_of(3, 2), keeper.state_of(3, 5)) == (b"state", b"ate", b"")
+    keeper.keep(2, _kept(5))  # the statistics come before the state
+    assert keeper.newest()[0] == 3
+    _give(keeper, 1, 5, b"new")
+    assert (keeper.state_of(5), sorted(keeper.newest()[1])) == (b"new", [1, 2])
     assert keeper.state_of(3) == b""
     keeper.forget()
     assert keeper.newest() == (-1, {})
+
+
+def test_a_state_that_came_in_part_is_none_and_the_one_before_it_stays() -> None:
+    """Whoever hands over may die in the middle, and another of the node may hand over the same step."""
+    keeper = Keeper()
+    _give(keeper, 0, 3, b"state")
+    keeper.take(0, 4, 0, b"ne")
+    assert keeper.newest()[0] == 3
+    keeper.keep(0, _kept(4), 5)  # not what a worker does: a part was lost on the way
+    assert (keeper.newest()[0], keeper.state_of(3)) == (3, b"state")
+    assert keeper.wants_state(4)
+    keeper.take(1, 4, 0, b"ne")
+    keeper.take(1, 4, 2, b"wer")
+    keeper.take(1, 4, 2, b"wer")  # sent again
+    keeper.keep(1, _kept(4), 5)
+    assert (keeper.newest()[0], keeper.state_of(4), keeper.state_of(3)) == (4, b"newer", b"")
+    keeper.take(0, 4, 2, b"late")
+    assert keeper.state_of(4) == b"newer"
 
 
 def test_the_newer_of_checkpoint_and_handed_over_state_counts(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray.archive.store import Archive, Segments
 from vicc_ray.cluster.decode_actors import list_windows
@@ -33,21 +34,23 @@ PART_ROWS, PART_SECONDS = 4096, 60.0
 class EmbeddingPlan:
     """Which blocks of windows have to be made.
 
-    rows: all rows of the source. done: whether each is there already. windows: (row number, first frame) of all rows, in order.
+    rows: all rows of the source. done: whether each is there already, bool [n]. windows: (row number, first frame) of all rows,
+    int64 [W, 2], in order.
     """
 
     rows: Sequence[VideoRow]
-    done: Sequence[bool]
-    windows: Sequence[tuple[int, int]]
+    done: NDArray[np.bool_]
+    windows: NDArray[np.int64]
 
     @property
     def blocks(self) -> list[int]:
         """The numbers of the blocks that hold a window of a row that is not there."""
-        count = -(-len(self.windows) // WINDOWS_A_BLOCK)
-        return [block for block in range(count) if not all(self.done[row] for row, _ in self.of_block(block))]
+        lacking = np.flatnonzero(~self.done[self.windows[:, 0]])
+        found: list[int] = np.unique(lacking // WINDOWS_A_BLOCK).tolist()
+        return found
 
-    def of_block(self, block: int) -> Sequence[tuple[int, int]]:
-        """The windows of a block."""
+    def of_block(self, block: int) -> NDArray[np.int64]:
+        """The windows of a block, int64 [w, 2]."""
         return self.windows[block * WINDOWS_A_BLOCK : (block + 1) * WINDOWS_A_BLOCK]
 
 
@@ -62,7 +65,7 @@ def make_embedding_plan(
     if outdated:
         archive.drop(outdated)
     fresh = there.keys() - set(outdated)
-    done = [row.id in fresh for row in rows]
+    done = np.fromiter((row.id in fresh for row in rows), bool, len(rows))
     return EmbeddingPlan(rows, done, list_windows(rows, experiment.clip, windows, experiment.seed))
 
 
@@ -113,19 +116,18 @@ def _blocks(
     paths = {encoder.name: encoder.shared_name for encoder in encoders}
     chosen = plan.blocks
     for first in range(0, len(chosen), SEGMENT_BLOCKS):
-        windows = [window for block in chosen[first : first + SEGMENT_BLOCKS] for window in plan.of_block(block)]
-        numbers = sorted({number for number, _ in windows})
-        place = {number: nth for nth, number in enumerate(numbers)}
+        windows = np.concatenate([plan.of_block(block) for block in chosen[first : first + SEGMENT_BLOCKS]])
+        numbers, place = np.unique(windows[:, 0], return_inverse=True)
         clips = evaluation_windows(
             [plan.rows[number] for number in numbers],
-            [(place[number], start) for number, start in windows],
+            np.stack([place, windows[:, 1]], 1),
             experiment,
             resources.decoders(resources.workers),
             decoded,
         )
         arguments = paths, experiment, resources.use_gpu, 1
         for block in through_models(clips, EncodeWindows, arguments, resources, on_windows):
-            yield {**block, "video": np.array(numbers, np.int64)[block["video"]]}
+            yield {**block, "video": numbers[block["video"]]}
 
 
 def _not_finite(mean: VideoMeans, names: Iterable[str]) -> str:

@@ -11,12 +11,14 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
-from vicc_ray.data.clips import evaluation_starts, random_start
+from vicc_ray.data.clips import all_evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import make_reader
-from vicc_ray.data.samples import Clips, empty_clips, positions
+from vicc_ray.data.rows import Rows
+from vicc_ray.data.samples import Clips, all_positions, empty_clips, positions
 from vicc_ray.data.store.store import PackedStore
 from vicc_ray.training.batches import Block, TrainingPlan, decode_shares
 
@@ -24,14 +26,14 @@ from vicc_ray.training.batches import Block, TrainingPlan, decode_shares
 class DecodeWindows:
     """A decode actor of evaluation: some windows, perhaps of several videos, in; a row a window out.
 
-    `windows` names all of them as (video number, first frame), in order; unit u stands for `size` of them from u * size on.
-    A row whose video cannot be read carries the reason. Only the `streams` named are decoded.
+    `windows` names all of them as (video number, first frame), int64 [W, 2], in order; unit u stands for `size` of them from
+    u * size on. A row whose video cannot be read carries the reason. Only the `streams` named are decoded.
     """
 
     def __init__(
         self,
         videos: Sequence[VideoRow],
-        windows: Sequence[tuple[int, int]],
+        windows: NDArray[np.int64],
         size: int,
         experiment: Experiment,
         streams: Sequence[Decoded] = tuple(CHANNELS),
@@ -44,7 +46,7 @@ class DecodeWindows:
     def __call__(self, rows: dict[str, Any]) -> Block:
         """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
         first = int(rows["unit"][0]) * self.size
-        wanted = self.windows[first : first + self.size]
+        wanted: list[tuple[int, int]] = self.windows[first : first + self.size].tolist()
         runs = {number: [start for _, start in run] for number, run in groupby(wanted, key=lambda window: window[0])}
         clips = empty_clips(len(wanted), self.streams, self.experiment.clip)
         ends = np.cumsum([len(starts) for starts in runs.values()]).tolist()
@@ -77,7 +79,8 @@ class DecodeShares:
     ) -> None:
         self.plan, self.workers = plan, workers
         windows = list_windows(monitored, plan.experiment.clip, "centre")
-        windows += windows[-1:] * (-len(windows) % workers)  # the last one fills up the last round
+        # The last one fills up the last round.
+        windows = np.concatenate([windows, np.repeat(windows[-1:], -len(windows) % workers, axis=0)])
         self.monitored = len(windows)
         self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment, opened=opened)
 
@@ -91,20 +94,24 @@ class DecodeShares:
         return decode_shares(self.plan, steps, rank, self.workers, self.decode_windows.reader.read_all)
 
 
-def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> list[tuple[int, int]]:
-    """The evaluation windows of videos as (video number, first frame), in order.
+def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> NDArray[np.int64]:
+    """The evaluation windows of videos as (video number, first frame), int64 [W, 2], in order.
 
     `windows`: all or centre (`evaluation_starts`), or random: one at a place drawn from the seed and the video.
     """
-    chosen = []
-    for number, video in enumerate(videos):
-        places = positions(video, clip)
-        if windows == "random":
-            starts = [random_start(seed, video_key(video), places, clip.frames, clip.stride)]
-        else:
-            starts = evaluation_starts(places, clip.frames, clip.stride, windows)
-        chosen += [(number, start) for start in starts]
-    return chosen
+    count = len(videos)
+    if isinstance(videos, Rows):
+        places = all_positions(videos, clip)
+    else:
+        places = np.fromiter((positions(video, clip) for video in videos), np.int64, count)
+    if windows == "random":
+        drawn = (
+            random_start(seed, video_key(video), int(own), clip.frames, clip.stride)
+            for video, own in zip(videos, places, strict=True)
+        )
+        return np.stack([np.arange(count), np.fromiter(drawn, np.int64, count)], 1)
+    owners, starts = all_evaluation_starts(places, clip.frames, clip.stride, windows)
+    return np.stack([owners, starts], 1)
 
 
 def video_key(video: VideoRow) -> int:

@@ -7,6 +7,7 @@ does the last checkpoint count.
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ NAMESPACE = "vicc_ray"
 COPY_SHARE = 0.003
 COPY_SECONDS = 3.0
 ANSWER_SECONDS = 10.0
+# Of a state, at a time.
+PART_BYTES = 8 << 20
 # How long a group that ends waits for what its workers hand over, and for the others once one has.
 HANDOVER_SECONDS = 20.0
 OTHERS_SECONDS = 1.0
@@ -39,13 +42,24 @@ class GroupEnded(RuntimeError):
     """This worker's group is no more; other workers go on."""
 
 
+@dataclass
+class _Step:
+    """What a keeper has of one step: the state once it is whole, what came of it so far by worker, the workers' statistics."""
+
+    state: bytes | bytearray = b""
+    coming: dict[int, bytearray] = field(default_factory=dict)
+    workers: dict[int, Kept] = field(default_factory=dict)
+
+
 class Keeper:
-    """The actor: of the newest step that it was given, the state and the workers' statistics."""
+    """The actor: of the newest step that it was given whole, the state and the workers' statistics; and of those that come.
+
+    A state comes in parts, so that neither Ray's object store nor this process holds it twice on the way; the one before it
+    stays until it is whole, because whoever hands over may die in the middle.
+    """
 
     def __init__(self) -> None:
-        self.step = -1
-        self.state = b""
-        self.workers: dict[int, Kept] = {}
+        self.steps: dict[int, _Step] = {}
 
     def versions(self) -> dict[str, str]:
         """Of the packages that results depend on, on this node."""
@@ -53,28 +67,42 @@ class Keeper:
 
     def wants_state(self, step: int) -> bool:
         """Whether the state of this step is not here yet."""
-        return step > self.step or (step == self.step and not self.state)
+        return step > self._whole()
 
-    def keep(self, rank: int, kept: Kept) -> None:
-        """Take what a worker hands over; an older step than the newest is let go."""
-        if kept.step < self.step:
+    def take(self, rank: int, step: int, start: int, part: bytes) -> None:
+        """The next part of a state, from byte `start` on."""
+        if step > self._whole():
+            coming = self.steps.setdefault(step, _Step()).coming
+            coming[rank] = coming.get(rank, bytearray())[:start]
+            coming[rank] += part
+
+    def keep(self, rank: int, kept: Kept, bytes_of_state: int = 0) -> None:
+        """Take what a worker hands over, whose state of so many bytes came in parts; an older step than the newest is let go."""
+        if kept.step < self._whole():
             return
-        if kept.step > self.step:
-            self.step, self.state, self.workers = kept.step, b"", {}
-        self.state = kept.state or self.state
-        self.workers[rank] = replace(kept, state=b"")
+        step = self.steps.setdefault(kept.step, _Step())
+        step.workers[rank] = replace(kept, state=b"")
+        if bytes_of_state and len(step.coming.get(rank, b"")) == bytes_of_state:
+            step.state = step.coming.pop(rank)
+            step.coming.clear()
+            self.steps = {number: one for number, one in self.steps.items() if number >= kept.step}
 
     def newest(self) -> tuple[int, dict[int, Kept]]:
         """The newest step whose state is here (-1: none), and its workers' statistics."""
-        return (self.step, self.workers) if self.state else (-1, {})
+        whole = self._whole()
+        return whole, self.steps[whole].workers if whole >= 0 else {}
 
-    def state_of(self, step: int) -> bytes:
-        """The state of a step; empty where another one came."""
-        return self.state if step == self.step else b""
+    def state_of(self, step: int, start: int = 0) -> bytes:
+        """A part of the state of a step, from byte `start` on; empty at its end, and where the step is not here."""
+        state = self.steps[step].state if step in self.steps else b""
+        return bytes(state[start : start + PART_BYTES])
 
     def forget(self) -> None:
         """Hold nothing: what was kept is not sound."""
-        self.__init__()  # type: ignore[misc]
+        self.steps = {}
+
+    def _whole(self) -> int:
+        return max((number for number, step in self.steps.items() if step.state), default=-1)
 
 
 @dataclass
@@ -125,11 +153,19 @@ def kept_state(session: str) -> tuple[int, State] | None:
     here = ray.get_runtime_context().get_node_id()
     for node in sorted(holders, key=lambda node: node != here):
         with suppress(RayError):
-            state: bytes = ray.get(handles[node].state_of.remote(newest), timeout=60)
+            state = _state(handles[node], newest)
             if state:
                 workers = [kept for holder in holders for _, kept in sorted(found[holder][1].items())]
                 return newest, merged(state, workers)
     return None
+
+
+def _state(keeper: ActorHandle, step: int) -> bytes:
+    """The state that a keeper holds of a step; empty where it holds none."""
+    state = io.BytesIO()
+    while part := ray.get(keeper.state_of.remote(step, state.tell()), timeout=ANSWER_SECONDS):
+        state.write(part)
+    return state.getvalue()
 
 
 def forget(session: str) -> None:
@@ -225,7 +261,12 @@ class Survivor:
             whole = ray.get(self.keeper.wants_state.remote(self.last.step), timeout=ANSWER_SECONDS)
             kept = self.last.take(whole)
             if kept is not None:
-                ray.get(self.keeper.keep.remote(self.rank, kept), timeout=ANSWER_SECONDS)
+                state, rank = memoryview(kept.state), self.rank
+                for start in range(0, len(state), PART_BYTES):
+                    part = bytes(state[start : start + PART_BYTES])
+                    ray.get(self.keeper.take.remote(rank, kept.step, start, part), timeout=ANSWER_SECONDS)
+                last = self.keeper.keep.remote(rank, replace(kept, state=b""), len(state))
+                ray.get(last, timeout=ANSWER_SECONDS)
                 if self.requested.is_set() or self.ended.is_set():
                     self.handed.set()
             return

@@ -13,8 +13,10 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -88,6 +90,18 @@ class DecodePlanned:
         return self.decode(units)
 
 
+class DecodeListed:
+    """`DecodeWindows` with the videos and windows from Ray's object store, of which a node has one copy."""
+
+    def __init__(self, listed: Sequence[ray.ObjectRef], *settings: Any) -> None:
+        videos, windows = ray.get(list(listed))
+        self.decode = DecodeWindows(videos, windows, *settings)
+
+    def __call__(self, units: dict[str, Any]) -> Block:
+        """As `DecodeWindows`."""
+        return self.decode(units)
+
+
 def training_stream(
     plan: TrainingPlan,
     steps: range,
@@ -142,21 +156,22 @@ def step_runs(stages: Sequence[Stage], steps: range, most: int) -> Iterator[rang
 
 def evaluation_windows(
     videos: Sequence[VideoRow],
-    windows: Sequence[tuple[int, int]],
+    windows: NDArray[np.int64],
     experiment: Experiment,
     decoders: Decoders,
     streams: Sequence[Decoded] = tuple(CHANNELS),
 ) -> Dataset:
-    """Windows (video number, first frame) as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
+    """Windows (video number, first frame), int64 [W, 2], as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
 
     Columns: video, start, refused and the streams named.
     """
     buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
     experiment = with_absolute_stores(experiment)
     stores = open_stores(experiment, streams)
-    arguments = (tuple(videos), tuple(windows), WINDOWS_A_BLOCK, experiment, tuple(streams), stores)
+    listed = [ray.put(Rows.of(videos)), ray.put(windows)]  # in a list, or Ray would give every actor a copy in its call
+    arguments = (listed, WINDOWS_A_BLOCK, experiment, tuple(streams), stores)
     units = [{"unit": unit} for unit in range(-(-len(windows) // WINDOWS_A_BLOCK))]
-    return decode_units(units, DecodeWindows, arguments, decoders, buffer)
+    return decode_units(units, DecodeListed, arguments, decoders, buffer)
 
 
 def through_models(

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vicc_ray import storage
 from vicc_ray.archive.embedding import embed_missing, make_embedding_plan, reasons
 from vicc_ray.archive.store import Archive, ArchiveInfo, Maker, check_kind, create_archive
@@ -184,8 +187,8 @@ def _kept(archive: Archive, encoder: EncoderOnDisk) -> EncoderOnDisk:
     return replace(encoder, shared_name=there)
 
 
-def _report_plan(archive: Archive, rows: Sequence[VideoRow], done: Sequence[bool]) -> None:
-    there = sum(done)
+def _report_plan(archive: Archive, rows: Sequence[VideoRow], done: NDArray[np.bool_]) -> None:
+    there = int(done.sum())
     if there:
         console.print(f"{there} of {len(rows)} are in {archive.folder} already")
     other = len(archive) - there

@@ -161,6 +161,20 @@ def evaluation_starts(frames: int, clip_frames: int, stride: int, windows: str) 
     return starts if starts[-1] == last else [*starts, last]
 
 
+def all_evaluation_starts(
+    frames: NDArray[np.int64], clip_frames: int, stride: int, windows: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`evaluation_starts` of many videos of `frames` (int64 [n]): which video and first frame, int64 [W] each, in order."""
+    last = frames - window_span(clip_frames, stride)
+    if windows == "centre":
+        return np.arange(len(frames)), np.where(last > 0, last // 2, last)
+    step = max(clip_frames // 2 - 1, 1) * stride
+    counts = np.where(last > 0, -(-last // step) + 1, 1)
+    owners = np.repeat(np.arange(len(frames)), counts)
+    nth = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return owners, np.minimum(nth * step, last[owners])
+
+
 def random_start(seed: int, video: int, frames: int, clip_frames: int, stride: int) -> int:
     """First frame of one evaluation window at a random place of a video, keyed by (seed, video) alone.
 

@@ -172,6 +172,16 @@ class Rows(Sequence[VideoRow]):
                 column.append(getattr(row, name))
         return cls(narrow(pa.table(columns, schema=schema())).combine_chunks())
 
+    @classmethod
+    def chain(cls, parts: Sequence[Sequence[VideoRow]]) -> Rows:
+        """Those of several, one after another."""
+        import pyarrow as pa
+
+        rows = [cls.of(part) for part in parts]
+        if len(rows) == 1:
+            return rows[0]
+        return cls(joined([narrow(pa.table({name: one.texts(name) for name in FIELDS})) for one in rows]))
+
     def __len__(self) -> int:
         return self.table.num_rows if self.places is None else len(self.places)
 

@@ -245,7 +245,7 @@ def _probe(of: EvaluationTask, experiment: Experiment, test_videos: Sequence[Vid
     """Fit on stored features, those that retrieval stores; all encoders on the videos that each of them has."""
     windows = experiment.evaluate.windows
     labelled = [row for row in of.manifest.select(experiment.data.train_split) if row.label is not None]
-    files = of.feature_files([Side(tuple(labelled), windows), Side(tuple(test_videos), windows)])
+    files = of.feature_files([Side(labelled, windows), Side(test_videos, windows)])
     train = Joined({name: str(sides[0].path) for name, sides in files.items()})
     test = Joined({name: str(sides[1].path) for name, sides in files.items()})
     probes = {name: fit_probe(train.features(name)) for name in files}

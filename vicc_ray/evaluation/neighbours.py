@@ -68,9 +68,9 @@ def sides_of(experiment: Experiment, manifest: Manifest) -> tuple[Side, Side]:
         manifest.dataset,
     )
     if settings.retrieval == "reference":
-        return Side(tuple(gallery), "random", jitter=True), Side(tuple(query), settings.windows, jitter=True)
-    side = Side(tuple(gallery), settings.windows)
-    return side, side if data.gallery_split == data.query_split else Side(tuple(query), settings.windows)
+        return Side(gallery, "random", jitter=True), Side(query, settings.windows, jitter=True)
+    side = Side(gallery, settings.windows)
+    return side, side if data.gallery_split == data.query_split else Side(query, settings.windows)
 
 
 def _labels(rows: Sequence[Any]) -> list[Any]:

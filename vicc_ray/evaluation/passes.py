@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.config import Decoded, Experiment, decoded_for
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.rows import Rows
 from vicc_ray.evaluation.feature_store import (
     FeaturePatch,
     FeatureWriter,
@@ -39,19 +41,19 @@ class Pass:
         return decoded_for(encoder.stream for encoder in self.encoders)
 
     @property
-    def videos(self) -> list[VideoRow]:
+    def videos(self) -> Rows:
         """Of all sides, one after another."""
-        return [row for side in self.sides for row in side.videos]
+        return Rows.chain([side.videos for side in self.sides])
 
-    def windows(self, experiment: Experiment) -> list[tuple[int, int]]:
-        """(video number, first frame) of all, in order."""
-        listed: list[tuple[int, int]] = []
+    def windows(self, experiment: Experiment) -> NDArray[np.int64]:
+        """(video number, first frame) of all, int64 [W, 2], in order."""
+        listed: list[NDArray[np.int64]] = []
         first = 0
         for side in self.sides:
             found = list_windows(side.videos, experiment.clip, side.windows, experiment.seed)
-            listed += [(first + number, start) for number, start in found]
+            listed.append(found + np.array([first, 0]))
             first += len(side.videos)
-        return listed
+        return np.concatenate(listed)
 
 
 def passes(files: Sequence[FeatureFile]) -> list[Pass]:

@@ -74,7 +74,7 @@ class EvaluationTask:
         The mean over the windows of `evaluate.windows`. Row i is the same video for every encoder; videos that cannot be read
         are left out. As `feature_files`.
         """
-        wanted = [Side(tuple(videos), self.experiment.evaluate.windows) for videos in sides]
+        wanted = [Side(videos, self.experiment.evaluate.windows) for videos in sides]
         files = self.feature_files(wanted)
         tables = []
         for number in range(len(wanted)):

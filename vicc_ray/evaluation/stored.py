@@ -36,7 +36,7 @@ class Side:
     windows get a random colour jitter, as in the published test.
     """
 
-    videos: tuple[VideoRow, ...]
+    videos: Sequence[VideoRow]
     windows: Literal["all", "centre", "random"]
     jitter: bool = False
 
@@ -126,7 +126,7 @@ def missing(
 
 
 def _part(side: Side, videos: frozenset[str]) -> Side:
-    return replace(side, videos=tuple(row for row in side.videos if row.id in videos))
+    return replace(side, videos=[row for row in side.videos if row.id in videos])
 
 
 def _there(folder: RunFolder, file: FeatureFile, say: Callable[[str], None]) -> bool:
