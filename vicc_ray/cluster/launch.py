@@ -238,9 +238,8 @@ def _set_timeouts(experiment: Experiment) -> None:
     # A restart first requests the room of the node that died, until the cluster's view of itself is fresh again.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{settings.start_timeout:g}")
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", f"{settings.collective_timeout:g}")
-    # How soon a worker's end is seen (2 s by default), and how long a group that ends waits for a peer that is gone.
+    # How soon a worker's end is seen; 2 s by default.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2")
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:

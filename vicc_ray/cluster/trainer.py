@@ -5,6 +5,7 @@ It is built on hooks of Ray Train that have no public name, of the version that 
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterable, Mapping
@@ -72,6 +73,9 @@ class HandOver(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """One keeper on each node that has workers."""
+        # How long a group that ends waits for a peer that hangs. Ray Train reads it in this process and does not bring it along
+        # from the driver's environment, as it does with others (2.60).
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2")
         self.keepers.on([worker.metadata.node_id for worker in worker_group.get_workers()])
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
