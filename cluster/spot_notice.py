@@ -4,7 +4,7 @@
     spot_notice.py --cloud aws|gcp --address HEAD:6379
 
 Asks the cloud's metadata service every few seconds; at its notice this machine's node is drained with the reason and the
-time that is left, which Ray Train's workers hear of (`ray.train.get_preemption_info`). Ends after the notice.
+time that is left, which Ray Train passes on to the run's workers. Ends after the notice.
 """
 
 from __future__ import annotations

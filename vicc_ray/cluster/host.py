@@ -23,8 +23,7 @@ from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import nodes_with_cpus, segments, training_stream
 from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import VideoRow
-from vicc_ray.data.store.checking import open_stores
-from vicc_ray.data.store.store import PackedStore
+from vicc_ray.data.store.checking import see_stores
 from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
 from vicc_ray.runs.folder import RunFolder, versions
@@ -49,11 +48,12 @@ class RayHost:
         self,
         plan: TrainingPlan,
         rows: ray.ObjectRef,
+        stores: ray.ObjectRef,
         folder: RunFolder,
         resources: ResourcePlan,
         survivor: Survivor,
     ) -> None:
-        self.plan, self.rows = plan, rows  # the plan's videos, in the object store too
+        self.plan, self.rows, self.stores = plan, rows, stores  # the plan's videos are in the object store too
         self.folder, self.resources, self.survivor = folder, resources, survivor
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
@@ -65,7 +65,6 @@ class RayHost:
             self.writer = CheckpointWriter(folder.checkpoints, keep, self._report_failure, self._push)
         self.saved = time.monotonic()
         self.warned = False
-        self.opened: dict[str, PackedStore] = {}
 
     def save(self, state: State, about: dict[str, Any]) -> None:
         """Hand a copy of the state to the writer."""
@@ -144,7 +143,7 @@ class RayHost:
         """
         problem = None
         try:
-            self.opened = open_stores(self.plan.experiment)
+            see_stores(self.plan.experiment)
         except UserError as error:  # a store that the driver sees and this node does not
             problem = str(error)
         agree(problem)
@@ -167,7 +166,7 @@ class RayHost:
     def _dataset(self, steps: range, monitored: Sequence[VideoRow]) -> Iterator[Block]:
         rank, workers = distributed.rank(), distributed.world_size()
         decoders = self.resources.decoders(workers).share(rank, workers)
-        return training_stream(self.plan, steps, rank, workers, decoders, monitored, self.opened, _homes(), self.rows)
+        return training_stream(self.plan, steps, rank, workers, decoders, monitored, _homes(), self.rows, self.stores)
 
 
 def _homes() -> list[str]:

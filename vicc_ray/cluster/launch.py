@@ -32,7 +32,7 @@ from vicc_ray.console import console, quiet
 from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.rows import TRAINING, Rows
-from vicc_ray.data.store.checking import check_stored, with_absolute_stores
+from vicc_ray.data.store.checking import check_stored, open_stores, with_absolute_stores
 from vicc_ray.errors import Interrupted, UserError
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
@@ -146,6 +146,7 @@ def _fit(
             "task": task,
             # Once a node, for all workers and decode actors there.
             "rows": ray.put(plan.videos.only(TRAINING)),
+            "stores": ray.put(open_stores(experiment)),
             "plan": replace(plan, videos=Rows.of(())),
             "monitored": monitored,
             "folder": str(folder),
@@ -256,7 +257,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
         ray_private.decode_to_the_end()
-        host = RayHost(plan, settings["rows"], folder, settings["resources"], mine)
+        host = RayHost(plan, settings["rows"], settings["stores"], folder, settings["resources"], mine)
         start = {"session": session, "nodes": _nodes(), "requester": ray_private.requester()}
         restored = restore(folder, start, experiment.train.max_failures, lambda: kept_state(session))
         monitor = host.open(int(restored["step"]) if restored else 0, settings["monitored"])

@@ -34,7 +34,6 @@ from vicc_ray.config import CHANNELS, Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.rows import Rows
 from vicc_ray.data.store.checking import open_stores, with_absolute_stores
-from vicc_ray.data.store.store import PackedStore
 from vicc_ray.training.batches import Block, TrainingPlan, split_steps
 from vicc_ray.training.schedule import Stage, locate
 
@@ -73,7 +72,8 @@ class PaceScheduling:
 
 
 class DecodePlanned:
-    """`DecodeShares` with the plan's videos from Ray's object store, of which a node has one copy for all of its processes."""
+    """`DecodeShares` with the plan's videos and the stores' indexes from Ray's object store, of which a node has one copy for all
+    of its processes."""
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class DecodePlanned:
         rows: ray.ObjectRef,
         workers: int,
         monitored: Sequence[VideoRow],
-        opened: dict[str, PackedStore],
+        stores: ray.ObjectRef,
     ) -> None:
-        self.decode = DecodeShares(replace(plan, videos=ray.get(rows)), workers, monitored, opened)
+        self.decode = DecodeShares(replace(plan, videos=ray.get(rows)), workers, monitored, ray.get(stores))
 
     def __call__(self, units: dict[str, Any]) -> Block:
         """As `DecodeShares`."""
@@ -91,11 +91,11 @@ class DecodePlanned:
 
 
 class DecodeListed:
-    """`DecodeWindows` with the videos and windows from Ray's object store, of which a node has one copy."""
+    """`DecodeWindows` with videos, windows and the stores' indexes from Ray's object store, of which a node has one copy."""
 
     def __init__(self, listed: Sequence[ray.ObjectRef], *settings: Any) -> None:
-        videos, windows = ray.get(list(listed))
-        self.decode = DecodeWindows(videos, windows, *settings)
+        videos, windows, stores = ray.get(list(listed))
+        self.decode = DecodeWindows(videos, windows, *settings, stores)
 
     def __call__(self, units: dict[str, Any]) -> Block:
         """As `DecodeWindows`."""
@@ -109,15 +109,15 @@ def training_stream(
     workers: int,
     decoders: Decoders,
     monitored: Sequence[VideoRow] = (),
-    opened: dict[str, PackedStore] | None = None,
     nodes: Sequence[str] = (),
     rows: ray.ObjectRef | None = None,
+    stores: ray.ObjectRef | None = None,
 ) -> Iterator[Block]:
     """The blocks of worker `rank` of `workers` for consecutive global steps, one a step, decoded by `decoders` of its own.
 
     Nothing of it goes through another worker: which samples a block has follows from the plan, the step and the rank. Actors
-    that reserve no CPU go to one of `nodes` (Ray's node numbers), by default to all that have a CPU. `opened`: the experiment's
-    stores, where they are open already. `rows`: the plan's videos in Ray's object store, where they are there already.
+    that reserve no CPU go to one of `nodes` (Ray's node numbers), by default to all that have a CPU. `rows`, `stores`: the
+    plan's videos and the experiment's opened stores in Ray's object store, where they are there already.
 
     Before the steps come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
     share the stream because a stream of their own would start actors of its own. Returned at once; decoding begins with the first
@@ -128,8 +128,8 @@ def training_stream(
     most = steps_a_block(clip, samples)
     units = units_of(plan.stages, steps, rank, workers, len(monitored), most)
     buffer = training_buffer_bytes(clip, samples, decoders.actors)
-    stores = open_stores(plan.experiment) if opened is None else opened
-    arguments = replace(plan, videos=Rows.of(())), rows or ray.put(plan.videos), workers, tuple(monitored), stores
+    rows, stores = rows or ray.put(plan.videos), stores or ray.put(open_stores(plan.experiment))
+    arguments = replace(plan, videos=Rows.of(())), rows, workers, tuple(monitored), stores
     decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, nodes, tasks_an_actor(most))
     return iterate_steps(decoded.iterator())
 
@@ -167,9 +167,8 @@ def evaluation_windows(
     """
     buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
     experiment = with_absolute_stores(experiment)
-    stores = open_stores(experiment, streams)
-    listed = [ray.put(Rows.of(videos)), ray.put(windows)]  # in a list, or Ray would give every actor a copy in its call
-    arguments = (listed, WINDOWS_A_BLOCK, experiment, tuple(streams), stores)
+    listed = [ray.put(one) for one in (Rows.of(videos), windows, open_stores(experiment, streams))]
+    arguments = (listed, WINDOWS_A_BLOCK, experiment, tuple(streams))
     units = [{"unit": unit} for unit in range(-(-len(windows) // WINDOWS_A_BLOCK))]
     return decode_units(units, DecodeListed, arguments, decoders, buffer)
 

@@ -48,6 +48,14 @@ def open_stores(experiment: Experiment, streams: Sequence[Decoded] = ("rgb", "fl
     return found
 
 
+def see_stores(experiment: Experiment) -> None:
+    """`UserError` where this machine cannot read a packed store that the experiment's clips come from; reads no index."""
+    for stream in ("rgb", "flow"):
+        where = store_of(experiment, stream)
+        if where is not None and experiment.clip.source == "store":
+            PackedStore.open(where)
+
+
 def check_stored(
     experiment: Experiment, rows: Sequence[VideoRow], streams: Sequence[Decoded] = ("rgb", "flow")
 ) -> list[VideoRow]:
