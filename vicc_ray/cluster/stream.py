@@ -93,9 +93,11 @@ class DecodePlanned:
 class DecodeListed:
     """`DecodeWindows` with videos, windows and the stores' indexes from Ray's object store, of which a node has one copy."""
 
-    def __init__(self, listed: Sequence[ray.ObjectRef], *settings: Any) -> None:
+    def __init__(
+        self, listed: Sequence[ray.ObjectRef], size: int, experiment: Experiment, streams: Sequence[Decoded]
+    ) -> None:
         videos, windows, stores = ray.get(list(listed))
-        self.decode = DecodeWindows(videos, windows, *settings, stores)
+        self.decode = DecodeWindows(videos, windows, size, experiment, streams, stores)
 
     def __call__(self, units: dict[str, Any]) -> Block:
         """As `DecodeWindows`."""
