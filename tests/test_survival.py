@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,15 @@ from hypothesis import strategies as st
 from monitored import plain_monitor
 from processes import run_processes
 from ray.train import ScalingConfig
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor, nn
 
 from vicc_ray import distributed
 from vicc_ray.cluster.keeper import GroupEnded, Keeper, Survivor
-from vicc_ray.cluster.trainer import LivingNodes, living_nodes
+from vicc_ray.cluster.trainer import HandOver, LivingNodes, living_nodes
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.objective import Objective
@@ -412,6 +416,14 @@ def test_nothing_starts_on_a_node_that_has_notice_to_go(tmp_path: Path, monkeypa
     assert policy._get_reserved_resources() == room
     policy.running = False
     assert policy._get_reserved_resources() == {"stays": {"CPU": 1.0}}
+
+
+def test_a_group_that_ends_does_not_wait_long_for_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train waits 30 s by default, and does not bring the variable along from the driver to its controller."""
+    monkeypatch.delenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, raising=False)
+    assert TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S not in ENV_VARS_TO_PROPAGATE
+    HandOver("session").after_worker_group_start(SimpleNamespace(get_workers=list))
+    assert os.environ.pop(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S) == "2"
 
 
 def test_only_nodes_that_answer_may_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def _apart(place: PlaceConfig) -> bool:
 
 # Blocks that a worker holds beside the one it works on.
 PREFETCH = 2
-# A worker's least: many blocks where clips are small. More would only be decoded in vain where a start is soon followed by another.
+# The least of a stream: many blocks where clips are small. More would be decoded in vain where a start is soon followed by another.
 MIN_BUFFER_BYTES = 32 * 2**20
 
 
