@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from vicc_ray import distributed
 from vicc_ray.cluster.keeper import GroupEnded, Keeper, Survivor
+from vicc_ray.cluster.launch import _watched
 from vicc_ray.cluster.trainer import HandOver, LivingNodes, living_nodes
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder_file import load_encoder
@@ -32,11 +34,11 @@ from vicc_ray.objective import Objective
 from vicc_ray.objective.queue import Queue, QueueCopy
 from vicc_ray.runs.checkpoint import State, snapshot
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.runs.records import read_events, read_records
+from vicc_ray.runs.records import RecordWriter, read_events, read_records
 from vicc_ray.training.batches import Block, TrainingPlan, decode_share
 from vicc_ray.training.loop import Notice, train
 from vicc_ray.training.pretraining import Pretraining
-from vicc_ray.training.restore import restore
+from vicc_ray.training.restore import count_attempt, event, restore
 from vicc_ray.training.survival import Finished, Kept, OwnState, Undo, merged
 
 
@@ -424,6 +426,40 @@ def test_a_group_that_ends_does_not_wait_long_for_a_worker_that_hangs(monkeypatc
     assert TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S not in ENV_VARS_TO_PROPAGATE
     HandOver("session").after_worker_group_start(SimpleNamespace(get_workers=list))
     assert os.environ.pop(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S) == "2"
+
+
+class _Dying:
+    """In the place of a trainer: its workers start from a step of the run, then whoever watches them dies; at last they end."""
+
+    interrupted = False
+
+    def __init__(self, folder: RunFolder, starts: Iterator[int]) -> None:
+        self.folder, self.starts = folder, starts
+
+    def fit(self) -> str:
+        step = next(self.starts, None)
+        if step is None:
+            return "trained"
+        count_attempt(self.folder, "session", 100, f"group {step}")
+        RecordWriter(self.folder.events).add(event("start", step=step, requester="train"))
+        raise ray.exceptions.ActorDiedError("its process has died")
+
+
+@pytest.mark.parametrize(("starts", "survives"), [((0, 0, 0), False), ((0, 20, 20, 40, 40), True), ((0, 0), True)])
+def test_deaths_of_what_watches_the_workers_are_counted_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: tuple[int, ...], survives: bool
+) -> None:
+    """And what its workers held is given back, which Ray Train's own process for that does not always."""
+    given: list[set[str] | None] = []
+    monkeypatch.setattr("vicc_ray.cluster.ray_private.release", lambda names: None)
+    monkeypatch.setattr("vicc_ray.cluster.ray_private.remove_placement_groups", given.append)
+    folder, left = RunFolder(tmp_path / "run"), iter(starts)
+    if survives:
+        assert _watched(lambda: _Dying(folder, left), folder, 2, alone=False) == "trained"  # type: ignore[arg-type, return-value]
+        assert given == [{f"group {step}" for step in starts[:count]} for count in range(1, len(starts) + 1)]
+    else:
+        with pytest.raises(RuntimeError, match=r"3 times in a row \(train.max_failures: 2\)"):
+            _watched(lambda: _Dying(folder, left), folder, 2, alone=False)  # type: ignore[arg-type, return-value]
 
 
 def test_only_nodes_that_answer_may_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:

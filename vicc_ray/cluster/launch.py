@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -189,29 +190,45 @@ def _fit(
 
 
 def _watched(make_trainer: Callable[[], RunTrainer], folder: RunFolder, allowed: int, alone: bool) -> ray.train.Result:
-    """Train to the end, through the deaths of the process in which Ray Train watches the workers, up to `allowed` of them.
+    """Train to the end, through the deaths of the process in which Ray Train watches the workers.
 
-    The workers end with it, and the next ones go on from the last checkpoint. KeyboardInterrupt where the reader ended it.
+    Up to `allowed` in a row may come before the workers start from further on than before. The workers end with it, and the next
+    ones go on from the last checkpoint. KeyboardInterrupt where the reader ended it.
     """
-    lost = 0
+    lost, reached = 0, -1
     while True:
-        ray_private.release({event["requester"] for event in read_events(folder.events) if event.get("requester")})
+        _give_back(folder, alone and lost > 0)
         trainer = make_trainer()
         try:
             return trainer.fit()
         except ray.exceptions.RayActorError as error:
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
-            lost += 1
+            started = max(
+                (int(one["step"]) for one in read_events(folder.events) if one["kind"] == "start"), default=-1
+            )
+            lost, reached = (lost + 1 if started <= reached else 1), max(started, reached)
             reason = f"the process that watches over the workers died: {_last_line(error)}"
             if lost > allowed:
                 raise RuntimeError(
-                    f"{reason}; {lost} times (train.max_failures: {allowed}); see {folder.logs}"
+                    f"{reason}; {lost} times in a row (train.max_failures: {allowed}); see {folder.logs}"
                 ) from error
             if folder.remote is None:
                 RecordWriter(folder.events).add(event("failed", text=reason[:500]))
-            if alone:  # on other clusters Ray Train has a process for it
-                ray_private.remove_placement_groups()
+
+
+def _give_back(folder: RunFolder, everything: bool) -> None:
+    """Give back what the run's earlier workers had reserved, whose controller or driver may have died without doing it.
+
+    `everything`: whatever this cluster's workers have, as it has no other user.
+    """
+    with suppress(OSError):  # away: what the mirror has
+        folder.fetch(folder.events)
+    earlier = read_events(folder.events)
+    ray_private.release({event["requester"] for event in earlier if event.get("requester")})
+    groups = {event["group"] for event in earlier if event.get("group")}
+    if everything or groups:
+        ray_private.remove_placement_groups(None if everything else groups)
 
 
 class _NoteFailures(UserCallback):  # type: ignore[misc]
@@ -253,7 +270,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     mine = survivor(session, context.get_world_rank(), copies=context.get_local_rank() == 0)
     sound = True
     try:
-        count_attempt(folder, session, experiment.train.max_failures)
+        count_attempt(folder, session, experiment.train.max_failures, ray_private.placement_group())
         folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
         ray_private.decode_to_the_end()

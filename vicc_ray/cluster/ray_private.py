@@ -76,13 +76,25 @@ def release(requesters: Iterable[str]) -> None:
             ray.get([coordinator.cancel_request.remote(requester_id=name) for name in names], timeout=10)
 
 
-def remove_placement_groups() -> None:
-    """Give back the places of workers that nobody watches any more, on a cluster that has no other user."""
+def placement_group() -> str | None:
+    """The name of the placement group that this process is in."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    return None if group is None else str(group.id.hex())
+
+
+def remove_placement_groups(names: Iterable[str] | None) -> None:
+    """Give back the places of workers that nobody watches any more; None: all, on a cluster that has no other user.
+
+    On other clusters Ray Train has a process for it, which ends without a word when the head does not answer it once (2.60).
+    """
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+    chosen = None if names is None else set(names)
     with suppress(Exception):
         for name, facts in placement_group_table().items():
-            if facts["state"] != "REMOVED":
+            if facts["state"] != "REMOVED" and (chosen is None or name in chosen):
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 

@@ -19,11 +19,11 @@ from vicc_ray.runs.folder import RunFolder, versions
 from vicc_ray.runs.records import COUNTED, RecordWriter, read_events
 
 
-def count_attempt(folder: RunFolder, session: str, max_failures: int) -> None:
+def count_attempt(folder: RunFolder, session: str, max_failures: int, group: str | None = None) -> None:
     """Count that the workers begin to start, before anything of the run is read that could make them fail.
 
-    Every worker calls it. UserError, on every worker, where more than `max_failures` attempts of this session (one driver's)
-    in a row did not come to a start, which `restore` notes.
+    Every worker calls it. `group`: what their places are known by, for whoever has to give them back. UserError, on every worker,
+    where more than `max_failures` attempts of this session (one driver's) in a row did not come to a start, which `restore` notes.
     """
     answer = b""
     if distributed.rank() == 0:
@@ -39,7 +39,7 @@ def count_attempt(folder: RunFolder, session: str, max_failures: int) -> None:
                 f"(train.max_failures: {max_failures}){': ' if reasons else ''}{''.join(reasons[-1:])}; see {folder.logs}"
             ).encode()
         else:
-            RecordWriter(folder.events).add(event("attempt", session=session))
+            RecordWriter(folder.events).add(event("attempt", session=session, **({"group": group} if group else {})))
             with suppress(OSError):
                 folder.push(folder.events)
     answer = distributed.broadcast_bytes(answer)
