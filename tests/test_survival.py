@@ -442,7 +442,7 @@ class _Dying:
             return "trained"
         count_attempt(self.folder, "session", 100, f"group {step}")
         RecordWriter(self.folder.events).add(event("start", step=step, requester="train"))
-        raise ray.exceptions.ActorDiedError("its process has died")
+        raise ray.exceptions.RayActorError(error_msg="its process has died")
 
 
 @pytest.mark.parametrize(("starts", "survives"), [((0, 0, 0), False), ((0, 20, 20, 40, 40), True), ((0, 0), True)])
