@@ -72,9 +72,9 @@ class Keeper:
     def take(self, rank: int, step: int, start: int, part: bytes) -> None:
         """The next part of a state, from byte `start` on."""
         if step > self._whole():
-            coming = self.steps.setdefault(step, _Step()).coming
-            coming[rank] = coming.get(rank, bytearray())[:start]
-            coming[rank] += part
+            held = self.steps.setdefault(step, _Step()).coming.setdefault(rank, bytearray())
+            del held[start:]
+            held += part  # in place: a copy of what came before would cost as much again, part after part
 
     def keep(self, rank: int, kept: Kept, bytes_of_state: int = 0) -> None:
         """Take what a worker hands over, whose state of so many bytes came in parts; an older step than the newest is let go."""
