@@ -131,3 +131,5 @@ def test_the_next_dataset_begins_10_s_before_it_is_needed(pace: float, begins: i
     """Not in the first quarter, and with two blocks left where a block takes long."""
     taken = [pace * block for block in range(129)]
     assert min(block for block in range(128) if ends_soon(block, 128, taken[max(block - 8, 0) : block + 2])) == begins
+    paused = [*taken[:60], *(moment + 30 for moment in taken[60:])]  # an evaluation: nothing of the pace
+    assert ends_soon(62, 128, paused[54:64]) == (begins <= 62)

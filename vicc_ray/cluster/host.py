@@ -149,7 +149,7 @@ class RayHost:
         agree(problem)
         first, *left = segments(first_step, self.plan.steps)
         rounds = -(-len(monitored) // distributed.world_size())
-        return self._drain(_Segment(partial(self._dataset, first, monitored), rounds + len(first)), left)
+        return self._drain(_Segment(partial(self._dataset, first, monitored, None), rounds + len(first)), left)
 
     def _drain(self, segment: _Segment, left: Sequence[range]) -> Iterator[Block]:
         for steps in left:
@@ -158,15 +158,16 @@ class RayHost:
             for number, block in enumerate(segment.blocks()):
                 recent.append(time.monotonic())
                 if following is None and ends_soon(number, segment.length, recent):
-                    following = _Segment(partial(self._dataset, steps, ()), len(steps))
+                    following = _Segment(partial(self._dataset, steps, (), _pace(recent)), len(steps))
                 yield block
-            segment = following or _Segment(partial(self._dataset, steps, ()), len(steps))
+            segment = following or _Segment(partial(self._dataset, steps, (), _pace(recent)), len(steps))
         yield from segment.blocks()
 
-    def _dataset(self, steps: range, monitored: Sequence[VideoRow]) -> Iterator[Block]:
+    def _dataset(self, steps: range, monitored: Sequence[VideoRow], pace: float | None) -> Iterator[Block]:
         rank, workers = distributed.rank(), distributed.world_size()
         decoders = self.resources.decoders(workers).share(rank, workers)
-        return training_stream(self.plan, steps, rank, workers, decoders, monitored, _homes(), self.rows, self.stores)
+        places = _homes(), self.rows, self.stores
+        return training_stream(self.plan, steps, rank, workers, decoders, monitored, *places, pace)
 
 
 def _homes() -> list[str]:
@@ -181,9 +182,13 @@ def ends_soon(number: int, length: int, recent: Sequence[float]) -> bool:
 
     Not in the first quarter: the first blocks are ready when they are taken, which says nothing about the pace.
     """
-    pace = (recent[-1] - recent[0]) / (len(recent) - 1)
     left = length - number
-    return number >= length // 4 and (left * pace <= LEAD_SECONDS or left <= 2)
+    return number >= length // 4 and (left * _pace(recent) <= LEAD_SECONDS or left <= 2)
+
+
+def _pace(recent: Sequence[float]) -> float:
+    """Seconds from one block to the next, the median: an evaluation may have come between two of them."""
+    return float(np.median(np.diff(recent)))
 
 
 class _Segment:

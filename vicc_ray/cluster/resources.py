@@ -230,29 +230,36 @@ PREFETCH = 2
 MIN_BUFFER_BYTES = 32 * 2**20
 
 
-# Clips of one block where they come from a packed store. Delivering a block takes some 25 ms of CPU whatever its size, as much
-# as reading 3 samples of 7 MB; 64 MB are 10 of them.
+# Delivering a block takes some 25 ms of CPU whatever its size, so steps travel together: of a packed store as many as 64 MB hold
+# (reading 3 samples of 7 MB takes as long), of videos as many as are trained in BLOCK_SECONDS and 16 MiB hold.
 PACKED_BLOCK_BYTES = 64 << 20
+VIDEO_BLOCK_BYTES = 16 << 20
+BLOCK_SECONDS = 1.0
 
 
-def steps_a_block(clip: ClipConfig, samples: int) -> int:
-    """Training steps whose samples travel together, where a worker has up to `samples` a step: several where reading is cheap."""
-    if clip.source != "store":
-        return 1
-    return max(PACKED_BLOCK_BYTES // clips_bytes(clip, 2 * samples), 1)
+def steps_a_block(clip: ClipConfig, samples: int, seconds: float | None = None) -> int:
+    """Training steps whose samples travel together, where a worker has up to `samples` a step and one takes `seconds`.
+
+    None: not known yet. The first block of a run is not to wait for more than its own step's videos.
+    """
+    most = PACKED_BLOCK_BYTES if clip.source == "store" else VIDEO_BLOCK_BYTES
+    fit = max(most // clips_bytes(clip, 2 * samples), 1)
+    if clip.source == "store":
+        return fit
+    return 1 if seconds is None else min(max(int(BLOCK_SECONDS / max(seconds, 1e-3)), 1), fit)
 
 
-def tasks_an_actor(steps: int) -> int:
-    """Blocks that a decode actor has to do or to hand over at a time, of so many steps: reading of small ones is faster than the
-    scheduling loop hands them out."""
-    return 4 if steps > 1 else 2
+def tasks_an_actor(clip: ClipConfig) -> int:
+    """Blocks that a decode actor has to do or to deliver at a time: a packed store is read faster than the scheduling loop
+    passes blocks on."""
+    return 4 if clip.source == "store" else 2
 
 
-def training_buffer_bytes(clip: ClipConfig, samples: int, actors: int) -> int:
-    """Bytes of decoded clips that Ray Data may keep for one worker with its decode actors and up to `samples` samples a step."""
-    steps = steps_a_block(clip, samples)
+def training_buffer_bytes(clip: ClipConfig, samples: int, actors: int, steps: int) -> int:
+    """Bytes of decoded clips that Ray Data may keep for one worker with its decode actors, of blocks of `steps` steps of up to
+    `samples` samples."""
     # A worker holds the block that it works on, too.
-    return buffer_bytes(clip, 2 * samples * steps, blocks=PREFETCH + 3 + tasks_an_actor(steps) * actors)
+    return buffer_bytes(clip, 2 * samples * steps, blocks=PREFETCH + 3 + tasks_an_actor(clip) * actors)
 
 
 def buffer_bytes(clip: ClipConfig, clips: int, blocks: int) -> int:

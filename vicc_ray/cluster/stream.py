@@ -114,12 +114,14 @@ def training_stream(
     nodes: Sequence[str] = (),
     rows: ray.ObjectRef | None = None,
     stores: ray.ObjectRef | None = None,
+    seconds: float | None = None,
 ) -> Iterator[Block]:
     """The blocks of worker `rank` of `workers` for consecutive global steps, one a step, decoded by `decoders` of its own.
 
     Nothing of it goes through another worker: which samples a block has follows from the plan, the step and the rank. Actors
     that reserve no CPU go to one of `nodes` (Ray's node numbers), by default to all that have a CPU. `rows`, `stores`: the
-    plan's videos and the experiment's opened stores in Ray's object store, where they are there already.
+    plan's videos and the experiment's opened stores in Ray's object store, where they are there already. `seconds`: what a step
+    takes, as far as known; of short ones several travel together.
 
     Before the steps come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
     share the stream because a stream of their own would start actors of its own. Returned at once; decoding begins with the first
@@ -127,12 +129,12 @@ def training_stream(
     """
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
     clip = plan.experiment.clip
-    most = steps_a_block(clip, samples)
+    most = steps_a_block(clip, samples, seconds)
     units = units_of(plan.stages, steps, rank, workers, len(monitored), most)
-    buffer = training_buffer_bytes(clip, samples, decoders.actors)
+    buffer = training_buffer_bytes(clip, samples, decoders.actors, most)
     rows, stores = rows or ray.put(plan.videos), stores or ray.put(open_stores(plan.experiment))
     arguments = replace(plan, videos=Rows.of(())), rows, workers, tuple(monitored), stores
-    decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, nodes, tasks_an_actor(most))
+    decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, nodes, tasks_an_actor(clip))
     return iterate_steps(decoded.iterator())
 
 

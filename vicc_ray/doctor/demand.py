@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_on, total, training_buffer_bytes
+from vicc_ray.cluster.resources import (
+    UNKNOWN,
+    Machine,
+    Node,
+    ResourcePlan,
+    plan_on,
+    steps_a_block,
+    total,
+    training_buffer_bytes,
+)
 from vicc_ray.config import Experiment
 from vicc_ray.doctor.checks import Finding, gibibytes
 from vicc_ray.errors import UserError
@@ -58,11 +67,11 @@ def demand_of(experiment: Experiment, largest_batch: int, capacity: Capacity) ->
     """What the experiment needs of this cluster; UserError where it can never fit."""
     plan, notes = plan_on(experiment.train, capacity.nodes, capacity.grown)
     shares = [plan.decoders(plan.workers).share(rank, plan.workers).actors for rank in range(plan.workers)]
-    actors, largest_share = sum(shares), max(shares)
+    actors, clip, samples = sum(shares), experiment.clip, -(-largest_batch // plan.workers)
     return Demand(
         plan,
         actors,
-        plan.workers * training_buffer_bytes(experiment.clip, -(-largest_batch // plan.workers), largest_share),
+        plan.workers * training_buffer_bytes(clip, samples, max(shares), steps_a_block(clip, samples, 0.0)),
         plan.workers * WORKER_BYTES + actors * DECODER_BYTES,
         tuple(notes),
     )
