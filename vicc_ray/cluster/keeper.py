@@ -7,6 +7,7 @@ does the last checkpoint count.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import threading
 import time
@@ -29,8 +30,10 @@ NAMESPACE = "vicc_ray"
 COPY_SHARE = 0.003
 COPY_SECONDS = 3.0
 ANSWER_SECONDS = 10.0
-# Of a state, at a time.
-PART_BYTES = 8 << 20
+# Of a state, at a time; in pieces that Ray sends with the call itself (up to 100 KiB each, 10 MiB together). What is larger goes through
+# its object store, whose pages a keeper would then hold beside the state: 60 MiB of them for a state of 168 MiB.
+PART_BYTES = 3 << 19
+PIECE_BYTES = 96 << 10
 # How long a group that ends waits for what its workers hand over, and for the others once one has.
 HANDOVER_SECONDS = 20.0
 OTHERS_SECONDS = 1.0
@@ -69,12 +72,13 @@ class Keeper:
         """Whether the state of this step is not here yet."""
         return step > self._whole()
 
-    def take(self, rank: int, step: int, start: int, part: bytes) -> None:
+    def take(self, rank: int, step: int, start: int, *pieces: bytes) -> None:
         """The next part of a state, from byte `start` on."""
         if step > self._whole():
             held = self.steps.setdefault(step, _Step()).coming.setdefault(rank, bytearray())
             del held[start:]
-            held += part  # in place: a copy of what came before would cost as much again, part after part
+            for piece in pieces:
+                held += piece  # in place: a copy of what came before would cost as much again, part after part
 
     def keep(self, rank: int, kept: Kept, bytes_of_state: int = 0) -> None:
         """Take what a worker hands over, whose state of so many bytes came in parts; an older step than the newest is let go."""
@@ -86,6 +90,7 @@ class Keeper:
             step.state = step.coming.pop(rank)
             step.coming.clear()
             self.steps = {number: one for number, one in self.steps.items() if number >= kept.step}
+            _trim()
 
     def newest(self) -> tuple[int, dict[int, Kept]]:
         """The newest step whose state is here (-1: none), and its workers' statistics."""
@@ -103,6 +108,12 @@ class Keeper:
 
     def _whole(self) -> int:
         return max((number for number, step in self.steps.items() if step.state), default=-1)
+
+
+def _trim() -> None:
+    """Give what calls left free on the heap back to the system; only glibc has a way to."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
@@ -263,14 +274,18 @@ class Survivor:
             if kept is not None:
                 state, rank = memoryview(kept.state), self.rank
                 for start in range(0, len(state), PART_BYTES):
-                    part = bytes(state[start : start + PART_BYTES])
-                    ray.get(self.keeper.take.remote(rank, kept.step, start, part), timeout=ANSWER_SECONDS)
+                    part = _pieces(state[start : start + PART_BYTES])
+                    ray.get(self.keeper.take.remote(rank, kept.step, start, *part), timeout=ANSWER_SECONDS)
                 last = self.keeper.keep.remote(rank, replace(kept, state=b""), len(state))
                 ray.get(last, timeout=ANSWER_SECONDS)
                 if self.requested.is_set() or self.ended.is_set():
                     self.handed.set()
             return
         self.keeper = None  # a new one may have come
+
+
+def _pieces(part: memoryview) -> list[bytes]:
+    return [bytes(part[start : start + PIECE_BYTES]) for start in range(0, len(part), PIECE_BYTES)]
 
 
 _here: Survivor | None = None
