@@ -44,6 +44,7 @@ def _exchange() -> dict[str, Any]:
         "statistics": (norm.running_mean.tolist(), int(norm.num_batches_tracked), distributed.traffic.messages),
         "gradient": _ddp_gradient(),
         "bytes": [distributed.broadcast_bytes(word * (me == 1), source=1).decode() for word in (b"", b"one", b"")],
+        "first": [distributed.first_with(name) for name in ("a node", f"node {me}")],
     }
 
 
@@ -74,6 +75,7 @@ def test_four_processes() -> None:
         assert result["broadcast"] == torch.arange(6.0).view(2, 3).T.tolist()
         assert result["gathered"] == [[[float(rank)] * 2] * rank for rank in range(4)]
         assert result["bytes"] == ["", "one", ""], "an empty message too"
+        assert result["first"] == [me == 0, True], "of all with the same name, the lowest rank"
         assert result["statistics"] == ([1.25, 1.25], me, 3), (
             "by rows; one message each (and the barrier); counters stay"
         )

@@ -373,7 +373,7 @@ def test_workers_that_fail_at_one_step_again_and_again_are_given_up(tmp_path: Pa
 
 
 def test_a_worker_whose_weights_are_not_sound_hands_nothing_over() -> None:
-    survivor = Survivor("session", 0, copies=False)
+    survivor = Survivor("session", 0)
     survivor.last = Finished(3, {}, lambda: OwnState({}, "encoder", [], 0))
     survivor.end(sound=False)
     assert survivor.answer(0.1) == -1
@@ -481,7 +481,8 @@ def test_only_nodes_that_answer_may_have_workers(monkeypatch: pytest.MonkeyPatch
 def test_a_step_made_without_the_others_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Train destroys the process group of workers that still train; alone, they would go on with their own gradients."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    survivor = Survivor("session", 0, copies=True)
+    survivor = Survivor("session", 0)
+    survivor.copies = True
     whole = Finished(3, {}, lambda: None)
     survivor.finished(whole)
     monkeypatch.setattr(distributed, "world_size", lambda: 1)
@@ -494,7 +495,7 @@ def test_a_step_made_without_the_others_is_not_handed_over(monkeypatch: pytest.M
 
 def test_training_stops_where_it_has_handed_over_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicc_ray.cluster.keeper.END_SECONDS", 0.01)
-    survivor = Survivor("session", 0, copies=False)
+    survivor = Survivor("session", 0)
     handed: list[int] = []
     monkeypatch.setattr(survivor, "_hand_over", lambda: handed.append(survivor.last.step if survivor.last else -1))
     survivor.requested.set()

@@ -120,6 +120,11 @@ def gather_bytes(message: bytes) -> list[bytes]:
     return [part.numpy().tobytes() for part in gather_rows(rows)]
 
 
+def first_with(name: str) -> bool:
+    """Whether no worker of a lower rank gives the same name: one worker of each node, say."""
+    return gather_bytes(name.encode()).index(name.encode()) == rank()
+
+
 def barrier() -> None:
     """Wait until every worker has come here."""
     if world_size() > 1:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.builds import BuildBench, Limit, Measured, Turn
-from benchmarks.builds.usage import memory
+from benchmarks.builds.usage import memory, private_memory
 from benchmarks.fault_run import EXPERIMENT, FaultRun, make_table
 from benchmarks.nodes import local_cluster, send
 from vicc_ray.runs.checkpoint import STATE_FILE
@@ -104,8 +104,15 @@ def _kept(turn: Turn) -> dict[str, float]:
     with two_nodes(turn, "5 steps", {"width": 1.0}) as run:
         run.wait(lambda: run.step() >= 30, "steps of the wide model", 600)
         state = max(file.stat().st_size for file in run.run_folder.path.glob(f"checkpoints/*/{STATE_FILE}"))
-        kept = sum(memory(pid) for pid in run.processes("Keeper")) / NODES
-    return {"MiB of keepers on a node": kept / 2**20, "MiB of the state": state / 2**20, KEPT: kept / state}
+        keepers = run.processes("Keeper")
+        run.wait(lambda: all(private_memory(pid) > state for pid in keepers), "a copy on each node", 300)
+        kept, shared = (sum(map(size, keepers)) / NODES for size in (private_memory, memory))
+    figures = {
+        "MiB of keepers on a node": kept,
+        "... with their shares of common pages": shared,
+        "MiB of the state": state,
+    }
+    return {name: size / 2**20 for name, size in figures.items()} | {KEPT: kept / state}
 
 
 RECOVERY = BuildBench(

@@ -128,13 +128,25 @@ class Usage:
 
 def memory(pid: int) -> int:
     """Bytes that a process holds: its proportional share where the kernel tells it, else what is resident; 0 for one gone."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+    held = _rollup(pid, "Pss:")
+    if held is not None:
+        return held
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that would be free without this process; 0 where the kernel does not tell."""
+    return (_rollup(pid, "Private_Clean:") or 0) + (_rollup(pid, "Private_Dirty:") or 0)
+
+
+def _rollup(pid: int, name: str) -> int | None:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 @contextmanager

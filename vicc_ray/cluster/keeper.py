@@ -30,8 +30,8 @@ NAMESPACE = "vicc_ray"
 COPY_SHARE = 0.003
 COPY_SECONDS = 3.0
 ANSWER_SECONDS = 10.0
-# Of a state, at a time; in pieces that Ray sends with the call itself (up to 100 KiB each, 10 MiB together). What is larger goes through
-# its object store, whose pages a keeper would then hold beside the state: 60 MiB of them for a state of 168 MiB.
+# Of a state, at a time; in pieces that Ray sends with the call itself (up to 100 KiB each, 10 MiB together). What is larger goes
+# through its object store, whose pages a keeper would then hold beside the state: 60 MiB of them for a state of 168 MiB.
 PART_BYTES = 3 << 19
 PIECE_BYTES = 96 << 10
 # How long a group that ends waits for what its workers hand over, and for the others once one has.
@@ -216,8 +216,12 @@ class Survivor:
     or after training has ended: whoever gets there first takes it.
     """
 
-    def __init__(self, session: str, rank: int, copies: bool) -> None:
-        self.session, self.rank, self.copies = session, rank, copies
+    # Whether this worker's copies are those that its node's keeper has now and then. One worker a node is enough, by Ray's number of
+    # the node: Ray Train's local rank goes by its address, which several nodes of a machine share.
+    copies = False
+
+    def __init__(self, session: str, rank: int) -> None:
+        self.session, self.rank = session, rank
         self.workers = distributed.world_size()
         self.last: Finished | None = None
         self.requested = threading.Event()
@@ -291,10 +295,10 @@ def _pieces(part: memoryview) -> list[bytes]:
 _here: Survivor | None = None
 
 
-def survivor(session: str, rank: int, copies: bool) -> Survivor:
+def survivor(session: str, rank: int) -> Survivor:
     """This process' survivor, which requests find."""
     global _here
-    _here = Survivor(session, rank, copies)
+    _here = Survivor(session, rank)
     return _here
 
 

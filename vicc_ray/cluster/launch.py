@@ -20,7 +20,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig
 
-from vicc_ray import storage
+from vicc_ray import distributed, storage
 from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.host import RayHost
 from vicc_ray.cluster.keeper import forget, kept_state, survivor
@@ -267,7 +267,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     experiment = plan.experiment
     host: RayHost | None = None
     context, session = ray.train.get_context(), settings["session"]
-    mine = survivor(session, context.get_world_rank(), copies=context.get_local_rank() == 0)
+    mine = survivor(session, context.get_world_rank())
     sound = True
     try:
         count_attempt(folder, session, experiment.train.max_failures, ray_private.placement_group())
@@ -276,6 +276,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         ray_private.decode_to_the_end()
         host = RayHost(plan, settings["rows"], settings["stores"], folder, settings["resources"], mine)
         start = {"session": session, "nodes": _nodes(), "requester": ray_private.requester()}
+        mine.copies = distributed.first_with(ray.get_runtime_context().get_node_id())
         restored = restore(folder, start, experiment.train.max_failures, lambda: kept_state(session))
         monitor = host.open(int(restored["step"]) if restored else 0, settings["monitored"])
         step = train(settings["task"], plan, folder, host, restored, monitor)
