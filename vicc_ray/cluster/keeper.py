@@ -216,8 +216,8 @@ class Survivor:
     or after training has ended: whoever gets there first takes it.
     """
 
-    # Whether this worker's copies are those that its node's keeper has now and then. One worker a node is enough, by Ray's number of
-    # the node: Ray Train's local rank goes by its address, which several nodes of a machine share.
+    # Whether its node's keeper has copies now and then from this worker. One of each node is enough, by Ray's number of the node:
+    # Ray Train's local rank goes by its address, which several nodes of a machine share.
     copies = False
 
     def __init__(self, session: str, rank: int) -> None:
