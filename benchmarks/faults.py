@@ -205,8 +205,7 @@ def _open_files(pid: int) -> list[str]:
 def _join(run: FaultRun) -> float:
     """Nodes come back until there are as many as at the beginning."""
     at = run.mark()
-    while len(run.cluster.nodes) < NODES:
-        run.cluster.add_node()
+    run.cluster.add_nodes(NODES - len(run.cluster.nodes))
     return run.recovery(at, workers=len(run.cluster.nodes))
 
 
@@ -328,8 +327,7 @@ def _kill_head(run: FaultRun) -> float:
         run.driver.kill()
         run.driver.wait()
     run.cluster.start_head()
-    for _ in range(nodes):
-        run.cluster.add_node()
+    run.cluster.add_nodes(nodes)
     at = run.mark()
     run.start()
     return run.recovery(at, seconds=240)

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,11 @@ class LocalCluster:
         self.nodes.append(node)
         return node
 
+    def add_nodes(self, count: int) -> None:
+        """Start so many nodes of one CPU at once and wait until all have joined."""
+        with ThreadPoolExecutor(max(count, 1)) as pool:
+            list(pool.map(lambda _: self.add_node(), range(count)))
+
     def kill(self, node: Node) -> None:
         """Kill a node."""
         node.kill()
@@ -99,9 +105,7 @@ class LocalCluster:
         self.head = None
 
     def _start(self, options: Sequence[str], core: int | None = None) -> Node:
-        number = len(list(self.folder.iterdir()))
-        temp = self.folder / f"n{number}"
-        temp.mkdir()
+        temp = Path(tempfile.mkdtemp(prefix="n", dir=self.folder))
         command = [str(self.product.ray), "start", "--block", "--node-ip-address=127.0.0.1"]
         command += [f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
         command += ["--dashboard-agent-listen-port=0", "--disable-usage-stats", *options]
@@ -134,8 +138,7 @@ def local_cluster(
     cluster = LocalCluster(folder, settings, product)
     try:
         cluster.start_head()
-        for _ in range(nodes):
-            cluster.add_node()
+        cluster.add_nodes(nodes)
         yield cluster
     finally:
         cluster.stop()

@@ -30,7 +30,7 @@ from vicc_ray.training.survival import Finished
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # More than all faults need, so that the run is still going on when the last one is over.
-STEPS = 1400
+STEPS = 1150
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_every_planned_sample_was_trained_once(survived: tuple[FaultRun, list[Su
 
 
 # Of the undisturbed run: most faults have been by then.
-COMPARED = 500
+COMPARED = 300
 
 
 class _EnoughError(Exception):
