@@ -68,8 +68,11 @@ class Run:
 def load(where: str | Path, stream: Stream | None = None) -> Run:
     """The encoders of a run's folder (path or URI), of a `.safetensors` file, or of a published ViCC or CoCLR `.pth.tar`.
 
-    `stream` is what the learning encoder of a published file was trained on (rgb or flow), which the file does not say. Nothing
-    in a file is executed. UserError for anything else.
+    Args:
+        where: the folder or file.
+        stream: what the learning encoder of a published file was trained on (rgb or flow), which the file does not say.
+
+    Nothing in a file is executed. UserError for anything else.
     """
     name = str(where)
     if name.endswith((".tar", ".pth", ".pt")):
@@ -126,6 +129,8 @@ def evaluate(
         data: manifests to judge on; by default each run's own.
         train_on, test_on: splits that are learnt from (searched), and tested.
         settings: changes of the runs' settings, {dotted path: value}, for example {"evaluate.windows": "centre"}.
+        address: of a running Ray cluster; None: one of its own on this machine, where one is needed.
+        verbose: show what Ray prints, instead of keeping it in the runs' logs.
 
     Returns:
         The results, whose `rows` are {"name": encoder, figure: share of 1}; they are written to the runs' folders too.

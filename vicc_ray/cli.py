@@ -137,7 +137,7 @@ def index(
         ),
     ] = "auto",
     fold: Annotated[int, typer.Option(min=1, max=3, help="Which of the official splits of UCF101 or HMDB51.")] = 1,
-    split: Annotated[str | None, typer.Option(help="Which videos are train and which query; see the README.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which videos are train and which query: 'random:0.2', or 'query: group even; train: rest' (docs/guides/own-videos.md).")] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Decode every frame, hash every byte; say which files lie about their length."),
@@ -777,6 +777,52 @@ def doctor(
         findings = examine(settings, address, verbose)
     _print_json(findings_json(findings)) if as_json else print_findings(findings)
     raise typer.Exit(0 if healthy(findings) else 1)
+
+
+config_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="An experiment's settings, resolved and described."
+)
+app.add_typer(config_app, name="config", epilog="Example: vicc config show experiments/quickstart.yaml")
+
+
+@config_app.command(
+    "show", epilog="Example: vicc config show experiments/s3d_rgb_retrieval_ucf101.yaml --set optim.lr=0.3"
+)
+def config_show(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file (YAML), or the name of a shipped one; none: the defaults.")
+    ] = None,
+    overrides: Overrides = None,
+    scale: AtScale = "full",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print every setting as it is resolved, and where it comes from: a file, --scale, --set or the default. It is YAML."""
+    from vicc_ray.commands.config import resolve, shown, sources_json
+
+    settings, origins = resolve(experiment, overrides or [], scale)
+    if as_json:
+        _print_json(sources_json(settings, origins))
+    else:
+        console.print(shown(settings, origins), end="", soft_wrap=True)
+
+
+@config_app.command("schema", epilog="Example: vicc config schema --out experiment.schema.json")
+def config_schema(
+    out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of experiment files, by which editors complete and check them."""
+    from vicc_ray.config.settings import experiment_schema
+
+    if out is None:
+        _print_json(experiment_schema())
+        return
+    try:
+        out.write_text(json.dumps(experiment_schema(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    console.print(f"schema: {out}")
 
 
 def _print_json(value: Any) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from vicc_ray import storage
 from vicc_ray.config.streams import Motion, Stream
 from vicc_ray.config.values import (
+    BUDGET_SCHEMA,
+    LENGTH_SCHEMA,
     Budget,
     Cadence,
     Duration,
@@ -46,8 +48,8 @@ def _as_value_error() -> Iterator[None]:
 class StreamLengths(Section):
     """One length a stream; `flow` is that of the motion stream, whichever it is."""
 
-    rgb: Length
-    flow: Length
+    rgb: Length = Field(..., description="of the RGB encoder")
+    flow: Length = Field(..., description="of the motion encoder")
 
 
 def _parse_stage_length(value: Any) -> Duration | StreamLengths:
@@ -71,8 +73,23 @@ def _dump_stage_length(value: Duration | StreamLengths) -> Any:
 
 
 # One function for both forms: a union would name the form that was not meant in its complaint.
+_LENGTH_A_STREAM = {
+    "type": "object",
+    "properties": dict.fromkeys(("rgb", "flow", "motion", "difference"), LENGTH_SCHEMA),
+    "required": ["rgb"],
+    "minProperties": 2,
+    "maxProperties": 2,
+    "additionalProperties": False,
+}
+STAGE_LENGTH_SCHEMA = {
+    "title": f"{LENGTH_SCHEMA['title']}; or one a stream: {{rgb: 30 steps, flow: 50 steps}}",
+    "anyOf": [LENGTH_SCHEMA, _LENGTH_A_STREAM],
+}
 StageLength = Annotated[
-    Duration | StreamLengths, PlainValidator(_parse_stage_length), PlainSerializer(_dump_stage_length)
+    Duration | StreamLengths,
+    PlainValidator(_parse_stage_length),
+    PlainSerializer(_dump_stage_length),
+    WithJsonSchema(STAGE_LENGTH_SCHEMA, mode="validation"),
 ]
 
 
@@ -85,14 +102,19 @@ def _parse_samples(value: Any) -> str:
     )
 
 
-SamplesAnEpoch = Annotated[str, BeforeValidator(_parse_samples)]
+SAMPLES_SCHEMA = {
+    "title": "row, or seconds such as 10s",
+    "type": "string",
+    "pattern": r"^\s*(row|[0-9]+(\.[0-9]+)? ?s(econds)?)\s*$",
+}
+SamplesAnEpoch = Annotated[str, BeforeValidator(_parse_samples), WithJsonSchema(SAMPLES_SCHEMA, mode="validation")]
 
 
 class StreamCounts(Section):
     """One set of prototype counts a stream; `flow` is that of the motion stream, whichever it is."""
 
-    rgb: int | tuple[int, ...]
-    flow: int | tuple[int, ...]
+    rgb: int | tuple[int, ...] = Field(..., description="K of the RGB encoder; a list gives several heads")
+    flow: int | tuple[int, ...] = Field(..., description="K of the motion encoder; a list gives several heads")
 
 
 class DataConfig(Section):
@@ -200,13 +222,13 @@ class AugmentConfig(Section):
     area: tuple[float, float] = Field((0.2, 1.0), description="share of the frame's area that a crop keeps")
     aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a crop")
     jitter: tuple[float, float, float, float] = Field(
-        (0.4, 0.4, 0.4, 0.1), description="brightness, contrast, saturation, hue"
+        (0.4, 0.4, 0.4, 0.1), description="largest change of brightness, contrast, saturation and hue"
     )
-    jitter_p: float = Field(0.8, ge=0, le=1)
-    gray_p: float = Field(0.2, ge=0, le=1)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_p: float = Field(0.5, ge=0, le=1)
-    flip_p: float = Field(0.5, ge=0, le=1)
+    jitter_p: float = Field(0.8, ge=0, le=1, description="probability of colour jitter")
+    gray_p: float = Field(0.2, ge=0, le=1, description="probability that one colour channel stands for all three")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="standard deviation of the blur, in pixels")
+    blur_p: float = Field(0.5, ge=0, le=1, description="probability of Gaussian blur")
+    flip_p: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     same_window_p: float = Field(0.5, ge=0, le=1, description="probability that both clips show the same time window")
     full_chain_p: float = Field(
         0.3, ge=0, le=1, description="probability of the full chain for a clip of its own window"
@@ -324,12 +346,14 @@ class ScheduleConfig(Section):
 class OptimConfig(Section):
     """How weights follow gradients."""
 
-    name: Literal["lars", "sgd", "adamw"] = "lars"
+    name: Literal["lars", "sgd", "adamw"] = Field(
+        "lars", description="lars: SGD with a trust ratio a layer, as published"
+    )
     lr: float = Field(0.6, gt=0, description="learning rate at the start of a stage's cosine")
     end_lr: float = Field(0.0006, ge=0, description="learning rate at the end of it")
     warm_up: Length = Field(Duration(0, "epochs"), description="linear rise of the learning rate at a stage's start")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of lars and sgd")
+    weight_decay: float = Field(1e-6, ge=0, description="decay of the weights; of adamw apart from the gradient")
     trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; none: unbounded")
     micro_batch: int | None = Field(None, ge=1, description="samples a worker encodes at a time; none: its whole share")
@@ -469,11 +493,11 @@ class ClassifierConfig(Section):
 
     length: Length = Field(..., description="how long it learns")
     drops: tuple[Length, ...] = Field(..., description="when the learning rates are multiplied by drop_factor")
-    drop_factor: float = Field(0.1, gt=0, le=1)
+    drop_factor: float = Field(0.1, gt=0, le=1, description="what the learning rates are multiplied by at each drop")
     head_lr: float = Field(0.1, gt=0, description="learning rate of the linear layer (and the batch norm before it)")
     backbone_lr: float = Field(..., ge=0, description="learning rate of the backbone; 0: it stays as it is")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-3, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(1e-3, ge=0, description="L2 penalty of the weights")
     dropout: float = Field(..., ge=0, lt=1, description="share of the pooled feature left out in a step")
     global_batch: int = Field(128, ge=1, description="samples a step over all workers; published: 32 a GPU")
 
@@ -518,9 +542,12 @@ class SearchConfig(Section):
     against: Literal["none", "seconds", "device-hours"] = Field(
         "none", description="a cost that is searched against the metric; the answer is then a front, not one trial"
     )
-    budget: Annotated[Budget, PlainValidator(parse_budget), PlainSerializer(str)] = Field(
-        Budget(20, "trials"), description="'12 trials', '2 hours' or '4 device-hours'"
-    )
+    budget: Annotated[
+        Budget,
+        PlainValidator(parse_budget),
+        PlainSerializer(str),
+        WithJsonSchema(BUDGET_SCHEMA, mode="validation"),
+    ] = Field(Budget(20, "trials"), description="how much may be spent; trials that run then come to their ends")
     concurrency: int | None = Field(None, ge=1, description="trials at once; none: as many as there is room for")
     sampler: Literal["tpe", "gp", "random", "grid"] = Field(
         "tpe", description="how the next trial is chosen: gp: by a Gaussian process"
@@ -550,7 +577,7 @@ class Experiment(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run below `runs`")
     runs: str = Field("runs", description="folder or URI (s3://bucket/runs) that holds runs")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order of videos, windows and augmentation")
     scale: Literal["full", "smoke"] = Field("full", description="smoke: trial sizes, set by --scale smoke; no result")
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()

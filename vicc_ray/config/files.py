@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,38 @@ MOST_VALUES = 10_000
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of a YAML file with `path=value` overrides applied; UserError names file, field and remedy."""
-    return make_experiment(_overridden(_merge(_read_tree(Path(path)), {}), overrides), str(path))
+    tree: dict[str, Any] = {}
+    for layer in file_layers(path):
+        _merge(tree, layer.settings)
+    return make_experiment(_overridden(tree, overrides), str(path))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings that come from one place: a file, a scale, or `--set`; `settings` as nested mappings."""
+
+    source: str
+    settings: dict[str, Any]
+
+
+def file_layers(path: str | Path) -> list[Layer]:
+    """An experiment file and those that it extends, each with its own settings alone; the last one counts most."""
+    return _layers(Path(path), ())
+
+
+def override_layer(overrides: Sequence[str], source: str = "--set") -> Layer:
+    """`path=value` changes as a layer."""
+    return Layer(source, _overridden({}, overrides))
+
+
+def setting_in(tree: Mapping[str, Any], path: str) -> bool:
+    """Whether nested settings have something at a dotted path."""
+    inside: Any = tree
+    for key in path.split("."):
+        if not isinstance(inside, Mapping) or key not in inside:
+            return False
+        inside = inside[key]
+    return True
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +128,7 @@ def is_free(key: str) -> bool:
     return any(key == field or key.startswith(f"{field}.") for field in FREE_FIELDS)
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself")
     try:
@@ -109,9 +141,8 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds {type(tree).__name__}, not settings; write lines of 'name: value'")
     base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    return _merge(_read_tree(path.parent / str(base), (*seen, path.resolve())), tree)
+    below = [] if base is None else _layers(path.parent / str(base), (*seen, path.resolve()))
+    return [*below, Layer(str(path), tree)]
 
 
 def _yaml_value(text: str, source: str) -> Any:

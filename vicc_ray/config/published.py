@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vicc_ray.config import Experiment, Stream, load_experiment
+from vicc_ray.config import Experiment, Stream, flatten, load_experiment
 from vicc_ray.errors import UserError
 
 Backbone = Literal["s3d", "r2plus1d_10"]
@@ -24,6 +24,16 @@ PROTOCOLS: dict[Protocol, str] = {
     "linear": "linear probe",
     "finetune": "finetuning",
 }
+# Settings about which nothing was published: where things lie, how they are read, and what changes the speed only.
+UNPUBLISHED = frozenset(
+    {
+        "name", "runs", "data.max_refused", "data.decoder", "data.interlaced", "data.decode_timeout", "data.max_pixels",
+        "clip.source", "clip.store", "flow.source", "flow.store", "flow.weights", "model.backbone", "optim.micro_batch",
+        "linear.momentum", "linear.global_batch", "finetune.momentum", "evaluate.retrieval", "evaluate.monitor_every",
+        "evaluate.monitor_videos", "evaluate.neighbours",
+    }
+)  # fmt: skip
+UNPUBLISHED_SECTIONS = ("train.", "search.")
 PRETRAINING: tuple[Dataset, int] = ("ucf101", 1)  # data set and official split of every row
 TRAIN_VIDEOS = 9537  # of it
 
@@ -153,6 +163,13 @@ def commands(row: PublishedRow) -> tuple[str, ...]:
     data = "".join(f" --data {_manifest(row.dataset, fold)}" for fold in row.folds)
     reference = " --set evaluate.retrieval=reference" if row.protocol == "retrieval" else ""
     return (*lines, f"vicc evaluate runs/{row.run} --protocol {row.protocol}{data}{reference}")
+
+
+def published_settings() -> dict[str, Any]:
+    """{dotted path: value as JSON} of the published recipe (S3D); settings about which nothing was published are left out."""
+    resolved = load_experiment(shipped_experiment(ROWS[0].id)).model_dump(mode="json")
+    not_ours = {path: value for path, value in flatten(resolved).items() if path not in UNPUBLISHED | {"search"}}
+    return {path: value for path, value in not_ours.items() if not path.startswith(UNPUBLISHED_SECTIONS)}
 
 
 def videos_of(manifest: str) -> int | None:

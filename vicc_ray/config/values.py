@@ -14,6 +14,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -75,8 +76,24 @@ def parse_duration(value: Any) -> Duration:
     raise ValueError("a length needs a number and a unit: '30 epochs', '5000 samples', '50 steps' or '10 %'")
 
 
-Length = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)]
-Cadence = Annotated[Duration, BeforeValidator(parse_cadence), PlainSerializer(str)]
+def _number_and_unit(title: str, units: str) -> dict[str, Any]:
+    """JSON Schema of a number with a unit, or of 0."""
+    written = {"type": "string", "pattern": rf"^\s*([0-9]*\.?[0-9]+\s*({units})|0*\.?0+)\s*$"}
+    return {"title": title, "anyOf": [written, {"const": 0}]}
+
+
+_TRAINING_UNITS = "epochs?|samples?|steps?|percent|%"
+# `title` is what the reference calls the type.
+LENGTH_SCHEMA = _number_and_unit("length: '30 epochs', '5000 samples', '50 steps' or '10 %'", _TRAINING_UNITS)
+CADENCE_SCHEMA = _number_and_unit(
+    "how often: '5 minutes', '1 epochs', '5000 samples', '50 steps' or '10 %'", f"min(utes?)?|{_TRAINING_UNITS}"
+)
+Length = Annotated[
+    Duration, BeforeValidator(parse_duration), PlainSerializer(str), WithJsonSchema(LENGTH_SCHEMA, mode="validation")
+]
+Cadence = Annotated[
+    Duration, BeforeValidator(parse_cadence), PlainSerializer(str), WithJsonSchema(CADENCE_SCHEMA, mode="validation")
+]
 
 
 class WorkerRange(Section):
@@ -111,7 +128,21 @@ def _dump_workers(value: WorkerRange) -> int | dict[str, int]:
     return value.min if value.min == value.max else {"min": value.min, "max": value.max}
 
 
-Workers = Annotated[WorkerRange, PlainValidator(_parse_workers), PlainSerializer(_dump_workers)]
+_COUNT = {"type": "integer", "minimum": 1}
+_FROM_TO = {"min": _COUNT, "max": _COUNT}
+WORKERS_SCHEMA = {
+    "title": "number of workers, or {min: 2, max: 8}",
+    "anyOf": [
+        _COUNT,
+        {"type": "object", "properties": _FROM_TO, "required": ["min", "max"], "additionalProperties": False},
+    ],
+}
+Workers = Annotated[
+    WorkerRange,
+    PlainValidator(_parse_workers),
+    PlainSerializer(_dump_workers),
+    WithJsonSchema(WORKERS_SCHEMA, mode="validation"),
+]
 RANGES = {"log": 2, "uniform": 2, "int": 2, "log_int": 2, "choice": None}  # kind -> how many values it takes
 
 
@@ -153,7 +184,27 @@ def _dump_range(value: Range) -> dict[str, list[Any]]:
     return {value.kind: list(value.values)}
 
 
-SpaceRange = Annotated[Range, PlainValidator(_parse_range), PlainSerializer(_dump_range)]
+def _bounds(kind: str) -> dict[str, Any]:
+    number = {"type": "integer" if kind in ("int", "log_int") else "number"}
+    return {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+
+
+RANGE_SCHEMA = {
+    "title": "{log, uniform, int or log_int: [low, high]} or {choice: [a, b, c]}",
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "additionalProperties": False,
+    "properties": {
+        kind: {"type": "array", "minItems": 1} if count is None else _bounds(kind) for kind, count in RANGES.items()
+    },
+}
+SpaceRange = Annotated[
+    Range,
+    PlainValidator(_parse_range),
+    PlainSerializer(_dump_range),
+    WithJsonSchema(RANGE_SCHEMA, mode="validation"),
+]
 
 
 class Budget(NamedTuple):
@@ -174,3 +225,10 @@ def parse_budget(value: Any) -> Budget:
     if not match or float(match[1]) <= 0 or (match[2] == "trial" and float(match[1]) % 1):
         raise ValueError("a budget is written '12 trials', '2 hours' or '4 device-hours'")
     return Budget(float(match[1]), f"{match[2]}s")
+
+
+BUDGET_SCHEMA = {
+    "title": "'12 trials', '2 hours' or '4 device-hours'",
+    "type": "string",
+    "pattern": r"^\s*[0-9]*\.?[0-9]+\s*(trial|hour|device-hour)s?\s*$",
+}

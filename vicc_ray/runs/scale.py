@@ -62,11 +62,16 @@ def experiment_at(path: Path | None, overrides: Sequence[str], scale: Scale, vid
     it. UserError as `load_experiment`.
     """
     path = path and experiment_file(str(path))
+    return experiment_with(path, [*scale_changes(path, overrides, scale, videos), *overrides])
+
+
+def scale_changes(path: Path | None, overrides: Sequence[str], scale: Scale, videos: int | None = None) -> list[str]:
+    """What a scale changes of an experiment file, as `path=value`; nothing where it is full, or the file is a trial's already."""
     full = experiment_with(path, overrides)
     if scale == "full" or full.scale == "smoke":
-        return full
+        return []
     changes = SMOKE | _sizes(full, videos or _videos(full))
-    return experiment_with(path, [*(f"{field}={json.dumps(value)}" for field, value in changes.items()), *overrides])
+    return [f"{field}={json.dumps(value)}" for field, value in changes.items()]
 
 
 def _sizes(full: Experiment, videos: int | None) -> dict[str, Any]:
