@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test-fast test gpu-rehearsal check format lock clean
+.PHONY: setup quickstart test-fast test gpu-rehearsal check docs docs-links tutorial format lock release clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,19 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site; a warning is an error. Pages of the reference are made from the code (docs/reference_pages.py).
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# The addresses that pages name answer (needs the network).
+docs-links: setup
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b linkcheck docs docs/_build/linkcheck
+
+# Runs the tutorial's notebook and keeps what it shows; the tests run it without keeping.
+tutorial: setup
+	$(BIN)/python docs/tutorial_outputs.py
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,5 +66,9 @@ lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \
 		-o benchmarks/gpu-requirements.txt benchmarks/gpu-requirements.in
 
+# Builds and checks wheel and source distribution, and tags the commit here; uploads nothing.
+release: setup
+	BIN=$(BIN) .ci/release
+
 clean:
-	rm -rf $(VENV) .venv-gpu runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-gpu runs dist docs/_build .mypy_cache .ruff_cache .pytest_cache

@@ -51,12 +51,6 @@ def test_every_verb_refuses_an_unknown_option_in_one_line(verb: str) -> None:
     assert done.returncode == 2 and "no-such-option" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_readme_and_the_command_line_know_the_same_verbs() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for verb in VERBS:
-        assert f"`vicc {verb}" in readme
-
-
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
