@@ -22,6 +22,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_co
 exclude_patterns = ["_build", "README.md"]
 templates_path: list[str] = []
 language = "en"
+default_role = "code"  # `name` in a docstring
+smartquotes = False  # they make a dash of --set
 
 # Markdown: links by headings as GitHub has them, so that the same pages are read there.
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -84,7 +84,10 @@ def _verb(name: str, verb: Any) -> Iterator[str]:
     if rows:
         yield "\n".join(["| argument or option | default | what it is |", "| --- | --- | --- |", *rows])
     for inner, command in getattr(verb, "commands", {}).items():
-        yield from (part.replace("## ", "### ", 1) if part.startswith("## ") else part for part in _verb(f"{name} {inner}", command))
+        yield from (
+            part.replace("## ", "### ", 1) if part.startswith("## ") else part
+            for part in _verb(f"{name} {inner}", command)
+        )
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
@@ -93,10 +96,18 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 
 def _parameter(one: Any, choices: tuple[str, ...]) -> str:
-    names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
+    names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts)) + (
+        f" *{one.metavar}*" if one.metavar else ""
+    )
     if one.param_type_name == "argument":
         names = f"`{one.metavar or one.name.upper()}`"
     kind = f"<br>*{', '.join(f'`{choice}`' for choice in choices)}*" if choices else ""
     variable = f" Variable: `{one.envvar}`." if isinstance(one.envvar, str) else ""
-    given = "required" if one.required else "" if one.default in (None, False, ()) or callable(one.default) else f"`{one.default}`"
+    given = (
+        "required"
+        if one.required
+        else ""
+        if one.default in (None, False, ()) or callable(one.default)
+        else f"`{one.default}`"
+    )
     return f"| {names} | {given} | {_cell(one.help or '')}{kind}{variable} |"

@@ -16,7 +16,11 @@ def execute(folder: Path, seconds: int = SECONDS_A_CELL) -> nbformat.NotebookNod
     """The notebook with its outputs, run in `folder`; CellExecutionError where a cell fails."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(
-        notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
+        notebook,
+        timeout=seconds,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
     ).execute()
     return notebook
 

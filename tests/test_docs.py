@@ -9,6 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def command_of(words: list[str]) -> tuple[Any, str, list[str]]:
 
 
 def overrides_in(words: list[str]) -> list[str]:
-    return [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
+    return [after for word, after in pairwise(words) if word == "--set"]
 
 
 def test_the_pages_are_there() -> None:
@@ -92,7 +93,11 @@ def test_every_setting_of_a_command_line_is_taken(page: Path) -> None:
         overrides = overrides_in(words)
         if not overrides:
             continue
-        known = [word for word in words[1:2] if word not in PLACEHOLDERS and words[0] in ("train", "tune", "preview", "submit")]
+        known = [
+            word
+            for word in words[1:2]
+            if word not in PLACEHOLDERS and words[0] in ("train", "tune", "preview", "submit")
+        ]
         file = ROOT / experiment_file(known[0]) if known else None
         experiment_with(file, overrides)  # raises UserError with the name of the setting
 
@@ -107,7 +112,9 @@ def test_every_inline_command_and_setting_is_known(page: Path) -> None:
                 continue
             command, name, rest = command_of(words)
             assert command is not GROUP, f"{page.name}: `{code}`: no such verb"
-            options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            options = {
+                option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+            }
             asked = {word.partition("=")[0] for word in rest if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word)}
             assert asked <= options | {"--help"}, f"{page.name}: `{code}`: {name} has no {asked - options}"
         named = re.fullmatch(rf"(?:--set )?((?:{SECTIONS})(?:\.[a-z_]+)+)(\s*[:=].*)?", code)
@@ -188,7 +195,9 @@ def test_every_setting_is_in_the_reference(made: Any) -> None:
     page = made.settings_page()
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page, re.MULTILINE))
     assert rows.keys() == SETTINGS
-    assert rows["optim.lr"].startswith("`0.6` | `0.6` | learning rate at the start of a stage's cosine.<br>*number, above 0*")
+    assert rows["optim.lr"].startswith(
+        "`0.6` | `0.6` | learning rate at the start of a stage's cosine.<br>*number, above 0*"
+    )
     assert rows["flow.algorithm"].startswith("`dis` | `tvl1` |")
     assert rows["train.workers"].split(" | ")[1] == "-"  # nothing was published about it
 
@@ -210,7 +219,11 @@ def test_every_verb_and_option_is_in_the_reference_with_help(made: Any) -> None:
         for parameter in verb.params:
             if parameter.name != "help" and not parameter.hidden:
                 assert parameter.help, f"{name}: {parameter.name}"
-                shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar or parameter.name.upper()
+                shown = (
+                    parameter.opts[0]
+                    if parameter.param_type_name == "option"
+                    else parameter.metavar or parameter.name.upper()
+                )
                 assert f"`{shown}`" in parts[name], f"{name}: {shown}"
 
 

@@ -68,7 +68,9 @@ def test_a_release_is_built_checked_and_tagged(checkout: Path) -> None:
     commit(checkout)
     done = release(checkout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert git(checkout, "tag") == "v7.1.0" and git(checkout, "rev-list", "-n1", "v7.1.0") == git(checkout, "rev-parse", "HEAD")
+    assert git(checkout, "tag") == "v7.1.0" and git(checkout, "rev-list", "-n1", "v7.1.0") == git(
+        checkout, "rev-parse", "HEAD"
+    )
     with ZipFile(checkout / "dist" / "vicc_ray-7.1.0-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
     assert {"vicc_ray/experiments/quickstart.yaml", "vicc_ray/report/template.html.j2", "vicc_ray/py.typed"} <= names

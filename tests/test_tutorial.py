@@ -35,7 +35,9 @@ def test_what_is_kept_is_small_and_has_its_pictures() -> None:
             compile("".join(cell["source"]), "tutorial", "exec")
             for settings in re.findall(r"settings=(\{.*?\n    \})", "".join(cell["source"]), re.DOTALL):
                 tree: dict[str, Any] = {}
-                for path, value in eval(settings, {"work": Path("x"), "str": str}).items():  # the notebook's own literal
+                for path, value in eval(
+                    settings, {"work": Path("x"), "str": str}
+                ).items():  # the notebook's own literal
                     inside = tree
                     for key in path.split(".")[:-1]:
                         inside = inside.setdefault(key, {})

@@ -127,13 +127,15 @@ def evaluate(
         runs: of `load` or `train`, or their folders.
         protocol: retrieval, linear, finetune, probe, all, or one of another package.
         data: manifests to judge on; by default each run's own.
-        train_on, test_on: splits that are learnt from (searched), and tested.
+        train_on: split that is learnt from (searched).
+        test_on: split of the queries or test videos.
         settings: changes of the runs' settings, {dotted path: value}, for example {"evaluate.windows": "centre"}.
         address: of a running Ray cluster; None: one of its own on this machine, where one is needed.
         verbose: show what Ray prints, instead of keeping it in the runs' logs.
 
     Returns:
-        The results, whose `rows` are {"name": encoder, figure: share of 1}; they are written to the runs' folders too.
+        The results, which are written to the runs' folders too. Each of their `rows` has the encoder as "name", and its
+        figures by name, as shares of 1.
     """
     from vicc_ray.commands.evaluate import evaluate_runs
 
@@ -154,10 +156,11 @@ def embed(run: Run | str | Path, source: str | Path, out: str | Path, **options:
     Args:
         run: of `load` or `train`, its folder, or an encoder's `.safetensors` file.
         source: a manifest, or what `index` takes.
+        out: the archive's folder, path or URI; made, or filled up.
         options: stream, encoder, windows, every, half, split, cut, workers, address, overrides, as the options of `vicc embed`.
 
     Returns:
-        The archive, which `vicc_ray.search` searches: `len(archive)` rows, `archive.table()` and `archive.rows()`.
+        The archive, which `vicc_ray.search` searches, with `len(archive)` rows, `archive.table()` and `archive.rows()`.
     """
     from vicc_ray.commands.embed import EmbedOptions, embed_videos
 
@@ -175,11 +178,12 @@ def index(source: str | Path, out: str | Path = "videos.parquet", **options: Any
     """Probe videos and write the manifest that training reads.
 
     Args:
-        source: a folder, glob, table, list or video, path or URI; `out` the Parquet file to write.
+        source: a folder, glob, table, list or video, path or URI.
+        out: the Parquet file to write.
         options: layout, fold, split, check, workers, address, max_pixels, as the options of `vicc index`.
 
     Returns:
-        The manifest: its `videos`, and with a reason each the `refused` ones.
+        The manifest, with its `videos` and, with a reason each, the `refused` ones.
     """
     from vicc_ray.commands.index import IndexOptions, index_videos
 

@@ -137,7 +137,12 @@ def index(
         ),
     ] = "auto",
     fold: Annotated[int, typer.Option(min=1, max=3, help="Which of the official splits of UCF101 or HMDB51.")] = 1,
-    split: Annotated[str | None, typer.Option(help="Which videos are train and which query: 'random:0.2', or 'query: group even; train: rest' (docs/guides/own-videos.md).")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Which videos are train and which query: random:0.2, 'query: group even; train: rest' (docs/guides/own-videos.md)."
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Decode every frame, hash every byte; say which files lie about their length."),

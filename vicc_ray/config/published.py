@@ -168,7 +168,8 @@ def commands(row: PublishedRow) -> tuple[str, ...]:
 def published_settings() -> dict[str, Any]:
     """{dotted path: value as JSON} of the published recipe (S3D); settings about which nothing was published are left out."""
     resolved = load_experiment(shipped_experiment(ROWS[0].id)).model_dump(mode="json")
-    not_ours = {path: value for path, value in flatten(resolved).items() if path not in UNPUBLISHED | {"search"}}
+    beside = {"seed", "scale", "search", "data.manifest"}  # of the files of the rows, and of nothing that was published
+    not_ours = {path: value for path, value in flatten(resolved).items() if path not in UNPUBLISHED | beside}
     return {path: value for path, value in not_ours.items() if not path.startswith(UNPUBLISHED_SECTIONS)}
 
 

@@ -84,8 +84,8 @@ class Encoder:
                 entry for a folder.
 
         Returns:
-            float32 [d] for one video; float32 [n, d] for a list, in its order; for a folder {path: float32 [d]}, in the order
-            of the paths. Of `embedding`, D in place of d.
+            float32 [d] for one video; float32 [n, d] for a list, in its order; for a folder a dict from path to float32 [d],
+            in the order of the paths. Of `embedding`, D in place of d.
         """
         if isinstance(videos, str | Path) and _is_folder(videos):
             paths = sorted(candidate.path for candidate in scan(str(videos), "flat"))
