@@ -28,7 +28,11 @@ smartquotes = False  # they make a dash of --set
 # Markdown: links by headings as GitHub has them, so that the same pages are read there.
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # tests/test_tutorial.py executes the notebook; its pictures are kept in it
+# The notebook is run where its file holds no outputs (a minute or two); `make tutorial` keeps them in it.
+nb_execution_mode = "auto"
+nb_execution_in_temp = True
+nb_execution_timeout = 1800
+nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 autodoc_typehints = "description"
