@@ -72,7 +72,7 @@ def test_the_commands_for_ones_own_videos_run(tmp_path: Path, environment: dict[
     lines = [re.sub(r"\s+#\s.*", "", line) for line in block.splitlines()]
     assert [line.split()[1] for line in lines] == ["index", "train", "embed", "search"]
     shown = [run(line + (SHORT if line.startswith("vicc train") else ""), tmp_path, environment) for line in lines]
-    assert "12 videos used" in shown[0]
+    assert "12 videos and parts of videos (12 of 4 files) used" in shown[0]
     assert (tmp_path / "runs/mine/encoders/RGB-2.safetensors").is_file()
     assert (tmp_path / "search.html").is_file() and "garden.mp4@" in shown[3]
     (python,) = blocks("python")
