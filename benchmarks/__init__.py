@@ -29,6 +29,7 @@ BENCHES = {
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
     "formats": "formats of a packed store of decoded clips: time of a clip from disk and S3, bytes beside JPEG, PSNR",
+    "index": "vicc index over 10^5 and 10^6 files that its manifest knows, beside the listing alone: seconds, memory",
     "objective": "seconds and memory of the objective alone with 30,000 prototypes and a long queue, in blocks and at once",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "pruning": "training that stopping or pausing trials early saves, and what it loses, on recorded curves",

@@ -67,16 +67,21 @@ def probe(product: Product, table: Path, further: bool) -> dict[str, float]:
 
 def write_table(path: Path, rows: int) -> None:
     """A manifest of made-up videos of ten seconds, written as `vicc index` writes one, a part at a time."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        # The metadata of a real one.
-        Manifest([VideoRow("a.mp4")]).write(Path(scratch, "one.parquet"))
-        metadata = pq.read_schema(Path(scratch, "one.parquet")).metadata
+    metadata = metadata_of_a_manifest(path.parent)
     with pq.ParquetWriter(path, schema().with_metadata(metadata), write_page_checksum=True) as writer:
         for first in range(0, rows, A_PART):
-            writer.write_table(_part(np.arange(first, min(first + A_PART, rows))).replace_schema_metadata(metadata))
+            writer.write_table(made_up(np.arange(first, min(first + A_PART, rows))).replace_schema_metadata(metadata))
 
 
-def _part(numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Table:
+def metadata_of_a_manifest(folder: Path) -> dict[bytes, bytes]:
+    """What a manifest's file says of itself; `folder`: for a file that is removed again."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        Manifest([VideoRow("a.mp4")]).write(Path(scratch, "one.parquet"))
+        return dict(pq.read_schema(Path(scratch, "one.parquet")).metadata)
+
+
+def made_up(numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Table:
+    """Rows of made-up videos with these numbers."""
     count = len(numbers)
     rng = np.random.default_rng(int(numbers[0]))
     frames = rng.integers(100, 500, count)

@@ -15,7 +15,8 @@ from videos import numbered_frames, write_video
 from vicc_ray.data.guarded import Failure
 from vicc_ray.data.layouts import Candidate, scan
 from vicc_ray.data.manifest import Manifest, VideoRow, probe
-from vicc_ray.data.probing import Journal, index, probe_named, row_of, to_probe
+from vicc_ray.data.probing import Journal, find_known, index, probe_named, row_of, whole_files
+from vicc_ray.data.rows import Rows
 
 ROW = VideoRow("/v/a.mp4", "run", "train", "g01", frames=10, bytes=100, modified=1000.25, content_hash="aa")
 
@@ -25,9 +26,9 @@ def candidate(path: str = "/v/a.mp4", size: int | None = 100, modified: float | 
     return Candidate(path, "walk", "query", "g02", size, modified)
 
 
-def rows_by_name(manifest: Manifest) -> dict[str, VideoRow]:
+def known_of(manifest: Manifest) -> Rows:
     """What is known of each video."""
-    return {row.video: row for row in [*manifest.videos, *manifest.refused]}
+    return whole_files(Rows.chain([manifest.videos, manifest.refused]))
 
 
 # Indexing ------------------------------------------------------------------------------------------------------------
@@ -42,9 +43,7 @@ def test_index_keeps_order_and_lists_what_was_refused(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/\xff/\xff.mp4"
     with open(raw, "wb") as file:
         file.write((tmp_path / "Run" / "a.mp4").read_bytes())
-    seen: list[tuple[int, int, str]] = []
-    found = scan(tmp_path)
-    manifest = index(found, 2, lambda done, total, row: seen.append((done, total, row.video)))
+    manifest = index(scan(tmp_path), 2)
     assert [Path(row.video).name for row in manifest.videos] == ["a.mp4", "v_Run_g02_c01.mp4", "-x y'\".mp4"]
     assert [(row.label, row.group, row.frames) for row in manifest.videos] == [
         ("Run", None, 8),
@@ -54,8 +53,6 @@ def test_index_keeps_order_and_lists_what_was_refused(tmp_path: Path) -> None:
     reasons = {Path(row.video).name: row.refused or "" for row in manifest.refused}
     assert reasons["bad.mp4"].startswith("not readable as a video")
     assert reasons[r"\udcff.mp4"] == "its name is not valid UTF-8; rename it"
-    assert [done for done, _, _ in seen] == [1, 2, 3, 4, 5]
-    assert {total for _, total, _ in seen} == {5}
     manifest.write(tmp_path / "m.parquet")
     assert Manifest.read(tmp_path / "m.parquet").refused == manifest.refused
 
@@ -80,10 +77,9 @@ def test_only_what_changed_is_probed(now: Candidate, row: VideoRow, again: bool)
     def refuse(path: str) -> None:
         raise AssertionError(f"{path}: the listing told all")
 
-    reused, places = to_probe([candidate("/v/new.mp4"), now], {row.video: row}, refuse)
-    assert places == ([0, 1] if again else [0])
-    if not again:
-        assert reused == {1: replace(row, label="walk", split="query", group="g02")}
+    others = [replace(ROW, video=f"/v/{name}") for name in ("other.mp4", "z.mp4")]
+    places = find_known([candidate("/v/new.mp4"), now], Rows.of([others[0], row, others[1]]), refuse)
+    assert places.tolist() == [-1, -1 if again else 1]
 
 
 def test_files_that_no_listing_sized_are_asked_for() -> None:
@@ -98,9 +94,9 @@ def test_files_that_no_listing_sized_are_asked_for() -> None:
         return SimpleNamespace(bytes=entry[0], modified=entry[1]) if entry else None
 
     names = ["/v/new", "/v/gone", "/v/same", "/v/closed", "/v/longer"]
-    known = {name: replace(ROW, video=name) for name in names[1:]}
-    reused, places = to_probe([candidate(name, None, None) for name in names], known, describe)
-    assert (list(reused), places) == ([2], [0, 1, 3, 4])
+    known = Rows.of(replace(ROW, video=name) for name in names[1:])
+    places = find_known([candidate(name, None, None) for name in names], known, describe)
+    assert places.tolist() == [-1, -1, 1, -1, -1]
     assert sorted(asked) == sorted(names[1:]), "one that is not known is opened anyway"
 
 
@@ -125,22 +121,18 @@ def test_a_second_index_opens_only_what_changed(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "A" / "a.mp4").rename(tmp_path / "A" / "z.mp4")
     opened: list[str] = []
     monkeypatch.setattr("vicc_ray.data.probing.run_guarded", lambda f, paths, *_: _in_place(paths, opened))
-    seen: list[int] = []
-    second = index(
-        scan(tmp_path, split_rule="random:0.3"), 1, lambda done, total, _: seen.append(done), known=rows_by_name(first)
-    )
+    second = index(scan(tmp_path, split_rule="random:0.3"), 1, known=known_of(first))
     assert sorted(Path(path).name for path in opened) == ["b.mp4", "bad.mp4", "c.mp4", "z.mp4"]
     assert [row.frames for row in second.videos] == [9, 6, 6]
     opened.clear()
-    third = index(scan(tmp_path), 1, known=rows_by_name(second))
+    third = index(scan(tmp_path), 1, known=known_of(second))
     assert [Path(path).name for path in opened] == ["bad.mp4"]
     assert {row.split for row in third.videos} == {"train"}, "the split is the scan's, not the earlier row's"
     assert third.fingerprint() == replace_splits(second).fingerprint()
-    assert seen == [1, 2, 3, 4]
     # Through a list, whose lines carry no sizes.
     (tmp_path / "list.txt").write_text("A/z.mp4\nA/b.mp4\n")
     opened.clear()
-    index(scan(tmp_path / "list.txt"), 1, known=rows_by_name(second))
+    index(scan(tmp_path / "list.txt"), 1, known=known_of(second))
     assert opened == []
 
 
@@ -169,12 +161,13 @@ def test_objects_of_a_store_are_known_again(tmp_path: Path, monkeypatch: pytest.
         root = f"s3://{bucket.name}"
         first = index(scan(root), 1)
         assert [row.frames for row in first.videos] == [6, 6]
-        known = rows_by_name(first)
-        assert to_probe(scan(root), known)[1] == []
-        assert to_probe(scan(f"{root}/list.txt"), known)[1] == [], "one object's time is told in whole seconds"
+        known = known_of(first)
+        assert find_known(scan(root), known).tolist() == [0, 1]
+        assert find_known(scan(f"{root}/list.txt"), known).tolist() == [0, 1], "one object's time is in whole seconds"
         time.sleep(1.1)
         bucket.put("A/b.mp4", data)
-        assert to_probe(scan(root), known)[1] == to_probe(scan(f"{root}/list.txt"), known)[1] == [1]
+        for source in (root, f"{root}/list.txt"):
+            assert find_known(scan(source), known).tolist() == [0, -1]
 
 
 # The journal ---------------------------------------------------------------------------------------------------------
@@ -186,17 +179,17 @@ def test_the_journal_outlives_an_interruption(tmp_path: Path) -> None:
         replace(ROW, video=f"/v/{name}.mp4", label=label) for name, label in (("a", None), ('é\n"', "x"), ("c", "y"))
     ]
     with Journal(target) as journal:
-        assert journal.rows() == {}
+        assert len(journal.rows()) == 0
         journal.add(rows[0])
         journal.add(rows[1])
     assert os.listdir(target.parent) == [".m ü.parquet.partial.jsonl"]
     whole = journal.path.read_bytes()
     journal.path.write_bytes(whole[:-20])
     again = Journal(target)
-    assert again.rows() == {rows[0].video: rows[0]}
+    assert again.rows() == [rows[0]]
     again.add(rows[2])
     again.add(replace(rows[0], frames=11))
-    assert again.rows() == {rows[0].video: replace(rows[0], frames=11), rows[2].video: rows[2]}
+    assert again.rows() == [replace(rows[0], frames=11), rows[2]], "of two rows of a video the later one"
     again.remove()
     again.remove()
     assert os.listdir(target.parent) == []
@@ -206,7 +199,7 @@ def test_the_journal_passes_over_what_it_did_not_write(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "m.parquet")
     journal.path.write_bytes(b'\n[1]\nnull\n{"video": "/v/a.mp4"}\n\xff\xfe\n{"vi')
     journal.add(ROW)
-    assert list(journal.rows().values()) == [ROW]
+    assert journal.rows() == [ROW]
 
 
 def test_the_journal_of_a_remote_manifest_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,13 +214,15 @@ def test_index_goes_on_from_its_journal(tmp_path: Path) -> None:
         write_video(tmp_path / "videos" / name, numbered_frames(6))
     target = tmp_path / "m.parquet"
 
-    def stop(done: int, total: int, row: VideoRow) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
+    class Killed(Journal):
+        def add(self, row: VideoRow) -> None:
+            super().add(row)
+            if len(self.rows()) == 2:
+                raise KeyboardInterrupt
 
     found = scan(tmp_path / "videos")
-    with pytest.raises(KeyboardInterrupt), Journal(target) as journal:
-        index(found, 1, stop, journal=journal)
+    with pytest.raises(KeyboardInterrupt), Killed(target) as journal:
+        index(found, 1, journal=journal)
     rows = Journal(target).rows()
     assert len(rows) == 2
     with Journal(target) as journal:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import posixpath
-import statistics
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.cluster.progress import Counter as Progress
@@ -17,11 +19,21 @@ from vicc_ray.config import MAX_PIXELS
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.cutting import STILL, Cutting, moved_share, parse_cut
 from vicc_ray.data.guarded import Failure, run_guarded
-from vicc_ray.data.layouts import Found, scan
+from vicc_ray.data.layouts import Candidate, Found, scan
 from vicc_ray.data.layouts.candidates import UNUSED
 from vicc_ray.data.layouts.scanning import layout_of
 from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.data.probing import Journal, check_named, keep_hash, probe_named, row_of, to_probe
+from vicc_ray.data.probing import (
+    FreshRows,
+    Journal,
+    check_named,
+    find_known,
+    labelled,
+    places_of,
+    probe_named,
+    whole_files,
+)
+from vicc_ray.data.rows import Rows
 from vicc_ray.errors import UserError
 
 # Below this many videos Ray's own start takes longer than probing them in processes of this machine.
@@ -71,21 +83,9 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
         console.print(f"note: {note}")
     with Journal(out) as journal:
         earlier, outdated = _known(out)
-        fresh = ({} if outdated else earlier) | journal.rows()
-        fresh = {video: row for video, row in fresh.items() if row.width * row.height <= options.max_pixels}
-        files = list({candidate.path: candidate for candidate in found}.values())
-        rows, places = to_probe(files, _believed(fresh, options))
-        hashes = _believed(earlier, options)
-        if rows:
-            console.print(f"{len(rows)} of {len(files)} videos are known and unchanged")
-        with Progress("checking videos" if options.check else "probing videos", len(places)) as counter:
-            for number, outcome in _probe_all([files[place].path for place in places], options):
-                place = places[number]
-                rows[place] = keep_hash(row_of(files[place], outcome), hashes.get(files[place].path))
-                journal.add(rows[place])
-                counter.advance()
-        probed = {files[place].path: row for place, row in rows.items()}
-        manifest = Manifest(_parts(found, probed, cutting), *_origin(found, options))
+        facts = _probe(found, earlier, outdated, journal, options)
+        manifest = Manifest(facts.rows(found, cutting), *_origin(found, options))
+        del facts
         _report(source, out, manifest, found, options.clip, cutting)
         _report_kept_hashes(manifest, earlier)
         _report_copies(manifest)
@@ -100,12 +100,52 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
     return manifest
 
 
-def _parts(found: Found, probed: Mapping[str, VideoRow], cutting: Cutting) -> Iterator[VideoRow]:
-    """The rows of every candidate, in order, by the probed files."""
-    for candidate in found:
-        row = probed[candidate.path]
-        own = replace(row, label=candidate.label, split=candidate.split, group=candidate.group)
-        yield from cutting.rows(own, candidate.span)
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of the files: `files`, a row each in an order, and of each candidate the place of its file, int64 [n]."""
+
+    files: Rows
+    places: NDArray[np.int64]
+
+    def rows(self, found: Found, cutting: Cutting) -> Iterable[VideoRow]:
+        """The rows of every candidate, in order."""
+        files = self.files.take(self.places)
+        if not (cutting.cuts or cutting.needs_changes) and all(candidate.span is None for candidate in found):
+            return labelled(files, found)
+        return self._cut(found, cutting, files)
+
+    @staticmethod
+    def _cut(found: Found, cutting: Cutting, files: Rows) -> Iterator[VideoRow]:
+        for candidate, row in zip(found, files, strict=True):
+            own = replace(row, label=candidate.label, split=candidate.split, group=candidate.group)
+            yield from cutting.rows(own, candidate.span)
+
+
+def _probe(found: Found, earlier: Rows, outdated: bool, journal: Journal, options: IndexOptions) -> _Facts:
+    """What is known of the candidates' files, after those are opened that are new or have changed."""
+    files, places = _files_of(found)
+    fresh = whole_files(Rows.chain([journal.rows(), *[earlier] * (not outdated)]))
+    fresh = fresh.where(fresh.numbers("width") * fresh.numbers("height") <= options.max_pixels)
+    fresh = _believed(fresh, options)
+    known = find_known(files, fresh)
+    new = FreshRows(files, np.flatnonzero(known < 0), _believed(earlier, options), journal)
+    if len(new.paths) < len(files):
+        console.print(f"{len(files) - len(new.paths)} of {len(files)} videos are known and unchanged")
+    with Progress("checking videos" if options.check else "probing videos", len(new.paths)) as counter:
+        for number, outcome in _probe_all(new.paths, options):
+            new.add(number, outcome)
+            counter.advance()
+    return _Facts(new.beside(fresh, known), places)
+
+
+def _files_of(found: Found) -> tuple[Sequence[Candidate], NDArray[np.int64]]:
+    """A candidate of each file, and of each candidate the number of its file, int64 [n]."""
+    if all(candidate.span is None for candidate in found):  # so each has a file of its own
+        return found, np.arange(len(found))
+    numbers: dict[str, int] = {}
+    places = np.array([numbers.setdefault(candidate.path, len(numbers)) for candidate in found], np.int64)
+    files = dict(zip(places.tolist(), found, strict=True))
+    return [files[number] for number in range(len(files))], places
 
 
 def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None]:
@@ -115,42 +155,47 @@ def _origin(found: Found, options: IndexOptions) -> tuple[str | None, int | None
     return (found.layout if layout.dataset else None), fold
 
 
-def _known(out: str | Path) -> tuple[dict[str, VideoRow], bool]:
-    """The rows of the manifest that is there by their videos, and whether an earlier version wrote it."""
+def _known(out: str | Path) -> tuple[Rows, bool]:
+    """A row of each file of the manifest that is there, and whether an earlier version wrote it."""
+    nothing = Rows.of(()), False
     try:
         if not storage.exists(str(out)):
-            return {}, False
+            return nothing
     except OSError as error:
         raise UserError(f"{out}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     try:
         earlier = Manifest.read(out)
     except UserError as error:
         console.print(f"note: {error}; every video is probed again")
-        return {}, False
+        return nothing
     if earlier.outdated:
         console.print(f"note: {out} was written by an earlier version; every video is probed again")
-    rows: dict[str, VideoRow] = {}
-    for row in [*earlier.videos, *earlier.refused]:
-        rows.setdefault(row.video, replace(row.file_row(), refused=None) if row.is_part else row)
-    return rows, earlier.outdated
+    rows = Rows.chain([earlier.videos, earlier.refused]) if len(earlier.refused) else earlier.videos
+    return whole_files(rows), earlier.outdated
 
 
-def _believed(earlier: dict[str, VideoRow], options: IndexOptions) -> dict[str, VideoRow]:
-    """The rows to take as they are where the files are unchanged.
+def _believed(earlier: Rows, options: IndexOptions) -> Rows:
+    """The rows (one a file) to take as they are where the files are unchanged.
 
     Not those that the options want more of (every frame, every byte, scenes, times), nor those of one content hash by the
     earlier rule, which may be different videos.
     """
-    check, cutting = options.check, options.cutting
-    hashes = Counter(row.content_hash for row in earlier.values() if row.hash_is_partial)
-    return {
-        video: row
-        for video, row in earlier.items()
-        if hashes[row.content_hash] < 2
-        and (not check or (row.checked and not row.hash_is_partial))
-        and (row.changes or not cutting.needs_changes)
-        and (row.frame_table or not cutting.cuts or row.decoder == "pyav-sequential")
-    }
+    cutting, partial = options.cutting, earlier.hash_is_partial()
+    believed = np.ones(len(earlier), bool)
+    if partial.any():
+        counted = pc.value_counts(earlier.where(partial).texts("content_hash").combine_chunks())
+        several = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+        believed &= ~np.asarray(pc.is_in(earlier.texts("content_hash"), value_set=several), bool)
+    if options.check:
+        believed &= earlier.numbers("checked") & ~partial
+    if cutting.needs_changes:
+        believed &= np.asarray(pc.not_equal(earlier.texts("changes"), ""), bool)
+    if cutting.cuts:
+        timed = pc.or_(
+            pc.not_equal(earlier.texts("frame_table"), ""), pc.equal(earlier.texts("decoder"), "pyav-sequential")
+        )
+        believed &= np.asarray(timed, bool)
+    return earlier.where(believed)
 
 
 def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[int, VideoRow | Failure]]:
@@ -181,20 +226,20 @@ def _report(source: str, out: str | Path, manifest: Manifest, found: Found, clip
     for row in manifest.refused:
         console.print(f"refused: {row.id}: {row.refused}")
     _report_still(manifest, cutting)
-    for row in {row.video: row.file_row() for row in manifest.videos}.values():
-        if row.declared_frames not in (0, row.frames):
-            console.print(
-                f"note: {row.video}: its header counts {row.declared_frames} frames, there are {row.frames}",
-            )
+    files = whole_files(manifest.videos)
+    declared = files.numbers("declared_frames")
+    for row in files.where((declared != 0) & (declared != files.numbers("frames"))):
+        console.print(f"note: {row.video}: its header counts {row.declared_frames} frames, there are {row.frames}")
     if not manifest.videos:
         raise UserError(
             f"{source}: none of its {len(manifest.refused)} videos can be read; nothing was written{_where(source, found)}"
         )
     splits = ", ".join(f"{name} {count}" for name, count in manifest.splits.items())
-    short = sum(row.frames < (clip or 0) for row in manifest.videos)
+    short = int((manifest.videos.numbers("frames") < (clip or 0)).sum())
     padded = f"{short} shorter than a clip of {clip} frames, " if short else ""
-    parts = sum(row.is_part for row in manifest.videos)
-    what = f"videos and parts of videos ({parts} of {_files(manifest)} files)" if parts else "videos"
+    parts = manifest.videos.where(manifest.videos.column("start").is_valid())
+    of = pc.count_distinct(parts.texts("video")).as_py()
+    what = f"videos and parts of videos ({len(parts)} of {of} files)" if parts else "videos"
     console.print(
         f"{out}: {len(manifest.videos)} {what} used ({splits}), {len(manifest.labels)} classes, {_lengths(manifest)}, {padded}"
         f"{len(manifest.refused)} refused, {sum(found.ignored.values())} other files passed over",
@@ -205,7 +250,7 @@ def _report_still(manifest: Manifest, cutting: Cutting) -> None:
     """Each row in which nothing moves, and how many there are."""
     if cutting.still is None:
         return
-    still = [row for row in manifest.videos if row.split == STILL]
+    still = manifest.videos.where(pc.equal(manifest.videos.texts("split"), STILL))
     for row in still:
         console.print(f"still: {row.id}: {moved_share(row):.4f} of the picture moves")
     console.print(
@@ -214,17 +259,12 @@ def _report_still(manifest: Manifest, cutting: Cutting) -> None:
     )
 
 
-def _files(manifest: Manifest) -> int:
-    """How many files the parts are of."""
-    return len({row.video for row in manifest.videos if row.is_part})
-
-
 def _lengths(manifest: Manifest) -> str:
     """How long the videos are: what clips have to fit into."""
-    frames = sorted(row.frames for row in manifest.videos)
+    frames = np.sort(manifest.videos.numbers("frames"))
     if frames[0] == frames[-1]:
         return f"{frames[0]} frames each"
-    return f"{frames[0]} to {frames[-1]} frames each (median {statistics.median_low(frames)})"
+    return f"{frames[0]} to {frames[-1]} frames each (median {frames[(len(frames) - 1) // 2]})"
 
 
 def _where(source: str, found: Found) -> str:
@@ -234,16 +274,16 @@ def _where(source: str, found: Found) -> str:
     return f" (relative paths start from the folder of the list: {posixpath.dirname(storage.absolute(source))})"
 
 
-def _report_kept_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> None:
+def _report_kept_hashes(manifest: Manifest, earlier: Rows) -> None:
     """Content hashes of the earlier rule that stay, and those of unchanged files that are others now."""
-    kept = len({row.video for row in manifest.videos if row.hash_is_partial})
+    partial = manifest.videos.where(manifest.videos.hash_is_partial())
+    kept = pc.count_distinct(partial.texts("video")).as_py()
     if kept:
         console.print(
             f"note: {kept} videos keep the content hash of an earlier version (size, first and last MiB), which flow stores "
             "and runs know them by; --check hashes all of their bytes",
         )
-    files = {row.video: row for row in manifest.videos}.values()
-    changed = [row for row in files if _is_rehashed(row, earlier.get(row.video))]
+    changed = _rehashed(manifest.videos, earlier)
     if changed:
         console.print(
             f"note: {len(changed)} unchanged videos have another content hash, as more of their bytes is read now "
@@ -252,10 +292,17 @@ def _report_kept_hashes(manifest: Manifest, earlier: dict[str, VideoRow]) -> Non
         )
 
 
-def _is_rehashed(row: VideoRow, before: VideoRow | None) -> bool:
-    if before is None or before.refused is not None or row.content_hash == before.content_hash:
-        return False
-    return (row.bytes, row.modified) == (before.bytes, before.modified)
+def _rehashed(rows: Rows, earlier: Rows) -> Rows:
+    """The rows, one a file, whose file is what it was and whose content hash is not."""
+    files = whole_files(rows)
+    before = places_of(files.texts("video"), earlier)
+    files = files.take(np.flatnonzero(before >= 0))
+    earlier = earlier.take(before[before >= 0])
+    same = (files.numbers("bytes") == earlier.numbers("bytes")) & (
+        files.numbers("modified") == earlier.numbers("modified")
+    )
+    other = np.asarray(pc.not_equal(files.texts("content_hash"), earlier.texts("content_hash")), bool)
+    return files.where(same & other & np.asarray(earlier.column("refused").is_null(), bool))
 
 
 def _report_copies(manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 """From candidates to a manifest: probe what is new or changed, each file in a process that may crash, and resume.
 
-`to_probe` and `row_of` are the pure parts, for whatever runs the probing in between.
+`find_known` and `FreshRows` are the parts for whatever runs the probing in between. What is known of files is compared and held
+as columns, so that a million of them cost little more than their listing.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from io import FileIO
-from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.config import MAX_PIXELS
@@ -25,12 +27,14 @@ from vicc_ray.data.guarded import Failure, run_guarded
 from vicc_ray.data.inspection import RULES
 from vicc_ray.data.layouts import Candidate, deduplicate
 from vicc_ray.data.manifest import Manifest, VideoRow, check, probe
+from vicc_ray.data.rows import WALK, Rows, first_of_each
 from vicc_ray.errors import UserError
 
-OnProgress = Callable[[int, int, VideoRow], None]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # Asking a store about one file is a round trip: many wait at once.
 AT_ONCE = 32
-NOTHING: Mapping[str, VideoRow] = MappingProxyType({})
 
 
 class Sized(Protocol):
@@ -50,53 +54,140 @@ class Sized(Protocol):
 def index(
     candidates: Sequence[Candidate],
     workers: int = 2,
-    on_progress: OnProgress | None = None,
     timeout_seconds: float = 60.0,
-    known: Mapping[str, VideoRow] = NOTHING,
+    known: Rows | None = None,
     journal: Journal | None = None,
 ) -> Manifest:
     """Probe the candidates in `workers` processes; rows keep the candidates' order.
 
     A video that cannot be read, crashes its decoder, or gives no answer in time becomes a refused row and costs nothing
-    else. Rows of `known` whose files are unchanged are taken as they are (see `to_probe`); freshly probed ones go into
-    the `journal`. `on_progress(done, total, row)` is called in this process, once a video: first for the known rows,
-    then in the order of finishing.
+    else. Rows of `known` whose files are unchanged are taken as they are (see `find_known`); freshly probed ones go into
+    the `journal`.
     """
-    unique = deduplicate(candidates)
-    reused, places = to_probe(unique, known)
-    rows: list[VideoRow | None] = [reused.get(place) for place in range(len(unique))]
-    paths = [unique[place].path for place in places]
-    fresh = run_guarded(probe_named, paths, workers, timeout_seconds)
-    finished = chain(reused.items(), ((places[nth], row_of(unique[places[nth]], outcome)) for nth, outcome in fresh))
-    for done, (place, row) in enumerate(finished, 1):
-        rows[place] = row
-        if journal is not None and place not in reused:
-            journal.add(row)
-        if on_progress:
-            on_progress(done, len(unique), row)
-    return Manifest(row for row in rows if row is not None)
+    unique, known = deduplicate(candidates), known or Rows.of(())
+    places = find_known(unique, known)
+    fresh = FreshRows(unique, np.flatnonzero(places < 0), Rows.of(()), journal)
+    for number, outcome in run_guarded(probe_named, fresh.paths, workers, timeout_seconds):
+        fresh.add(number, outcome)
+    return Manifest(labelled(fresh.beside(known, places), unique))
 
 
-def to_probe(
-    candidates: Sequence[Candidate],
-    known: Mapping[str, VideoRow],
-    describe: Callable[[str], Sized | None] = storage.describe,
-) -> tuple[dict[int, VideoRow], list[int]]:
-    """(rows to reuse by place, places to probe) in `candidates`; `known` has earlier rows by path.
+def whole_files(rows: Rows) -> Rows:
+    """A row a file, of all of it: that of the first of these that is of the file, or of a part of it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    A row is reused where the file's bytes and time are still the row's, and takes the candidate's label, split and
-    group. Earlier refused rows are probed again. Files that the listing did not size are described with `describe`.
-    A run that wants more of a row than it has (every frame decoded) leaves that row out of `known`.
+    videos = rows.texts("video")
+    if pc.count_distinct(videos).as_py() != len(rows):
+        rows = rows.take(first_of_each({"video": videos}))
+    part = pc.is_valid(rows.column("start"))
+    if not pc.any(part).as_py():
+        return rows
+    fps, frames, group = rows.numbers("fps"), rows.numbers("file_frames"), rows.texts("group")
+    seconds = np.divide(frames, fps, out=np.zeros(len(rows)), where=fps != 0)
+    own = pc.and_(part, pc.fill_null(pc.equal(group, rows.texts("video")), False))
+    return rows.having(
+        {
+            "frames": pc.if_else(part, frames, rows.column("frames")),
+            "file_frames": pc.if_else(part, 0, rows.column("file_frames")),
+            "first_frame": pc.if_else(part, 0, rows.column("first_frame")),
+            "duration_seconds": pc.if_else(part, seconds, rows.column("duration_seconds")),
+            "group": pc.if_else(own, pa.scalar(None, pa.string()), group),
+            "refused": pc.if_else(part, pa.scalar(None, pa.string()), rows.texts("refused")),
+            "start": None,
+            "end": None,
+        }
+    )
+
+
+def find_known(
+    candidates: Sequence[Candidate], known: Rows, describe: Callable[[str], Sized | None] = storage.describe
+) -> NDArray[np.int64]:
+    """The place in `known` (a row a file) of each candidate's row, where its file is unchanged; -1: to be probed. int64 [n].
+
+    It is unchanged where its bytes and time are still the row's. Earlier refused rows are probed again. Files that the listing
+    did not size are described with `describe`. A run that wants more of a row than it has (every frame decoded) leaves that row
+    out of `known`.
     """
-    places = [place for place, candidate in enumerate(candidates) if _usable(known.get(candidate.path))]
-    sizes = _sizes([candidates[place] for place in places], describe)
-    reused = {}
-    for place, size in zip(places, sizes, strict=True):
-        candidate = candidates[place]
-        row = known[candidate.path]
-        if size is not None and _same(row, size):
-            reused[place] = replace(row, label=candidate.label, split=candidate.split, group=candidate.group)
-    return reused, [place for place in range(len(candidates)) if place not in reused]
+    import pyarrow.compute as pc
+
+    places = places_of(_names(candidates), known)
+    # Without a time nothing shows whether the file is the same.
+    usable = pc.and_(pc.is_null(known.column("refused")), pc.greater(known.column("modified"), 0))
+    at = np.flatnonzero(places >= 0)
+    places[at[~np.asarray(usable, bool)[places[at]]]] = -1
+    at = np.flatnonzero(places >= 0)
+    count, modified = _sizes(candidates, at, describe)
+    before = known.take(places[at])
+    # Object stores list fractions of a second that they do not give for a single object.
+    whole = np.asarray(pc.match_substring(before.texts("video"), "://"), bool)
+    stamps = before.numbers("modified")
+    same_time = np.where(whole, np.floor(stamps) == np.floor(modified), stamps == modified)
+    places[at[~(same_time & (before.numbers("bytes") == count))]] = -1
+    return places
+
+
+def places_of(names: pa.Array | pa.ChunkedArray, rows: Rows) -> NDArray[np.int64]:
+    """The place of the row of each of these files, -1 where there is none: int64 [n]."""
+    import pyarrow.compute as pc
+
+    places = pc.fill_null(pc.index_in(names, value_set=rows.texts("video").combine_chunks()), -1)
+    found: NDArray[np.int64] = places.to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+def _names(candidates: Sequence[Candidate]) -> pa.Array:
+    """Their paths; null where one is no valid UTF-8, as no manifest has it."""
+    import pyarrow as pa
+
+    try:
+        return pa.array([candidate.path for candidate in candidates], pa.string())
+    except UnicodeEncodeError:
+        return pa.array([c.path if _is_text(c.path) else None for c in candidates], pa.string())
+
+
+class FreshRows:
+    """The rows of files that are opened, held as columns as they come.
+
+    places: int64 [m], which of the candidates they are; they are numbered in this order. before: rows under whose content hash
+    unchanged files stay (see `keep_hash`), a row a file.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Candidate], places: NDArray[np.int64], before: Rows, journal: Journal | None
+    ) -> None:
+        self.candidates, self.places, self.journal = candidates, places, journal
+        self.paths = [candidates[place].path for place in places.tolist()]
+        self._partial = before.where(before.hash_is_partial())
+        self._before = places_of(_names([candidates[place] for place in places.tolist()]), self._partial)
+        self._held: list[VideoRow] = []
+        self._parts: list[Rows] = []
+        self._numbers: list[int] = []
+
+    def add(self, number: int, outcome: VideoRow | Failure) -> None:
+        """Take what came of a file."""
+        before = self._partial[int(self._before[number])] if self._before[number] >= 0 else None
+        row = keep_hash(row_of(self.candidates[int(self.places[number])], outcome), before)
+        if self.journal is not None:
+            self.journal.add(row)
+        self._numbers.append(number)
+        self._held.append(row)
+        if len(self._held) == WALK:
+            self._parts.append(Rows.of(self._held))
+            self._held = []
+
+    def beside(self, known: Rows, places: NDArray[np.int64]) -> Rows:
+        """A row a candidate, in their order: the known one at its place, a fresh one where that is -1."""
+        if not self._numbers:
+            return known.take(places)
+        order = places.copy()
+        order[self.places[self._numbers]] = len(known) + np.arange(len(self._numbers))
+        return Rows.chain([known, *self._parts, Rows.of(self._held)]).take(order)
+
+
+def labelled(rows: Rows, candidates: Sequence[Candidate]) -> Rows:
+    """The rows under the labels, splits and groups of the candidates, one each."""
+    return rows.having({name: [getattr(one, name) for one in candidates] for name in ("label", "split", "group")})
 
 
 def keep_hash(row: VideoRow, before: VideoRow | None) -> VideoRow:
@@ -106,7 +197,10 @@ def keep_hash(row: VideoRow, before: VideoRow | None) -> VideoRow:
     """
     if before is None or not before.hash_is_partial or row.refused is not None:
         return row
-    if not _same(before, (row.bytes, row.modified)):
+    same_time = (
+        int(before.modified) == int(row.modified) if storage.is_uri(row.video) else before.modified == row.modified
+    )
+    if not same_time or before.bytes != row.bytes:
         return row
     return replace(row, content_hash=before.content_hash, hash_rule=before.hash_rule)
 
@@ -137,11 +231,17 @@ def _with_changes(find: Callable[[str], VideoRow], path: str, wanted: bool) -> V
 
 
 def _printable(path: str) -> str:
+    if not _is_text(path):
+        raise ValueError("its name is not valid UTF-8; rename it")
+    return path
+
+
+def _is_text(path: str) -> bool:
     try:
         path.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("its name is not valid UTF-8; rename it") from error
-    return path
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def row_of(candidate: Candidate, outcome: VideoRow | Failure) -> VideoRow:
@@ -156,34 +256,27 @@ def row_of(candidate: Candidate, outcome: VideoRow | Failure) -> VideoRow:
     )
 
 
-def _usable(row: VideoRow | None) -> bool:
-    """Without a time nothing shows whether the file is the same."""
-    return row is not None and row.refused is None and row.modified > 0
+def _sizes(
+    candidates: Sequence[Candidate], places: NDArray[np.int64], describe: Callable[[str], Sized | None]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Bytes (-1: gone, or cannot be described) and time of the files of the candidates at these places now."""
 
-
-def _sizes(candidates: Sequence[Candidate], describe: Callable[[str], Sized | None]) -> list[tuple[int, float] | None]:
-    """(bytes, modified) of each file now; None for one that is gone or cannot be described."""
-
-    def describe_one(candidate: Candidate) -> tuple[int, float] | None:
+    def described(place: int) -> tuple[int, float]:
         try:
-            entry = describe(candidate.path)
+            entry = describe(candidates[place].path)
         except (OSError, ValueError, UserError):
-            return None
-        return (entry.bytes, entry.modified) if entry else None
+            return -1, np.nan
+        return (entry.bytes, entry.modified) if entry else (-1, np.nan)
 
-    sizes = [(c.bytes, c.modified) if c.bytes is not None and c.modified is not None else None for c in candidates]
-    unknown = [place for place, size in enumerate(sizes) if size is None]
+    listed = [(one.bytes, one.modified) for one in map(candidates.__getitem__, places.tolist())]
+    sizes = np.array([-1 if size is None else size for size, _ in listed], np.int64)
+    times = np.array([np.nan if time is None else time for _, time in listed], np.float64)
+    unknown = np.flatnonzero((sizes < 0) | np.isnan(times))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for place, size in zip(unknown, pool.map(describe_one, [candidates[place] for place in unknown]), strict=True):
-            sizes[place] = size
-    return sizes
-
-
-def _same(row: VideoRow, size: tuple[int, float]) -> bool:
-    """Object stores list fractions of a second that they do not give for a single object."""
-    count, modified = size
-    same_time = int(row.modified) == int(modified) if storage.is_uri(row.video) else row.modified == modified
-    return same_time and row.bytes == count
+        for part in np.array_split(unknown, -(-len(unknown) // WALK) or 1):
+            for number, size in zip(part.tolist(), pool.map(described, places[part].tolist()), strict=True):
+                sizes[number], times[number] = size
+    return sizes, times
 
 
 class Journal:
@@ -204,14 +297,15 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def rows(self) -> dict[str, VideoRow]:
-        """The rows by video; lines that were cut or that another version wrote are passed over."""
+    def rows(self) -> Rows:
+        """The last row of each video; lines that were cut or that another version wrote are passed over."""
         try:
-            lines = self.path.read_bytes().splitlines()
+            with self.path.open("rb") as lines:
+                rows = Rows.of(row for row in map(_parse, lines) if row is not None)
         except FileNotFoundError:
-            return {}
-        rows = (_parse(line) for line in lines)
-        return {row.video: row for row in rows if row is not None}
+            return Rows.of(())
+        newest_first = rows.take(np.arange(len(rows))[::-1])
+        return newest_first.take(first_of_each({"video": newest_first.texts("video")}))
 
     def add(self, row: VideoRow) -> None:
         """Append one row; the operating system has it before this returns."""

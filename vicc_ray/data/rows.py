@@ -161,26 +161,30 @@ class Rows(Sequence[VideoRow]):
 
     @classmethod
     def of(cls, rows: Iterable[VideoRow]) -> Rows:
-        """Of ready-made rows."""
-        import pyarrow as pa
-
+        """Of ready-made rows, `WALK` of which are in memory as objects at a time."""
         if isinstance(rows, Rows):
             return rows
-        columns: dict[str, list[Any]] = {name: [] for name in FIELDS}
-        for row in rows:
-            for name, column in columns.items():
-                column.append(getattr(row, name))
-        return cls(narrow(pa.table(columns, schema=schema())).combine_chunks())
+        walk = iter(rows)
+        tables = [_table_of(list(itertools.islice(walk, WALK)))]
+        while len(tables[-1]) == WALK:
+            tables.append(_table_of(list(itertools.islice(walk, WALK))))
+        return cls(joined([table for table in tables if len(table)] or tables))
 
     @classmethod
     def chain(cls, parts: Sequence[Sequence[VideoRow]]) -> Rows:
         """Those of several, one after another."""
-        import pyarrow as pa
-
         rows = [cls.of(part) for part in parts]
         if len(rows) == 1:
             return rows[0]
-        return cls(joined([narrow(pa.table({name: one.texts(name) for name in FIELDS})) for one in rows]))
+        return cls(joined([one._whole_table() for one in rows]))
+
+    def _whole_table(self) -> pa.Table:
+        """The table of these rows with every column."""
+        import pyarrow as pa
+
+        if self.table.column_names == list(FIELDS):
+            return self.flat().table
+        return narrow(pa.table({name: self.texts(name) for name in FIELDS}))
 
     def __len__(self) -> int:
         return self.table.num_rows if self.places is None else len(self.places)
@@ -259,6 +263,30 @@ class Rows(Sequence[VideoRow]):
         column = self.column(name)
         return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
+    def ids(self) -> pa.Array | pa.ChunkedArray:
+        """The id of each row, as plain strings."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        whole = pc.is_null(self.column("start"))
+        if pc.all(whole).as_py() is not False:
+            return self.texts("video")
+        found = []
+        for start in range(0, len(self), WALK):
+            part = self[start : start + WALK]
+            times = zip(*(part.column(name).to_pylist() for name in ("start", "end")), strict=True)
+            names = part.texts("video").to_pylist()
+            found.append(
+                [n if s is None or e is None else part_id(n, s, e) for n, (s, e) in zip(names, times, strict=True)]
+            )
+        return pa.chunked_array(found, pa.string())
+
+    def hash_is_partial(self) -> NDArray[np.bool_]:
+        """`VideoRow.hash_is_partial` of each row, bool [n]."""
+        earlier = (self.numbers("hash_rule") < HASH_RULE) & (self.numbers("bytes") > EARLIER_WHOLE)
+        found: NDArray[np.bool_] = earlier & np.asarray(self.column("refused").is_null(), bool)
+        return found
+
     def counts(self, name: str) -> dict[Any, int]:
         """How many rows have each value of a column, in the order of their first rows; None is one of them."""
         import pyarrow.compute as pc
@@ -293,9 +321,20 @@ class Rows(Sequence[VideoRow]):
 
     def replaced(self, name: str, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Rows:
         """The same rows with one column changed as a whole, of plain strings where it is text."""
-        flat = self.flat()
-        table = flat.table.set_column(flat.table.column_names.index(name), name, change(flat.texts(name)))
-        return Rows(narrow(table).combine_chunks())
+        return self.having({name: change(self.texts(name))})
+
+    def having(self, columns: Mapping[str, Any]) -> Rows:
+        """The same rows with other columns: sequences, arrays, or one value for all, by their names."""
+        import pyarrow as pa
+
+        table = self.flat().table
+        for name, values in columns.items():
+            kind = schema().field(name).type
+            if not isinstance(values, (pa.Array, pa.ChunkedArray)):
+                single = values is None or np.isscalar(values)
+                values = pa.repeat(pa.scalar(values, kind), len(self)) if single else pa.array(values, kind)
+            table = table.set_column(table.column_names.index(name), name, values.cast(kind))
+        return Rows(joined([narrow(table)]))
 
     def _read(self) -> dict[str, Any]:
         if self._columns is None:
@@ -319,6 +358,13 @@ class Rows(Sequence[VideoRow]):
         if table.get_total_buffer_size() > 2 * table.nbytes + WALK:
             table = table.take(pa.array(np.arange(len(table))))  # a slice would take all of its table along
         return Rows, (table, rows.places)
+
+
+def _table_of(rows: Sequence[VideoRow]) -> pa.Table:
+    import pyarrow as pa
+
+    columns = {name: [getattr(row, name) for row in rows] for name in FIELDS}
+    return narrow(pa.table(columns, schema=schema()))
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
