@@ -16,6 +16,7 @@ from vicc_ray.data.flow.algorithms import fingerprint, quantise
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.packing import Packed, Packer, split_work
 from vicc_ray.data.pictures import Interlaced
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.store.entry import Seconds
 from vicc_ray.data.store.store import Header, PackedStore, picture_facts
 from vicc_ray.data.store.writing import Key, LooseWriter, list_loose, seal
@@ -87,10 +88,10 @@ def pack(
     entries_a_shard: int = 3,
 ) -> list[Packed]:
     """Pack what a store lacks of some rows, as `vicc pack` does; what became of each piece of work."""
-    missing = {stream: {row.id for row in store.missing(rows, stream)} for stream in streams}
-    lacking = [[stream for stream in streams if row.id in missing[stream]] for row in rows]
+    columns = Rows.of(rows)
+    lacking = np.stack([store.lacks(columns, stream) for stream in streams], 1)
     packer = Packer(store, flow, interlaced)
-    found = [packer(work) for work in split_work(rows, lacking)]
+    found = [packer(work) for work in split_work(columns, streams, lacking)]
     seal_all(store, entries_a_shard)
     return found
 

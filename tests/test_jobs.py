@@ -47,6 +47,14 @@ def test_a_crash_costs_its_item(actors: int) -> None:
     assert isinstance(found[6], Failure)
 
 
+def test_of_many_items_some_are_taken_at_a_time(actors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_BLOCKS", "ITEMS_A_BLOCK", "ITEMS_AN_ACTOR"):
+        monkeypatch.setattr(f"vicc_ray.cluster.jobs.{name}", 1)
+    items = ["a", "b", "exit", "d", "e"]
+    found = dict(run_on_cluster(work, items, actors, lambda _: 60.0))
+    assert [found[place] for place in (0, 1, 3, 4)] == ["A", "B", "D", "E"] and isinstance(found[2], Failure)
+
+
 @pytest.mark.usefixtures("actors")
 def test_indexing_on_a_cluster_is_indexing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):

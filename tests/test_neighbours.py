@@ -97,8 +97,8 @@ class Judge:
         self.streams.append(part.decoded)
         decode = DecodeWindows(videos, windows, 5, experiment, part.decoded)
         decode.reader = Here(experiment)  # type: ignore[assignment]  # no process of its own
-        keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
-        encode = EncodeWindows({e.name: e.shared_name for e in part.encoders}, experiment, False, 1, keys)
+        jitter = part.sides[0].jitter
+        encode = EncodeWindows({e.name: e.shared_name for e in part.encoders}, experiment, False, 1, jitter)
         blocks = (encode(decode({"unit": [unit]})) for unit in range(-(-len(windows) // 5)))
         passes_module.write_means(part, blocks)
 

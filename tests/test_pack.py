@@ -33,6 +33,7 @@ from vicc_ray.data.flow.codes import compute_codes
 from vicc_ray.data.guarded import Failure
 from vicc_ray.data.manifest import Manifest, VideoError, VideoRow, probe
 from vicc_ray.data.packing import Packer, PackWork, split_work
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.segments import cut_evenly, part_of_frames
 from vicc_ray.data.store.entry import GOP, EntryWriter
 from vicc_ray.data.store.index import list_shards
@@ -334,15 +335,54 @@ def test_work_is_divided_by_files_and_frames(monkeypatch: pytest.MonkeyPatch) ->
     other, long = row_of(30, "cd"), row_of(500, "ef")
     copy = replace(other, video="copy.mp4")
     rows = [parts[0], other, *parts[1:], long, copy]
-    lacking: list[tuple[Decoded, ...]] = [BOTH] * len(rows)
-    lacking[3] = ()
-    work = split_work(rows, lacking)
+    lacking = np.ones((len(rows), 2), bool)
+    lacking[3] = False
+    work = split_work(Rows.of(rows), BOTH, lacking)
     found = [[(row.content_hash[:2], row.first_frame) for row in piece.rows] for piece in work]
     assert found == [[("ab", 0), ("ab", 80)], [("ab", 120), ("ab", 160)], [("cd", 0)], [("ef", 0)]]
-    assert [piece.frames for piece in work] == [80, 80, 30, 500]
+    assert [piece.frames for piece in work] == work.frames.tolist() == [80, 80, 30, 500]
+    assert work[1:3] == [work[1], work[2]] and work[-1].rows == (long,)
     assert all(streams == BOTH for piece in work for streams in piece.streams)
-    assert split_work([other, copy], [("rgb",), BOTH])[0].streams == (("rgb",), ("flow",))
-    assert split_work([], []) == []
+    copies = split_work(Rows.of([other, copy]), BOTH, np.array([[True, False], [True, True]]))
+    assert [piece.streams for piece in copies] == [(("rgb",), ("flow",))]
+    assert not split_work(Rows.of(rows), BOTH, np.zeros((len(rows), 2), bool))
+    assert not split_work(Rows.of(()), BOTH, np.zeros((0, 2), bool))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_are_those_of_a_walk_over_the_rows(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against going through the rows one by one: files in the order of their first rows, copies once, pieces filled up."""
+    monkeypatch.setattr(packing, "MOST_FRAMES", 60)
+    rng = np.random.default_rng(seed)
+    rows = [
+        row_of(
+            int(rng.integers(5, 40)),
+            str(rng.choice(["ab", "cd", "ef"])),
+            f"{number}.mp4",
+            int(rng.integers(0, 4)) * 10,
+            200,
+        )
+        for number in range(int(rng.integers(1, 40)))
+    ]
+    known: dict[Key, bool] = {}
+    lacking = np.array([[known.setdefault(Key.of(row, s), bool(rng.random() < 0.7)) for s in BOTH] for row in rows])
+    files: dict[str, list[tuple[VideoRow, tuple[Decoded, ...]]]] = {}
+    done = set[Key]()
+    for row, flags in zip(rows, lacking, strict=True):
+        new = tuple(s for s, flag in zip(BOTH, flags, strict=True) if flag and Key.of(row, s) not in done)
+        done |= {Key.of(row, s) for s in new}
+        if new:
+            files.setdefault(row.content_hash, []).append((row, new))
+    expected: list[list[tuple[VideoRow, tuple[Decoded, ...]]]] = []
+    for pairs in files.values():
+        pairs.sort(key=lambda pair: (pair[0].first_frame, pair[0].frames))
+        begin = len(expected)
+        for pair in pairs:
+            if len(expected) == begin or sum(row.frames for row, _ in [*expected[-1], pair]) > 60:
+                expected.append([])
+            expected[-1].append(pair)
+    found = split_work(Rows.of(rows), BOTH, lacking)
+    assert [list(zip(piece.rows, piece.streams, strict=True)) for piece in found] == expected
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "pyav-sequential"])

@@ -71,7 +71,7 @@ def test_only_the_streams_asked_for_are_decoded(videos: Manifest) -> None:
     both = DecodeWindows(rows, windows, 6, experiment)({"unit": np.array([0])})
     for stream in ("rgb", "flow"):
         one = DecodeWindows(rows, windows, 6, experiment, [stream])({"unit": np.array([0])})
-        assert set(one) == {"video", "start", "refused", stream}
+        assert set(one) == {"video", "start", "key", "refused", stream}
         assert [*zip(one["video"].tolist(), one["start"].tolist(), strict=True)] == [*map(tuple, windows.tolist())]
         np.testing.assert_array_equal(one[stream], both[stream])
 

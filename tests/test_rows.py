@@ -16,10 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_experiment
 
+from vicc_ray.cluster.decode_actors import list_windows, video_key
+from vicc_ray.data.clips import random_start
 from vicc_ray.data.manifest import Manifest, count_videos, is_manifest
-from vicc_ray.data.rows import FIELDS, TRAINING, Rows, VideoRow, schema
+from vicc_ray.data.probing import whole_files
+from vicc_ray.data.rows import FIELDS, TRAINING, Places, Rows, VideoRow, schema
 from vicc_ray.data.samples import all_positions, positions
 from vicc_ray.errors import UserError
+from vicc_ray.evaluation.stored import Side
 from vicc_ray.submit.package import pack
 from vicc_ray.training.batches import training_samples
 from vicc_ray.training.monitor import monitor_plan
@@ -129,6 +133,7 @@ def test_what_a_table_lacks_is_the_default() -> None:
     assert Rows.of([row]).only(TRAINING).cell(0, "codec") == ""
 
 
+@settings(deadline=None)
 @given(LISTS.filter(len))
 def test_places_of_all_rows_are_those_of_each(given: list[VideoRow]) -> None:
     rows = Rows.of(
@@ -137,6 +142,41 @@ def test_places_of_all_rows_are_those_of_each(given: list[VideoRow]) -> None:
     for fps in (None, 12.5):
         clip = tiny_experiment(clip={"fps": fps}).clip
         assert all_positions(rows, clip).tolist() == [positions(row, clip) for row in rows]
+
+
+@settings(max_examples=40, deadline=None)
+@given(LISTS)
+def test_walks_over_columns_are_walks_over_rows(given: list[VideoRow]) -> None:
+    """Ids, a side's fingerprint, the keys of random draws, and a row a file: each against going through the rows."""
+    given = [replace(row, file_frames=row.frames, frames=row.frames % 1000) for row in given]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("data.rows", "evaluation.stored", "cluster.decode_actors"):
+            patch.setattr(f"vicc_ray.{module}.WALK", 3)
+        rows = Rows.of(iter(given))
+        assert list(rows) == given
+        assert rows.ids().to_pylist() == [row.id for row in given]
+        clip = tiny_experiment().clip
+        drawn = [random_start(5, video_key(row), row.frames, clip.frames, clip.stride) for row in given]
+        assert list_windows(rows, clip, "random", 5)[:, 1].tolist() == drawn
+        digest = blake2b(Manifest(given).fingerprint().encode(), digest_size=16)
+        for row in given:
+            digest.update(b"\0" + row.id.encode() + repr((row.duration_seconds, row.fps)).encode())
+        assert Side(rows, "all").fingerprint == digest.hexdigest()
+        files: dict[str, VideoRow] = {}
+        for row in given:
+            files.setdefault(row.video, replace(row.file_row(), refused=None) if row.is_part else row)
+        assert list(whole_files(rows)) == list(files.values())
+
+
+@settings(deadline=None)
+@given(st.lists(TEXTS, unique=True, max_size=12), st.lists(TEXTS, max_size=12), st.booleans())
+def test_places_are_those_of_a_dictionary(known: list[str], wanted: list[str], alike: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if alike:  # texts with one mark
+            patch.setattr("vicc_ray.data.rows.hash", lambda text: len(text) % 2, raising=False)
+        found = Places(pa.array(known, pa.string())).find(pa.chunked_array([wanted, known], pa.string()))
+    at = {text: place for place, text in enumerate(known)}
+    assert found.tolist() == [at.get(text, -1) for text in [*wanted, *known]]
 
 
 def test_samples_of_long_videos_repeat_their_rows() -> None:

@@ -24,6 +24,7 @@ from vicc_ray import storage
 from vicc_ray.config import DataConfig, Decoded, Experiment, FlowConfig, make_experiment
 from vicc_ray.data.decode import VideoError
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.store import index as index_module
 from vicc_ray.data.store import reading
 from vicc_ray.data.store.checking import check_stored, open_stores
@@ -302,7 +303,7 @@ def test_the_index_finds_what_covers_a_row(seed: int) -> None:
         for name in (*hashes, "ee" * 16)
         for _ in range(20)
     ]
-    covered = index.covers(rows)
+    covered = index.covers(Rows.of(rows))
     for row, known in zip(rows, covered, strict=True):
         right = {
             (number, name, first, frames)

@@ -13,14 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vicc_ray.archive.store import Archive, Segments
 from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.cluster.stream import SEGMENT_BLOCKS, WINDOWS_A_BLOCK, evaluation_windows, through_models
+from vicc_ray.cluster.stream import (
+    SEGMENT_BLOCKS,
+    WINDOWS_A_BLOCK,
+    evaluation_windows,
+    shared_stores,
+    through_models,
+)
 from vicc_ray.config import Experiment, decoded_for
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.rows import Places, Rows
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.means import Block, VideoMeans, video_means
 from vicc_ray.evaluation.model_actors import EncodeWindows
@@ -57,15 +65,21 @@ class EmbeddingPlan:
 def make_embedding_plan(
     archive: Archive, rows: Sequence[VideoRow], experiment: Experiment, windows: str
 ) -> EmbeddingPlan:
-    """What an archive lacks of these rows; rows whose file has changed since are taken out of it first."""
-    table = archive.table()
-    contents = [content for part in archive.parts for content in part.contents]
-    there = dict(zip(table["id"].to_pylist(), contents, strict=True))
-    outdated = [row.id for row in rows if row.id in there and there[row.id] != row.content_hash]
-    if outdated:
-        archive.drop(outdated)
-    fresh = there.keys() - set(outdated)
-    done = np.fromiter((row.id in fresh for row in rows), bool, len(rows))
+    """What an archive lacks of these rows; rows whose file has changed since are taken out of it first.
+
+    Of what is there one part at a time is in memory.
+    """
+    rows = Rows.of(rows)
+    places, contents = Places(rows.ids()), rows.texts("content_hash")
+    done = np.zeros(len(rows), bool)
+    for number, part in enumerate(archive.parts):
+        ids, there = archive.ids_and_contents(part)
+        found = places.find(ids)
+        named = np.flatnonzero(found >= 0)
+        same = np.asarray(pc.equal(contents.take(found[named]), there.take(named)), bool)
+        done[found[named[same]]] = True
+        if not same.all():
+            archive.drop(number, np.isin(np.arange(len(found)), named[~same]))
     return EmbeddingPlan(rows, done, list_windows(rows, experiment.clip, windows, experiment.seed))
 
 
@@ -114,16 +128,17 @@ def _blocks(
     """Features of the windows of all blocks to be made, `video` being the row's number; some thousand blocks a data set."""
     decoded = decoded_for(encoder.stream for encoder in encoders)
     paths = {encoder.name: encoder.shared_name for encoder in encoders}
-    chosen = plan.blocks
+    rows, stores, chosen = Rows.of(plan.rows), shared_stores(experiment, decoded), plan.blocks
     for first in range(0, len(chosen), SEGMENT_BLOCKS):
         windows = np.concatenate([plan.of_block(block) for block in chosen[first : first + SEGMENT_BLOCKS]])
         numbers, place = np.unique(windows[:, 0], return_inverse=True)
         clips = evaluation_windows(
-            [plan.rows[number] for number in numbers],
+            rows.take(numbers),
             np.stack([place, windows[:, 1]], 1),
             experiment,
             resources.decoders(resources.workers),
             decoded,
+            stores,
         )
         arguments = paths, experiment, resources.use_gpu, 1
         for block in through_models(clips, EncodeWindows, arguments, resources, on_windows):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -42,7 +42,7 @@ COLUMNS = ("id", "video", "start", "end", "label", "group")
 METADATA = b"vicc_archive"
 AT_ONCE = 16  # footers that are read at once
 GROUP_ROWS = 4096  # of a row group, which is what reading holds
-_PART = re.compile(r"part-(\d{6})\.parquet")
+_PART_NAME = re.compile(r"part-(\d{6})\.parquet")
 
 Setting = str | int | float | bool | None
 
@@ -98,13 +98,12 @@ class ArchiveInfo:
 
 @dataclass(frozen=True)
 class Part:
-    """A part's file, and what its footer says: rows, the sum of its vectors float64 [d], and the contents of its videos."""
+    """A part's file, and what its footer says: rows, and the sum of its vectors float64 [d]."""
 
     name: str
     number: int
     rows: int
     sums: NDArray[np.float64] = field(repr=False)
-    contents: tuple[str, ...] = field(repr=False, default=())
 
 
 @dataclass(frozen=True)
@@ -170,19 +169,19 @@ class Archive:
             text = json.dumps(dict(refused), indent=1) + "\n"
             storage.write_bytes(storage.join(self.folder, "_refused.json"), text.encode())
 
-    def drop(self, outdated: Iterable[str]) -> int:
-        """Take rows out by their ids, a part at a time; how many there were."""
-        wanted, dropped = pa.array(sorted(outdated), pa.string()), 0
-        for place, part in enumerate(self.parts):
-            table = _read(self.folder, part.name, (*COLUMNS, "vector"))
-            keep = pa.compute.invert(pa.compute.is_in(table["id"], wanted))
-            lost = len(table) - int(pa.compute.sum(keep).as_py() or 0)
-            if lost:
-                kept = table.filter(keep)
-                contents = [c for c, stays in zip(part.contents, keep.to_pylist(), strict=True) if stays]
-                self.parts[place] = _put(self.folder, part.number, self.info, kept, contents)
-                dropped += lost
-        return dropped
+    def ids_and_contents(self, part: Part) -> tuple[pa.ChunkedArray, pa.Array]:
+        """The ids of a part's rows and the content hashes of their files, in order."""
+        with _opened(self.folder, part.name) as file:
+            ids = file.read(columns=["id"], use_threads=False)["id"]
+            return ids, pa.array(_spread(_footer(self.folder, part.name, self.info, file)["contents"]), pa.string())
+
+    def drop(self, place: int, outdated: NDArray[np.bool_]) -> None:
+        """Take rows out of a part (by its place among the parts), bool [rows]."""
+        part = self.parts[place]
+        _, contents = self.ids_and_contents(part)
+        keep = pa.array(~outdated)
+        table = _read(self.folder, part.name, (*COLUMNS, "vector")).filter(keep)
+        self.parts[place] = _put(self.folder, part.number, self.info, table, contents.filter(keep).to_pylist())
 
     def part_blocks(self, part: Part, size: int) -> Iterator[Features]:
         """The vectors of a part in order, float32 [up to `size`, d] at a time."""
@@ -243,21 +242,26 @@ def _parts(folder: str, info: ArchiveInfo) -> list[Part]:
     names = sorted(
         base
         for entry in storage.list_files(folder, recursive=False)
-        if _PART.fullmatch(base := posixpath.basename(entry.name))
+        if _PART_NAME.fullmatch(base := posixpath.basename(entry.name))
     )
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda name: _footer(folder, name, info), names))
+        return list(pool.map(lambda name: _part(folder, name, info), names))
 
 
-def _footer(folder: str, name: str, info: ArchiveInfo) -> Part:
+def _part(folder: str, name: str, info: ArchiveInfo) -> Part:
     with _opened(folder, name) as file:
-        footer = json.loads((file.metadata.metadata or {}).get(METADATA, b"{}"))
-        if footer.get("key") != info.key:
-            raise UserError(
-                f"{storage.join(folder, name)}: is of another archive (of other encoders or settings than {folder}); take it out"
-            )
-        rows = int(file.metadata.num_rows)
-        return Part(name, int(name[5:11]), rows, np.array(footer["sums"]), _spread(footer["contents"]))
+        footer = _footer(folder, name, info, file)
+        return Part(name, int(name[5:11]), int(file.metadata.num_rows), np.array(footer["sums"]))
+
+
+def _footer(folder: str, name: str, info: ArchiveInfo, file: Any) -> dict[str, Any]:
+    """What a part says of itself; UserError where it is of another archive."""
+    footer: dict[str, Any] = json.loads((file.metadata.metadata or {}).get(METADATA, b"{}"))
+    if footer.get("key") != info.key:
+        raise UserError(
+            f"{storage.join(folder, name)}: is of another archive (of other encoders or settings than {folder}); take it out"
+        )
+    return footer
 
 
 class _Opened:
@@ -325,7 +329,7 @@ def _put(folder: str, number: int, info: ArchiveInfo, table: pa.Table, contents:
     )
     name = f"part-{number:06d}.parquet"
     storage.write_bytes(storage.join(folder, name), sink.getvalue())
-    return Part(name, number, len(table), sums, tuple(contents))
+    return Part(name, number, len(table), sums)
 
 
 def _runs(values: Sequence[str]) -> list[tuple[str, int]]:
@@ -333,8 +337,8 @@ def _runs(values: Sequence[str]) -> list[tuple[str, int]]:
     return [(value, len(list(same))) for value, same in groupby(values)]
 
 
-def _spread(runs: Sequence[Sequence[Any]]) -> tuple[str, ...]:
-    return tuple(str(value) for value, times in runs for _ in range(times))
+def _spread(runs: Sequence[Sequence[Any]]) -> Iterator[str]:
+    return (str(value) for value, times in runs for _ in range(times))
 
 
 def _schema(info: ArchiveInfo) -> pa.Schema:

@@ -5,7 +5,7 @@ One unit stands for one block: worker `rank`'s share of a step, or some windows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any
@@ -17,8 +17,8 @@ from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
 from vicc_ray.data.clips import all_evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
 from vicc_ray.data.reader import make_reader
-from vicc_ray.data.rows import Rows
-from vicc_ray.data.samples import Clips, all_positions, empty_clips, positions
+from vicc_ray.data.rows import WALK, Rows
+from vicc_ray.data.samples import Clips, all_positions, empty_clips
 from vicc_ray.data.store.store import PackedStore
 from vicc_ray.training.batches import Block, TrainingPlan, decode_shares
 
@@ -44,22 +44,26 @@ class DecodeWindows:
         self.reader = make_reader(experiment, opened)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
-        """`unit` int64 [1] -> video, start, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
+        """`unit` int64 [1] -> video, start, key, refused, rgb uint8 [w, T, H, W, 3] and flow uint8 [w, T, H, W, 2]."""
         first = int(rows["unit"][0]) * self.size
         wanted: list[tuple[int, int]] = self.windows[first : first + self.size].tolist()
         runs = {number: [start for _, start in run] for number, run in groupby(wanted, key=lambda window: window[0])}
         clips = empty_clips(len(wanted), self.streams, self.experiment.clip)
-        ends = np.cumsum([len(starts) for starts in runs.values()]).tolist()
+        counts = [len(starts) for starts in runs.values()]
+        ends = np.cumsum(counts).tolist()
         into: list[Clips] = [
             {name: clips[name][end - len(starts) : end] for name in self.streams}
             for end, starts in zip(ends, runs.values(), strict=True)
         ]
-        answers = self.reader.read_all([(self.videos[number], runs[number], self.streams) for number in runs], into)
+        videos = [self.videos[number] for number in runs]
+        requests = [(video, starts, self.streams) for video, starts in zip(videos, runs.values(), strict=True)]
+        answers = self.reader.read_all(requests, into)
         reasons = [(str(answer) or "cannot be read") if isinstance(answer, VideoError) else "" for answer in answers]
         block: Block = {
             "video": np.array([number for number, _ in wanted], np.int64),
             "start": np.array([start for _, start in wanted], np.int64),
-            "refused": np.repeat(np.array(reasons, object), [len(starts) for starts in runs.values()]),
+            "key": np.repeat(np.array([video_key(video) for video in videos], np.uint64), counts),
+            "refused": np.repeat(np.array(reasons, object), counts),
         }
         return block | {name: clips[name] for name in clips}
 
@@ -99,22 +103,32 @@ def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, see
 
     `windows`: all or centre (`evaluation_starts`), or random: one at a place drawn from the seed and the video.
     """
-    count = len(videos)
-    if isinstance(videos, Rows):
-        places = all_positions(videos, clip)
-    else:
-        places = np.fromiter((positions(video, clip) for video in videos), np.int64, count)
+    videos = Rows.of(videos)
+    places = all_positions(videos, clip)
     if windows == "random":
         drawn = (
-            random_start(seed, video_key(video), int(own), clip.frames, clip.stride)
-            for video, own in zip(videos, places, strict=True)
+            random_start(seed, key, own, clip.frames, clip.stride)
+            for key, own in zip(_keys(videos), places.tolist(), strict=True)
         )
-        return np.stack([np.arange(count), np.fromiter(drawn, np.int64, count)], 1)
+        return np.stack([np.arange(len(videos)), np.fromiter(drawn, np.int64, len(videos))], 1)
     owners, starts = all_evaluation_starts(places, clip.frames, clip.stride, windows)
     return np.stack([owners, starts], 1)
 
 
+def _keys(videos: Rows) -> Iterator[int]:
+    """`video_key` of each, from columns."""
+    for start in range(0, len(videos), WALK):
+        part = videos[start : start + WALK]
+        columns = [part.texts(name).to_pylist() for name in ("content_hash", "video", "start", "first_frame")]
+        for content, video, begin, first in zip(*columns, strict=True):
+            yield _key(content or video, None if begin is None else first)
+
+
 def video_key(video: VideoRow) -> int:
     """A number that stands for a video's content, wherever its file lies and whatever its place in a list."""
-    part = f"@{video.first_frame}" if video.is_part else ""
-    return int.from_bytes(blake2b(f"{video.content_hash or video.video}{part}".encode(), digest_size=8).digest(), "big")
+    return _key(video.content_hash or video.video, video.first_frame if video.is_part else None)
+
+
+def _key(content: str, first_frame: int | None) -> int:
+    part = "" if first_frame is None else f"@{first_frame}"
+    return int.from_bytes(blake2b(f"{content}{part}".encode(), digest_size=8).digest(), "big")

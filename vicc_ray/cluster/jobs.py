@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 # Items that travel together: enough that Ray's own work a block (some ms) is small beside theirs.
 ITEMS_A_BLOCK = 4
 MAX_BLOCKS = 4096
+# Items of which a dataset is made at a time, where they are many: its actors start anew, so each should have some time's work.
+ITEMS_AN_ACTOR = 1024
 
 
 class _Worker:
@@ -52,10 +54,25 @@ def run_on_cluster(
 
     `function` and the items must be picklable, and the function's module importable on every node. `timeout_seconds`
     is how long an item may take, `memory_bytes` is what `Guarded` gives it. `actors` is the most that run at once; fewer
-    start where the cluster is smaller.
+    start where the cluster is smaller. Of many items only so many are taken from the sequence at a time as give each actor some
+    time's work, so they may be made as they are taken.
     """
-    if not items:
-        return
+    most = max(MAX_BLOCKS * ITEMS_A_BLOCK, actors * ITEMS_AN_ACTOR)
+    for first in range(0, len(items), most):
+        part = items[first : first + most]
+        for place, outcome in _run(function, part, actors, timeout_seconds, gpus_an_actor, memory_bytes):
+            yield first + place, outcome
+
+
+def _run(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    actors: int,
+    timeout_seconds: Callable[[Item], float],
+    gpus_an_actor: float,
+    memory_bytes: int | None,
+) -> Iterator[tuple[int, Result | Failure]]:
+    """As `run_on_cluster`, for so many items that they are in memory together."""
     configure_context()
     size = max(min(ITEMS_A_BLOCK, len(items) // (4 * actors)), 1, -(-len(items) // MAX_BLOCKS))
     blocks = [

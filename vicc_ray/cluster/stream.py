@@ -164,17 +164,24 @@ def evaluation_windows(
     experiment: Experiment,
     decoders: Decoders,
     streams: Sequence[Decoded] = tuple(CHANNELS),
+    stores: ray.ObjectRef | None = None,
 ) -> Dataset:
     """Windows (video number, first frame), int64 [W, 2], as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
 
-    Columns: video, start, refused and the streams named.
+    Columns: video, start, key, refused and the streams named. `stores`: as `shared_stores` gives them, where they are there.
     """
     buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
     experiment = with_absolute_stores(experiment)
-    listed = [ray.put(one) for one in (Rows.of(videos), windows, open_stores(experiment, streams))]
+    listed = [ray.put(Rows.of(videos)), ray.put(windows), stores or ray.put(open_stores(experiment, streams))]
     arguments = (listed, WINDOWS_A_BLOCK, experiment, tuple(streams))
     units = [{"unit": unit} for unit in range(-(-len(windows) // WINDOWS_A_BLOCK))]
     return decode_units(units, DecodeListed, arguments, decoders, buffer)
+
+
+def shared_stores(experiment: Experiment, streams: Sequence[Decoded]) -> ray.ObjectRef | None:
+    """The stores that an experiment's clips of these streams come from, in Ray's object store; None where there are none."""
+    found = open_stores(with_absolute_stores(experiment), streams)
+    return ray.put(found) if found else None
 
 
 def through_models(

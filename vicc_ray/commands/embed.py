@@ -21,6 +21,7 @@ from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, decod
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.cutting import STILL
 from vicc_ray.data.manifest import ALL, Manifest, VideoRow, is_manifest
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.segments import cut_evenly
 from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import UserError
@@ -139,7 +140,7 @@ def _chosen(folder: RunFolder, options: EmbedOptions) -> list[str]:
     return chosen
 
 
-def _rows(source: str, out: str, options: EmbedOptions) -> Sequence[VideoRow]:
+def _rows(source: str, out: str, options: EmbedOptions) -> Rows:
     """The rows of a manifest, or of videos that are indexed first."""
     import pyarrow.compute as pc
 
@@ -162,7 +163,7 @@ def _rows(source: str, out: str, options: EmbedOptions) -> Sequence[VideoRow]:
         if still:
             console.print(f"{still} rows of split '{STILL}' are left out; --split {ALL} embeds them too")
     every = options.every
-    return rows if every is None else [part for row in rows for part in cut_evenly(row, every)]
+    return rows if every is None else Rows.of(part for row in rows for part in cut_evenly(row, every))
 
 
 def _info(encoders: Sequence[EncoderOnDisk], experiment: Experiment, options: EmbedOptions, source: str) -> ArchiveInfo:

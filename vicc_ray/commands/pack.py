@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from vicc_ray import storage
 from vicc_ray.cluster.jobs import run_on_cluster
 from vicc_ray.cluster.progress import Counter
@@ -18,9 +23,11 @@ from vicc_ray.config import Decoded, FlowConfig, decoded_for
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.flow.algorithms import fingerprint, uses_torch
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure
-from vicc_ray.data.manifest import Manifest, VideoRow
-from vicc_ray.data.packing import Packer, PackWork, split_work
+from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.packing import Packer, PackWork, Pieces, split_work
 from vicc_ray.data.pictures import Interlaced
+from vicc_ray.data.rows import Rows
+from vicc_ray.data.store.index import digests_of
 from vicc_ray.data.store.store import NAMES, Header, PackedStore, picture_facts
 from vicc_ray.data.store.writing import SHARD_BYTES, Key, NotWritten, list_loose, remove_unfinished, repair, seal
 from vicc_ray.errors import UserError
@@ -141,20 +148,24 @@ class _Job:
         for stream in self.options.streams:
             self.store.forget(stream)
 
-    def _left(self, rows: Sequence[VideoRow], loose: Mapping[Key, int]) -> list[PackWork]:
-        """What is neither in a shard nor waits for one."""
-        lacking: dict[str, list[Decoded]] = {}
-        for stream in self.options.streams:
-            for row in self.store.missing(rows, stream):
-                if Key.of(row, stream) not in loose:
-                    lacking.setdefault(row.id, []).append(stream)
-        there = len(rows) - len(lacking)
-        if there and lacking:
-            console.print(f"{self.store.folder}: {there} of {len(rows)} videos are there already")
-        left = [row for row in rows if row.id in lacking]
-        return split_work(left, [lacking[row.id] for row in left])
+    def _lacking(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows lack which of the streams, bool [n, S]."""
+        return np.stack([self.store.lacks(rows, stream) for stream in self.options.streams], 1)
 
-    def _pack(self, packer: Packer, work: Sequence[PackWork], sealing: _Sealing) -> None:
+    def _left(self, rows: Rows, loose: Mapping[Key, int]) -> Pieces:
+        """What is neither in a shard nor waits for one."""
+        lacking, streams = self._lacking(rows), self.options.streams
+        waiting = pa.array({key.content_hash for key in loose}, pa.string())
+        # A few shards' entries wait at most, so their rows are few.
+        places = np.flatnonzero(np.asarray(pc.is_in(rows.texts("content_hash"), value_set=waiting), bool))
+        for place, row in zip(places.tolist(), rows.take(places), strict=True):
+            lacking[place] &= [Key.of(row, stream) not in loose for stream in streams]
+        left = int(lacking.any(1).sum())
+        if 0 < left < len(rows):
+            console.print(f"{self.store.folder}: {len(rows) - left} of {len(rows)} videos are there already")
+        return split_work(rows, streams, lacking)
+
+    def _pack(self, packer: Packer, work: Pieces, sealing: _Sealing) -> None:
         options = self.options
         names = " and ".join(
             f"{packer.flow.algorithm} flow" if stream == "flow" else NAMES[stream] for stream in options.streams
@@ -164,10 +175,10 @@ class _Job:
         with (
             quiet(scratch_log("pack"), options.verbose),
             job_session(options.workers, options.use_gpu, options.address, options.verbose) as actors,
-            Counter(f"packing {names}, frames", sum(piece.frames for piece in work)) as counter,
+            Counter(f"packing {names}, frames", int(work.frames.sum())) as counter,
         ):
             for place, outcome in run_on_cluster(packer, work, actors, _seconds, gpus, memory):
-                counter.advance(work[place].frames)
+                counter.advance(int(work.frames[place]))
                 if isinstance(outcome, Failure):
                     self.refused |= {row.id: outcome.reason for row in work[place].rows}
                     continue
@@ -179,9 +190,11 @@ class _Job:
     def report(self) -> None:
         """Name what could not be read, count what is there; UserError for more than `max_refused`."""
         rows, options, folder = self.manifest.videos, self.options, self.store.folder
-        missing = {row.id: row for stream in options.streams for row in self.store.missing(rows, stream)}
-        for name in missing:
-            console.print(f"refused: {name}: {self.refused.get(name, 'was not packed; run the same command again')}")
+        missing = rows.where(self._lacking(rows).any(1))
+        for row in missing:
+            console.print(
+                f"refused: {row.id}: {self.refused.get(row.id, 'was not packed; run the same command again')}"
+            )
         what = " and ".join(NAMES[stream] for stream in options.streams)
         console.print(f"{folder}: {what} of {len(rows) - len(missing)} videos stored, {len(missing)} refused")
         if len(missing) > options.max_refused * len(rows):
@@ -194,13 +207,14 @@ class _Job:
 class _Sealing:
     """Moves entries into shards beside the job, as soon as there are enough of them; the rest at the end."""
 
-    def __init__(self, store: PackedStore, rows: Sequence[VideoRow], shard_bytes: int) -> None:
+    def __init__(self, store: PackedStore, rows: Rows, shard_bytes: int) -> None:
         self.store, self.shard_bytes = store, shard_bytes
         # Shards are in the manifest's order as far as what is finished together allows: evaluation reads on.
-        self._places: dict[tuple[str, int], int] = {}
-        for place, row in enumerate(rows):
-            self._places.setdefault((row.content_hash, row.first_frame), place)
+        marks = _marks(digests_of(rows)[:, 0], rows.numbers("first_frame"))
+        self._places = np.argsort(marks, kind="stable")
+        self._sorted = marks[self._places]
         self._waiting: dict[Decoded, dict[Key, int]] = {}
+        self._bytes: dict[Decoded, int] = {}  # of those that wait
         self._moving: list[Future[int]] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
 
@@ -223,8 +237,9 @@ class _Sealing:
         """Entries that are whole, with their bytes."""
         for key, size in entries.items():
             waiting = self._waiting.setdefault(key.stream, {})
+            self._bytes[key.stream] = self._bytes.get(key.stream, 0) + size - waiting.get(key, 0)
             waiting[key] = size
-            if sum(waiting.values()) >= self.shard_bytes:
+            if self._bytes[key.stream] >= self.shard_bytes:
                 self._seal(key.stream)
         for move in self._moving:
             if move.done():
@@ -232,11 +247,30 @@ class _Sealing:
                     move.result()
 
     def _seal(self, stream: Decoded) -> None:
-        keys = self._waiting.pop(stream, {})
-        last = len(self._places)
-        order = sorted(keys, key=lambda key: (self._places.get((key.content_hash, key.first_frame), last), key))
-        if order:
-            self._moving.append(self._pool.submit(seal, self.store, order))
+        keys = sorted(self._waiting.pop(stream, {}))
+        self._bytes[stream] = 0
+        if keys:
+            order = np.argsort(self._place_of(keys), kind="stable")
+            self._moving.append(self._pool.submit(seal, self.store, [keys[place] for place in order.tolist()]))
+
+    def _place_of(self, keys: Sequence[Key]) -> NDArray[np.int64]:
+        """The place in the manifest of the first row with each key's content and first frame; the manifest's end: none."""
+        marks = _marks(
+            np.array([int(key.content_hash[:16], 16) for key in keys], np.uint64),
+            np.array([key.first_frame for key in keys], np.int64),
+        )
+        at = np.searchsorted(self._sorted, marks)
+        found = at < len(self._sorted)
+        found[found] = self._sorted[at[found]] == marks[found]
+        places = np.full(len(keys), len(self._places), np.int64)
+        places[found] = self._places[at[found]]
+        return places
+
+
+def _marks(digests: NDArray[np.uint64], first: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A number for each content and first frame; that two may share one costs a shard its order and nothing else."""
+    marks: NDArray[np.uint64] = digests + first.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return marks
 
 
 @contextmanager

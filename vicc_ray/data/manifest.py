@@ -9,7 +9,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -43,6 +43,7 @@ __all__ = ["Manifest", "VideoError", "VideoRow", "check", "content_hash", "part_
 ALL = "all"
 # Rows whose facts are in memory as text at a time.
 FINGERPRINT_ROWS = 1 << 18
+GROUP_ROWS = 1 << 18  # of a file's row group, which is what reading and writing hold
 _NAME = b"vicc_ray"  # of the entry of the Parquet file's metadata
 # How much of a file its content hash reads: see `content_hash`.
 BLOCK, BLOCKS = 1 << 20, 64
@@ -219,19 +220,17 @@ class Manifest:
     def write(self, path: str | Path) -> None:
         """Write one Parquet file, to a path or URI; it appears under its name only when whole."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         origin = {"dataset": self.dataset, "fold": self.fold} | ({} if self.outdated else {"rules": RULES})
+        metadata = {_NAME: json.dumps(origin).encode()}
         parts = [self.videos if self._recorded is None else self._recorded, self.refused]
-        tables = [pa.table({name: rows.texts(name) for name in FIELDS}).cast(schema()) for rows in parts]
-        whole = pa.concat_tables(tables).replace_schema_metadata({_NAME: json.dumps(origin)})
         local = storage.local_path(str(path))
         if local is not None:
             with storage.whole_file(Path(local)) as partial, partial.open("wb") as file:
-                pq.write_table(whole, file, write_page_checksum=True)
+                _write_parts(file, parts, metadata)
             return
         written = pa.BufferOutputStream()
-        pq.write_table(whole, written, write_page_checksum=True)
+        _write_parts(written, parts, metadata)
         storage.write_bytes(str(path), written.getvalue())
 
     @staticmethod
@@ -265,6 +264,19 @@ class Manifest:
         self.videos = self.videos.replaced(
             "decoder", lambda names: pc.if_else(pc.equal(names, "decord"), "pyav", names)
         )
+
+
+def _write_parts(file: Any, parts: Sequence[Rows], metadata: Mapping[bytes, bytes]) -> None:
+    """Parquet with all columns of these rows, a row group of which is in memory as text at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, schema().with_metadata(metadata), write_page_checksum=True) as writer:
+        for rows in parts:
+            for start in range(0, len(rows), GROUP_ROWS):
+                part = rows[start : start + GROUP_ROWS]
+                table = pa.table({name: part.texts(name) for name in FIELDS}).cast(schema())
+                writer.write_table(table.replace_schema_metadata(metadata), GROUP_ROWS)
 
 
 def _without_repeated_ids(rows: Rows) -> Rows:

@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from itertools import compress, pairwise
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray.config import MAX_PIXELS, Decoded, FlowConfig
 from vicc_ray.data.decode import VideoError, bound_pixels, fetched
@@ -16,6 +21,8 @@ from vicc_ray.data.flow.codes import CHUNK, RunningFlow, fields_of_file, row_pic
 from vicc_ray.data.flow.contract import FileFlowAlgorithm, FlowAlgorithm
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import Images, Interlaced
+from vicc_ray.data.rows import Rows
+from vicc_ray.data.store.index import digests_of
 from vicc_ray.data.store.store import PackedStore
 from vicc_ray.data.store.writing import Key, LooseWriter, NotWritten
 
@@ -45,26 +52,89 @@ class Packed:
     not_written: str | None = None
 
 
-def split_work(rows: Sequence[VideoRow], streams: Sequence[Sequence[Decoded]]) -> list[PackWork]:
-    """Rows and the streams that each lacks as pieces of work: of one file, at most `MOST_FRAMES` where it has several rows."""
-    files: dict[str, list[tuple[VideoRow, tuple[Decoded, ...]]]] = {}
-    keys = set[Key]()
-    for row, lacking in zip(rows, streams, strict=True):
-        new = tuple(stream for stream in lacking if Key.of(row, stream) not in keys)  # copies have the same content
-        keys |= {Key.of(row, stream) for stream in new}
-        if new:
-            files.setdefault(row.content_hash, []).append((row, new))
-    work = []
-    for pairs in files.values():
-        pairs.sort(key=lambda pair: (pair[0].first_frame, pair[0].frames))
-        begin, frames = 0, 0
-        for place, (row, _) in enumerate(pairs):
-            if place > begin and frames + row.frames > MOST_FRAMES:
-                work.append(_work(pairs[begin:place]))
-                begin, frames = place, 0
-            frames += row.frames
-        work.append(_work(pairs[begin:]))
-    return work
+class Pieces(Sequence[PackWork]):
+    """Work that is made when it is taken, from columns: some 40 bytes a row until then.
+
+    Args:
+        rows: of a manifest.
+        streams: S of them.
+        order: the rows that lack something, by file: int64 [m].
+        lacking: of these, which streams: bool [m, S].
+        edges: where the pieces begin in them, and the end: int64 [p + 1].
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        streams: Sequence[Decoded],
+        order: NDArray[np.int64],
+        lacking: NDArray[np.bool_],
+        edges: NDArray[np.int64],
+    ) -> None:
+        self.rows, self.streams, self.order, self.lacking, self.edges = rows, tuple(streams), order, lacking, edges
+        before = np.concatenate([[0], np.cumsum(rows.numbers("frames")[order])])
+        self.frames: NDArray[np.int64] = np.diff(before[edges])  # of each piece
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> PackWork: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[PackWork]: ...
+
+    def __getitem__(self, place: int | slice) -> PackWork | list[PackWork]:
+        if not isinstance(place, slice):
+            return self._made(range(len(self))[place], range(len(self))[place] + 1)[0]
+        start, stop, _ = place.indices(len(self))
+        return self._made(start, stop)[:: place.step]
+
+    def _made(self, start: int, stop: int) -> list[PackWork]:
+        edges = self.edges[start : stop + 1].tolist()
+        rows = list(self.rows.take(self.order[edges[0] : edges[-1]]))
+        flags = self.lacking[edges[0] : edges[-1]].tolist()
+        streams = [tuple(compress(self.streams, flag)) for flag in flags]
+        spans = [slice(first - edges[0], last - edges[0]) for first, last in pairwise(edges)]
+        return [PackWork(tuple(rows[span]), tuple(streams[span])) for span in spans]
+
+
+def split_work(rows: Rows, streams: Sequence[Decoded], lacking: NDArray[np.bool_]) -> Pieces:
+    """Rows and which of the streams each lacks, bool [n, S], as pieces of work: of one file, at most `MOST_FRAMES` where it has
+    several rows. Of rows of the same content (copies) the first that lacks a stream gets it."""
+    places = np.flatnonzero(lacking.any(1))
+    chosen = rows.take(places)
+    digests, first, frames = digests_of(chosen), chosen.numbers("first_frame"), chosen.numbers("frames")
+    lacking = lacking[places]
+    # By content, then as the rows lie in their file.
+    order = np.lexsort((places, frames, first, digests[:, 1], digests[:, 0]))
+    keys = np.stack([digests[:, 0], digests[:, 1], first.astype(np.uint64), frames.astype(np.uint64)], 1)[order]
+    wanted = lacking[order]
+    for stream in range(len(streams)):
+        at = np.flatnonzero(wanted[:, stream])
+        wanted[at[1:][(keys[at[1:]] == keys[at[:-1]]).all(1)], stream] = False
+    kept = wanted.any(1)
+    order, keys, wanted = order[kept], keys[kept], wanted[kept]
+    begins = np.concatenate([[True], (keys[1:, :2] != keys[:-1, :2]).any(1)])[: len(order)]
+    # Files in the order of their first rows.
+    starts = np.flatnonzero(begins)
+    earliest = np.minimum.reduceat(places[order], starts) if len(starts) else starts
+    again = np.lexsort((np.arange(len(order)), np.repeat(earliest, np.diff([*starts, len(order)]))))
+    edges = _edges(frames[order[again]], begins[again])
+    return Pieces(rows, streams, places[order[again]], wanted[again], edges)
+
+
+def _edges(frames: NDArray[np.int64], begins: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where pieces begin among rows that lie file by file (`begins`: bool [m]), and the end; see `split_work`."""
+    files = np.append(np.flatnonzero(begins), len(frames))
+    before = np.concatenate([[0], np.cumsum(frames)])
+    inner: list[int] = []
+    for number in np.flatnonzero(np.diff(files) > 1).tolist():
+        begin, stop = int(files[number]), int(files[number + 1])
+        while begin < stop:
+            begin = max(int(np.searchsorted(before, before[begin] + MOST_FRAMES, "right")) - 1, begin + 1)
+            inner += [begin] if begin < stop else []
+    return np.unique(np.concatenate([files, np.array(inner, np.int64)]))
 
 
 def _work(pairs: Sequence[tuple[VideoRow, tuple[Decoded, ...]]]) -> PackWork:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from vicc_ray.console import console
 from vicc_ray.errors import UserError
 
 
-def check_share(refused: Sequence[tuple[str, str]], videos: int, allowed: float, what: str, remedy: str) -> None:
-    """UserError, after the list, where more than the share `allowed` (`data.max_refused`) of `videos` is in `refused`.
+def check_share(
+    count: int, refused: Iterable[tuple[str, str]], videos: int, allowed: float, what: str, remedy: str
+) -> None:
+    """UserError, after the list, where `count` is more than the share `allowed` (`data.max_refused`) of `videos`.
 
-    refused: (video, reason) each. `what` says which they are and what happened to them ("videos of split query could not be
-    read"), `remedy` what to do other than raising the limit.
+    refused: (video, reason) of each, read only then. `what` says which they are and what happened to them ("videos of split
+    query could not be read"), `remedy` what to do other than raising the limit.
     """
-    if len(refused) <= allowed * videos:
+    if count <= allowed * videos:
         return
     for video, reason in refused:
         console.print(f"refused: {video}: {reason}")
     raise UserError(
-        f"{len(refused)} of {videos} {what}, more than data.max_refused = {allowed:g} allows; {remedy}, or raise "
+        f"{count} of {videos} {what}, more than data.max_refused = {allowed:g} allows; {remedy}, or raise "
         "data.max_refused"
     )

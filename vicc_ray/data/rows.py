@@ -425,6 +425,43 @@ def joined(tables: list[pa.Table]) -> pa.Table:
     return pa.table(columns)
 
 
+class Places:
+    """Where texts stand in a list of different ones, by 16 bytes a text: what is looked up may come in parts."""
+
+    def __init__(self, texts: pa.Array | pa.ChunkedArray) -> None:
+        self.texts = texts
+        marks = _marks(texts)
+        self._order = np.argsort(marks, kind="stable")
+        self._marks = marks[self._order]
+
+    def find(self, texts: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+        """The place of each text, -1 where it is not in the list: int64 [m]."""
+        import pyarrow.compute as pc
+
+        marks = _marks(texts)
+        at = np.searchsorted(self._marks, marks)
+        places = np.full(len(marks), -1, np.int64)
+        left = np.arange(len(marks))
+        while len(left):  # once more where two texts have one mark
+            left = left[at[left] < len(self._marks)]
+            left = left[self._marks[at[left]] == marks[left]]
+            found = self._order[at[left]]
+            same = np.asarray(pc.equal(self.texts.take(found), texts.take(left)), bool)
+            places[left[same]] = found[same]
+            left = left[~same]
+            at[left] += 1
+        return places
+
+
+def _marks(texts: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each text, which says in this process alone that two are different."""
+    marks = np.empty(len(texts), np.int64)
+    for start in range(0, len(texts), WALK):
+        part = texts[start : start + WALK].to_pylist()
+        marks[start : start + len(part)] = [hash(text) for text in part]
+    return marks
+
+
 def first_of_each(columns: Mapping[str, Any]) -> NDArray[np.int64]:
     """The places of the rows that no earlier one equals in these columns (of one length), ascending: int64 [m]."""
     import pyarrow as pa

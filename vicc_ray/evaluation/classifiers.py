@@ -215,7 +215,9 @@ def _learn(
 
 def _check_refused(refused: Sequence[tuple[str, str]], videos: Sequence[VideoRow], experiment: Experiment) -> None:
     what = f"videos to classify (split {experiment.data.query_split}, and those kept out of training) could not be read"
-    check_share(refused, len(videos), experiment.data.max_refused, what, "bring them back and evaluate again")
+    check_share(
+        len(refused), refused, len(videos), experiment.data.max_refused, what, "bring them back and evaluate again"
+    )
 
 
 def _with_held_out(manifest: Manifest, split: str) -> Manifest:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from vicc_ray.cluster.decode_actors import video_key
 from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import evaluation_windows, through_models
 from vicc_ray.config import Experiment
 from vicc_ray.data.refusals import check_share
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.store.checking import check_stored
 from vicc_ray.evaluation.feature_store import read_refused
 from vicc_ray.evaluation.model_actors import EncodeWindows
@@ -55,9 +55,10 @@ def extract_features(
 def _check_refused(files: Sequence[FeatureFile], experiment: Experiment) -> None:
     """UserError where too many videos of a side could not be read for one encoder or another."""
     refused = dict(pair for file in files for pair in read_refused(str(file.path)))
-    splits = " and ".join(sorted({row.split for row in files[0].side.videos}))
+    splits = " and ".join(sorted(Rows.of(files[0].side.videos).counts("split")))
     check_share(
-        list(refused.items()),
+        len(refused),
+        refused.items(),
         len(files[0].side.videos),
         experiment.data.max_refused,
         f"videos of split {splits} could not be read",
@@ -69,8 +70,7 @@ def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads
     videos, windows = part.videos, part.windows(experiment)
     check_stored(experiment, videos, tuple(part.decoded))
     paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
-    keys = [video_key(row) for row in videos] if part.sides[0].jitter else None
     decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.decoded)
-    arguments = paths, experiment, resources.use_gpu, threads, keys
+    arguments = paths, experiment, resources.use_gpu, threads, part.sides[0].jitter
     with Counter("evaluating windows", len(windows)) as counter:
         write_means(part, through_models(decoded, EncodeWindows, arguments, resources, counter.advance))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from vicc_ray.models.planar import arrange, layout_of
 class EncodeWindows:
     """A model actor: windows in, their features by each encoder (name -> path or URI) out.
 
-    `keys` gives a number a video where windows get a colour jitter, which is drawn from (seed, its number, first frame).
+    With `jitter` windows get a colour jitter, which is drawn from (seed, the video's key, first frame).
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class EncodeWindows:
         experiment: Experiment,
         use_gpu: bool,
         threads: int,
-        keys: Sequence[int] | None = None,
+        jitter: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.experiment, self.keys = experiment, keys
+        self.experiment, self.jitter = experiment, jitter
         files = {}
         for name, where in encoders.items():
             with storage.local_copy(where) as path:
@@ -59,11 +59,11 @@ class EncodeWindows:
     def _input(self, rows: dict[str, Any], stream: Stream) -> Any:
         """float32 [w, 3, T, size, size]."""
         experiment, jitter = self.experiment, None
-        if self.keys is not None:
+        if self.jitter:
             settings = AugmentSettings(experiment.clip.size, jitter=experiment.augment.jitter)
-            places = zip(rows["video"].tolist(), rows["start"].tolist(), strict=True)
+            places = zip(rows["key"].tolist(), rows["start"].tolist(), strict=True)
             # A start below 0 is that of a short video's only window.
-            keys = [jitter_key(experiment.seed, self.keys[video], max(start, 0)) for video, start in places]
+            keys = [jitter_key(experiment.seed, video, max(start, 0)) for video, start in places]
             jitter = draw_jitter(settings, keys, JITTER_P)
         kind = STREAMS[stream].decoded
         clips = {kind: torch.from_numpy(np.array(rows[kind])).to(self.device)}

@@ -14,10 +14,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from vicc_ray.config import Experiment
 from vicc_ray.data.identity import flow_identity, pictures_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
+from vicc_ray.data.rows import WALK, Rows
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.feature_store import Source, read_refused, read_source
 from vicc_ray.runs.encoders import EncoderOnDisk
@@ -43,10 +47,13 @@ class Side:
     @cached_property
     def fingerprint(self) -> str:
         """Of contents, labels, splits, groups, order, of times, which `clip.fps` counts by, and of paths: 32 hex digits."""
-        digest = blake2b(Manifest(self.videos).fingerprint().encode(), digest_size=16)
-        for row in self.videos:
-            digest.update(b"\0" + row.id.encode(errors="surrogateescape"))
-            digest.update(repr((row.duration_seconds, row.fps)).encode())
+        rows = Rows.of(self.videos)
+        digest = blake2b(Manifest(rows).fingerprint().encode(), digest_size=16)
+        for start in range(0, len(rows), WALK):
+            part = rows[start : start + WALK]
+            times = zip(*(part.numbers(name).tolist() for name in ("duration_seconds", "fps")), strict=True)
+            named = zip(part.ids().to_pylist(), times, strict=True)
+            digest.update("".join(f"\0{name}{own!r}" for name, own in named).encode())
         return digest.hexdigest()
 
 
@@ -126,7 +133,8 @@ def missing(
 
 
 def _part(side: Side, videos: frozenset[str]) -> Side:
-    return replace(side, videos=[row for row in side.videos if row.id in videos])
+    rows = Rows.of(side.videos)
+    return replace(side, videos=rows.where(pc.is_in(rows.ids(), value_set=pa.array(videos, pa.string()))))
 
 
 def _there(folder: RunFolder, file: FeatureFile, say: Callable[[str], None]) -> bool:

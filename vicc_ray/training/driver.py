@@ -123,7 +123,8 @@ def is_held(folder: RunFolder) -> bool | None:
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:
     """UserError, with the list, where indexing refused a larger share of the videos than the experiment allows."""
     check_share(
-        [(row.id, str(row.refused)) for row in manifest.refused],
+        len(manifest.refused),
+        ((row.id, str(row.refused)) for row in manifest.refused),
         len(manifest) + len(manifest.refused),
         experiment.data.max_refused,
         "videos were refused when they were indexed",

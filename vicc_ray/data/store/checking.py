@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vicc_ray import storage
 from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import RULES
+from vicc_ray.data.rows import Rows
 from vicc_ray.data.store.store import NAMES, PackedStore
 from vicc_ray.errors import UserError
 
@@ -58,14 +62,15 @@ def see_stores(experiment: Experiment) -> None:
 
 def check_stored(
     experiment: Experiment, rows: Sequence[VideoRow], streams: Sequence[Decoded] = ("rgb", "flow")
-) -> list[VideoRow]:
+) -> Rows:
     """The rows that the experiment's stores lack of these streams: none where nothing is read from a store.
 
     UserError where a store is absent, damaged, made from something else than the experiment wants, or lacks more than the share
     `max_refused` of the rows. Up to there `vicc pack` was content too: such a video is one that cannot be read. The library
     that measured flow may be another version than the one here: what is stored is what counts.
     """
-    lacking = set[str]()
+    rows = Rows.of(rows)
+    lacking = np.zeros(len(rows), bool)
     stores: dict[str, PackedStore] = {}
     for stream in streams:
         where = store_of(experiment, stream)
@@ -75,8 +80,8 @@ def check_stored(
                 stores[where] = PackedStore.open(where)
             store = stores[where]
             _check_header(experiment, name, store, stream)
-            lacking |= {row.id for row in _missing(experiment, name, store, rows, stream)}
-    return [row for row in rows if row.id in lacking] if lacking else []
+            lacking |= _lacking(experiment, name, store, rows, stream)
+    return rows.take(np.flatnonzero(lacking))
 
 
 def _check_header(experiment: Experiment, name: str, store: PackedStore, stream: Decoded) -> None:
@@ -107,21 +112,19 @@ def _check_header(experiment: Experiment, name: str, store: PackedStore, stream:
             raise UserError(f"{setting}: is {here}, the store {where} holds {there}; set what it has, or fill another")
 
 
-def _missing(
-    experiment: Experiment, name: str, store: PackedStore, rows: Sequence[VideoRow], stream: Decoded
-) -> list[VideoRow]:
+def _lacking(experiment: Experiment, name: str, store: PackedStore, rows: Rows, stream: Decoded) -> NDArray[np.bool_]:
     store.check_shards([stream])
-    missing = store.missing(rows, stream)
-    lost = {row.id for row in missing}
+    lacking = store.lacks(rows, stream)
     most = experiment.data.max_refused
-    if sum(row.id in lost for row in rows) > most * len(rows):
+    if lacking.sum() > most * len(rows):
         setting = f"{name.partition('.')[0]}.source=stream"
+        missing = rows.where(lacking)
         raise UserError(
             f"{name}: {store.folder} lacks the {NAMES[stream]} of {len(missing)} of {len(rows)} videos (the first: "
             f"{missing[0].id}); fill it with '{_command(experiment, store, stream)}', index again without what that refuses, "
             f"read the videos themselves ({setting}), or raise data.max_refused (now {most:g})"
         )
-    return missing
+    return lacking
 
 
 def _command(experiment: Experiment, store: PackedStore, stream: Decoded) -> str:

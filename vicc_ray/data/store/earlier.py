@@ -33,10 +33,12 @@ MILLISECONDS = 40  # a picture lasts
 REMOTE_READ = 1 << 20
 
 
-def entries(folder: str) -> set[str]:
-    """The content hashes whose fields are there; lists the store once."""
+def entries(folder: str) -> Any:
+    """The content hashes whose fields are there, an Arrow array of text; lists the store once."""
+    import pyarrow as pa
+
     names = (posixpath.basename(entry.name) for entry in storage.list_files(folder))
-    return {name.removesuffix(".mkv") for name in names if name.endswith(".mkv")}
+    return pa.array((name.removesuffix(".mkv") for name in names if name.endswith(".mkv")), pa.string())
 
 
 def read_fields(folder: str, row: VideoRow, origins: Numbers, size: tuple[int, int], checked: bool) -> Codes:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vicc_ray import storage
 from vicc_ray.config import Decoded
 from vicc_ray.data.manifest import VideoRow, is_content_hash
+from vicc_ray.data.rows import Rows
 from vicc_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 METADATA = b"vicc_shard"
 COLUMNS = ("content_hash", "first_frame", "frames", "offset", "head", "bytes")
 AT_ONCE = 16  # index files that are read at once
+AT_A_TIME = 1 << 18  # rows that are looked up
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class Index:
 
     def find(self, row: VideoRow) -> Location | None:
         """The entry that covers all frames of a row; None where there is none."""
-        place = int(self._places([row])[0])
+        check_hash(row)
+        digests = np.frombuffer(bytes.fromhex(row.content_hash), ">u8").reshape(1, 2).astype(np.uint64)
+        first = np.array([row.first_frame], np.int64)
+        place = int(self._places(digests, first, first + row.frames)[0])
         return None if place < 0 else self.location(place)
 
     def location(self, place: int) -> Location:
@@ -97,20 +102,24 @@ class Index:
             int(self.frames[place]),
         )
 
-    def covers(self, rows: Sequence[VideoRow]) -> NDArray[np.bool_]:
+    def covers(self, rows: Rows) -> NDArray[np.bool_]:
         """Of which rows all frames are here: bool [rows]."""
-        covered: NDArray[np.bool_] = self._places(rows) >= 0
+        covered = np.zeros(len(rows), bool)
+        for start in range(0, len(rows), AT_A_TIME):
+            part = rows[start : start + AT_A_TIME]
+            first = part.numbers("first_frame")
+            places = self._places(digests_of(part), first, first + part.numbers("frames"))
+            covered[start : start + len(part)] = places >= 0
         return covered
 
-    def _places(self, rows: Sequence[VideoRow]) -> NDArray[np.int64]:
-        """The number of an entry that covers each row, -1 where there is none: int64 [rows]."""
-        digests = digests_of(rows)
+    def _places(
+        self, digests: NDArray[np.uint64], first: NDArray[np.int64], stop: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The number of an entry that covers the frames from `first` to before `stop` of each content, -1: none. int64 [rows]."""
         left = np.searchsorted(self.high, digests[:, 0], "left")
         right = np.searchsorted(self.high, digests[:, 0], "right")
-        first = np.array([row.first_frame for row in rows], np.int64)
-        stop = first + np.array([row.frames for row in rows], np.int64)
         place = self._last_before(left, right, digests[:, 1], first) - 1
-        places = np.full(len(rows), -1, np.int64)
+        places = np.full(len(first), -1, np.int64)
         todo = np.flatnonzero(place >= left)
         # Nearly always it is that one; where entries overlap, one that begins earlier may reach further.
         while len(todo):
@@ -141,12 +150,15 @@ class Index:
         return low
 
 
-def digests_of(rows: Sequence[VideoRow]) -> NDArray[np.uint64]:
+def digests_of(rows: Rows) -> NDArray[np.uint64]:
     """The rows' content hashes as two numbers each, uint64 [rows, 2]; `UserError` where a row has none."""
-    hashes = [row.content_hash for row in rows]
-    for row in rows:
-        check_hash(row)
-    return np.frombuffer(bytes.fromhex("".join(hashes)), ">u8").reshape(-1, 2).astype(np.uint64)
+    import pyarrow.compute as pc
+
+    hashes = rows.texts("content_hash")
+    right = np.asarray(pc.match_substring_regex(hashes, r"\A[0-9a-f]{32}\z"), bool)
+    if not right.all():
+        check_hash(rows[int(np.argmin(right))])
+    return np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def check_hash(row: VideoRow) -> None:

@@ -19,11 +19,13 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.config import Decoded
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.pictures import RULES, Interlaced
+from vicc_ray.data.rows import Rows, first_of_each
 from vicc_ray.data.store import earlier
 from vicc_ray.data.store.entry import ENCODERS
 from vicc_ray.data.store.index import Index, Location, check_hash, list_shards, read_parts
@@ -75,7 +77,7 @@ class PackedStore:
     folder: str
     header: Header
     _indexes: dict[Decoded, Index] = field(default_factory=dict, repr=False, compare=False)
-    _earlier: set[str] | None = field(default=None, repr=False, compare=False)
+    _earlier: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def create(cls, folder: str, wanted: Header) -> PackedStore:
@@ -125,14 +127,23 @@ class PackedStore:
         """The index has changed: it is read again when it is needed."""
         self._indexes.pop(stream, None)
 
-    def missing(self, rows: Sequence[VideoRow], stream: Decoded) -> list[VideoRow]:
-        """The rows that lack entries of a stream, each id once, in order."""
+    def lacks(self, rows: Rows, stream: Decoded) -> NDArray[np.bool_]:
+        """Which rows lack an entry of a stream, bool [n]."""
+        import pyarrow.compute as pc
+
         covered = self.index(stream).covers(rows)
         if stream == "flow" and self.header.earlier is not None:
             if self._earlier is None:
                 self._earlier = earlier.entries(self.folder)
-            covered |= np.array([row.content_hash in self._earlier for row in rows], bool)
-        return list({rows[place].id: rows[place] for place in np.flatnonzero(~covered).tolist()}.values())
+            covered |= np.asarray(pc.is_in(rows.texts("content_hash"), value_set=self._earlier), bool)
+        lacking: NDArray[np.bool_] = ~covered
+        return lacking
+
+    def missing(self, rows: Sequence[VideoRow], stream: Decoded) -> Rows:
+        """The rows that lack entries of a stream, each id once, in order."""
+        rows = Rows.of(rows)
+        found = rows.where(self.lacks(rows, stream))
+        return found.take(first_of_each({"id": found.ids()}))
 
     def check_shards(self, streams: Sequence[Decoded]) -> None:
         """`UserError` where a shard is missing or cut short."""
