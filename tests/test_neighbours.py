@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -517,6 +518,24 @@ def test_means_are_over_the_windows_of_a_video_and_refuse_it_for_one() -> None:
     assert [float(row.vectors["a"][0]) for row in found] == [2, 9, 3, 5]
     with pytest.raises(RuntimeError, match="windows of video 0 came after those of video 1"):
         list(video_means([block([0, 1], [1, 1]), block([0], [1])], ["a"]))
+
+
+def test_of_a_long_video_the_sums_are_held() -> None:
+    """The same to the bit as the mean over all of its windows; no block outlives the next ones."""
+    vectors = np.random.default_rng(0).normal(size=(40, 16, 5)).astype(np.float32)
+    alive: list[weakref.ref[Any]] = []
+
+    def blocks() -> Iterator[dict[str, Any]]:
+        for own in vectors:
+            assert sum(one() is not None for one in alive) <= 2
+            copy = own.copy()
+            alive.append(weakref.ref(copy))
+            yield {"video": np.zeros(16, np.int64), "refused": np.full(16, "", object), "a": copy}
+
+    (mean,) = video_means(blocks(), ["a"])
+    assert (mean.number, mean.windows, mean.refused) == (0, 640, "")
+    expected = vectors.reshape(-1, 5).mean(axis=0, dtype=np.float64).astype(np.float32)
+    np.testing.assert_array_equal(mean.vectors["a"], expected)
 
 
 def test_parts_are_written_as_they_come(

@@ -28,18 +28,23 @@ class VideoMeans:
 
 
 def video_means(blocks: Iterable[Block], names: Sequence[str]) -> Iterator[VideoMeans]:
-    """One row a video from rows a window in order; a video with an unreadable window is refused."""
+    """One row a video from rows a window in order; a video with an unreadable window is refused.
+
+    Of a video's windows, of which a long one has many, the sums are held.
+    """
     rows = ((int(number), block, place) for block in blocks for place, number in enumerate(block["video"]))
     before = -1
     for number, group in groupby(rows, key=lambda row: row[0]):
         if number <= before:
             raise RuntimeError(f"windows of video {number} came after those of video {before}")
         before = number
-        mine = [(block, place) for _, block, place in group]
-        refused = next((str(block["refused"][place]) for block, place in mine if block["refused"][place]), "")
-        stacked = {name: np.stack([block[name][place] for block, place in mine]) for name in names}
-        means = {name: rows.mean(axis=0, dtype=np.float64).astype(np.float32) for name, rows in stacked.items()}
-        yield VideoMeans(number, len(mine), refused, means)
+        windows, refused, sums = 0, "", dict.fromkeys(names, np.zeros(()))
+        for _, block, place in group:
+            windows += 1
+            refused = refused or str(block["refused"][place] or "")
+            sums = {name: sums[name] + block[name][place].astype(np.float64) for name in names}
+        means = {name: (total / windows).astype(np.float32) for name, total in sums.items()}
+        yield VideoMeans(number, windows, refused, means)
 
 
 @dataclass(frozen=True)
