@@ -156,6 +156,10 @@ def test_a_run_goes_on_with_the_flow_that_it_began_with(tmp_path: Path) -> None:
     make_store(tmp_path / "b", "farneback")
     with pytest.raises(UserError, match="the flow's algorithm: was dis, now farneback"):
         folder.open(moved, "data", flow_identity(moved))
+    # Earlier versions knew the same videos by another fingerprint.
+    assert folder.open(experiment, "new rule", flow_identity(experiment), earlier="data")
+    with pytest.raises(UserError, match="the videos of the manifest are not the same"):
+        folder.open(experiment, "new rule", flow_identity(experiment), earlier="other")
     # Runs of earlier versions did not say what their flow was; weights are known by content, not by name.
     old = RunFolder(tmp_path / "old")
     raft: dict[str, Any] = {"algorithm": "raft", "weights": "a.pth"}
@@ -169,5 +173,8 @@ def test_a_sweep_goes_on_with_the_flow_that_it_began_with(tmp_path: Path) -> Non
     flow = flow_identity(experiment)
     assert not sweep.open(experiment, "data", flow)
     assert sweep.open(experiment, "data", flow)
+    with pytest.raises(UserError, match="the videos of the manifest are not the same"):
+        sweep.open(experiment, "new rule", flow, earlier="other")
+    assert sweep.open(experiment, "new rule", flow, earlier="data")
     with pytest.raises(UserError, match=r"the flow's opencv: was .*, now 0.0.1"):
         sweep.open(experiment, "data", flow | {"opencv": "0.0.1"})

@@ -207,7 +207,8 @@ def test_an_earlier_versions_choice_of_reader_is_not_believed(
     old.write(tmp_path / "copy.parquet")
     copy = Manifest.read(tmp_path / "copy.parquet")
     assert (copy.outdated, copy.videos) == (True, old.videos)
-    assert copy.fingerprint() == old.fingerprint() == fresh.fingerprint()
+    assert copy.earlier_fingerprint() == old.earlier_fingerprint() == fresh.earlier_fingerprint()
+    assert copy.fingerprint() == old.fingerprint() == fresh.fingerprint() != fresh.earlier_fingerprint()
     with console.capture() as told:
         index_videos(str(clips), target, IndexOptions())
     assert "written by an earlier version; every video is probed again" in " ".join(told.get().split())
@@ -381,6 +382,16 @@ def test_fingerprint_is_of_contents_not_of_places() -> None:
     assert Manifest(moved).fingerprint() == base
     for change in ({"label": "walk"}, {"split": "query"}, {"group": "g3"}, {"content_hash": "x"}, {"frames": 9}):
         assert Manifest([replace(ROWS[0], **change), *ROWS[1:]]).fingerprint() != base
+
+
+def test_fingerprint_is_the_same_whichever_reader_an_indexer_had() -> None:
+    """decord is not to be had everywhere; its pictures are PyAV's. Another way to count frames is another thing."""
+    ours, theirs, other = (
+        Manifest([replace(row, decoder=decoder) for row in ROWS]) for decoder in ("decord", "pyav", "pyav-sequential")
+    )
+    assert ours.fingerprint() == theirs.fingerprint() == theirs.earlier_fingerprint()
+    assert theirs.fingerprint() != ours.earlier_fingerprint()
+    assert other.fingerprint() not in (ours.fingerprint(), ours.earlier_fingerprint())
 
 
 def test_a_path_is_kept_once() -> None:

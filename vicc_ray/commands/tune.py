@@ -128,6 +128,7 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
             prepared.experiment,
             prepared.manifest.fingerprint(),
             _flow_of(prepared),
+            prepared.manifest.earlier_fingerprint(),
         )
         prepared.folder.run.forget_stop()
         study = open_study(prepared.folder, prepared.search)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vicc_ray import storage
-from vicc_ray.data.decode import DECODERS, VideoError, fetched
+from vicc_ray.data.decode import DECODERS, Decoder, VideoError, fetched
 from vicc_ray.data.inspection import RULES, inspect
 from vicc_ray.data.rows import (
     FIELDS,
@@ -33,6 +33,7 @@ from vicc_ray.data.rows import (
     seconds_text,
 )
 from vicc_ray.errors import UserError
+from vicc_ray.machine import usable_cpus
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -145,8 +146,7 @@ class Manifest:
 
     `dataset` names it where its layout is one of a data set (ucf101, hmdb51, kinetics), `fold` is the official split in use;
     None: nobody knows. Both are for the reader of results and no part of the fingerprint. `outdated`: read from a file that an
-    earlier version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos: its rows name PyAV, but it
-    keeps its fingerprint, so that runs that began with it go on.
+    earlier version wrote, whose choice of the reader (decord or PyAV) was wrong for some videos: its rows name PyAV.
     """
 
     def __init__(self, rows: Iterable[VideoRow], dataset: str | None = None, fold: int | None = None) -> None:
@@ -200,12 +200,13 @@ class Manifest:
         """32 hex digits for the usable videos' contents, labels, splits, groups and order, wherever the files lie.
 
         blake2b-128 of the `repr` of (content_hash, frames, label, split, group, decoder) of each, and of a part its first frame.
+        decord counts as PyAV, whose pictures are the same: a manifest is the same whether or not its indexer had decord.
         """
-        digest = blake2b(digest_size=16)
-        rows = self.videos if self._recorded is None else self._recorded
-        for start in range(0, len(rows), FINGERPRINT_ROWS):
-            digest.update(_known_facts(rows[start : start + FINGERPRINT_ROWS].flat()))
-        return digest.hexdigest()
+        return _digest_of(self.videos, decord="pyav")
+
+    def earlier_fingerprint(self) -> str:
+        """What versions that counted decord as another reader made of it: runs that they began are known by this one."""
+        return _digest_of(self.videos if self._recorded is None else self._recorded, decord="decord")
 
     def times_fingerprint(self) -> str:
         """32 hex digits for the usable videos' contents and times, which `clip.fps` counts by."""
@@ -257,13 +258,23 @@ class Manifest:
         return manifest
 
     def _distrust_decord(self) -> None:
-        import pyarrow.compute as pc
-
         self.outdated = True
         self._recorded = self.videos
-        self.videos = self.videos.replaced(
-            "decoder", lambda names: pc.if_else(pc.equal(names, "decord"), "pyav", names)
-        )
+        self.videos = self.videos.replaced("decoder", lambda names: _renamed(names, "pyav"))
+
+
+def _renamed(readers: pa.ChunkedArray, decord: Decoder) -> pa.ChunkedArray:
+    """Names of readers with another one in decord's place."""
+    import pyarrow.compute as pc
+
+    return pc.if_else(pc.equal(readers, "decord"), decord, readers)
+
+
+def _digest_of(rows: Rows, decord: Decoder) -> str:
+    digest = blake2b(digest_size=16)
+    for start in range(0, len(rows), FINGERPRINT_ROWS):
+        digest.update(_known_facts(rows[start : start + FINGERPRINT_ROWS].flat(), decord))
+    return digest.hexdigest()
 
 
 def _write_parts(file: Any, parts: Sequence[Rows], metadata: Mapping[bytes, bytes]) -> None:
@@ -296,8 +307,8 @@ def _without_repeated_ids(rows: Rows) -> Rows:
     return rows if len(firsts) == len(rows) else rows.take(firsts)
 
 
-def _known_facts(rows: Rows) -> memoryview:
-    """The text of the rows that `fingerprint` is made of."""
+def _known_facts(rows: Rows, decord: Decoder) -> memoryview:
+    """The text of the rows that `fingerprint` is made of; `decord`: what this reader is called in it."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -311,7 +322,7 @@ def _known_facts(rows: Rows) -> memoryview:
         _repr_of(rows.texts("label")),
         _repr_of(rows.texts("split")),
         _repr_of(group),
-        _repr_of(rows.texts("decoder")),
+        _repr_of(_renamed(rows.texts("decoder"), decord)),
     ]
     first = rows.column("first_frame").cast(pa.string())
     end = pc.if_else(whole, ")", pc.binary_join_element_wise(", ", first, ")", ""))
@@ -370,7 +381,7 @@ def _read_parts(path: str, origins: list[tuple[str | None, int | None, int | Non
         return narrow(typed)
 
     try:
-        tables = storage.parquet_parts(path, read, REPEATED, threads=len(os.sched_getaffinity(0)))
+        tables = storage.parquet_parts(path, read, REPEATED, threads=usable_cpus())
     except FileNotFoundError:
         raise UserError(f"manifest {path}: no such file; make one with 'vicc index DIR --out {path}'") from None
     except pa.ArrowException as error:

@@ -257,16 +257,18 @@ class RunFolder:
         data_fingerprint: str,
         flow: Mapping[str, Any] | None = None,
         times: str | None = None,
+        earlier: str | None = None,
     ) -> bool:
         """Claim the folder for an experiment; True where it resumes a run.
 
         flow: what decides the flow that is learnt from (`data.identity`); None where there is none. times: of the videos'
-        times (`Manifest.times_fingerprint`), where `clip.fps` counts by them. UserError where the folder holds a run that would
+        times (`Manifest.times_fingerprint`), where `clip.fps` counts by them. earlier: the fingerprint by which versions before
+        would know the same videos (`Manifest.earlier_fingerprint`). UserError where the folder holds a run that would
         learn something else, naming each difference.
         """
         facts = provenance(data_fingerprint, flow, times)
         if self.config.exists():
-            self._refuse_another_run(experiment, facts)
+            self._refuse_another_run(experiment, facts, earlier)
             storage.remove_partials(self.path, UNFINISHED_SECONDS)
             write_text(self.config, dump_experiment(experiment))
             self.push(self.config)
@@ -324,9 +326,9 @@ class RunFolder:
         """Whether an earlier version began the run, for which the order of an epoch is a list whatever its length."""
         return self.config.exists() and self.provenance().get("order") is None
 
-    def _refuse_another_run(self, experiment: Experiment, facts: Mapping[str, Any]) -> None:
+    def _refuse_another_run(self, experiment: Experiment, facts: Mapping[str, Any], earlier: str | None) -> None:
         changed, made_of = differences(self.experiment(), experiment), self.provenance()
-        if made_of["data_fingerprint"] != facts["data_fingerprint"]:
+        if made_of["data_fingerprint"] not in (facts["data_fingerprint"], earlier):
             changed.append("the videos of the manifest are not the same")
         # Runs of earlier versions do not know all of it; what is unknown is no difference.
         for name, what in (

@@ -146,15 +146,21 @@ class SweepFolder:
             raise UserError(f"{self}: is not a sweep folder (it has no sweep.yaml); give one that 'vicc tune' made")
         return load_experiment(self.config)
 
-    def open(self, experiment: Experiment, data_fingerprint: str, flow: Mapping[str, Any] | None = None) -> bool:
+    def open(
+        self,
+        experiment: Experiment,
+        data_fingerprint: str,
+        flow: Mapping[str, Any] | None = None,
+        earlier: str | None = None,
+    ) -> bool:
         """Claim the folder for a sweep; True where it goes on. UserError, naming each difference, for another sweep's.
 
-        flow: what decides the flow that trials learn from (`data.identity`).
+        flow: what decides the flow that trials learn from (`data.identity`). earlier: as of `RunFolder.open`.
         """
         facts = {"data_fingerprint": data_fingerprint, "flow": flow}
         there = self.exists()
         if there:
-            self._refuse_another(experiment, facts)
+            self._refuse_another(experiment, facts, earlier)
         elif self.run.config.is_file():
             raise UserError(f"{self}: holds a run, not a sweep; choose another folder with --set name=...")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -163,7 +169,7 @@ class SweepFolder:
         self.push(self.path / "sweep.json", self.config)
         return there
 
-    def _refuse_another(self, experiment: Experiment, facts: Mapping[str, Any]) -> None:
+    def _refuse_another(self, experiment: Experiment, facts: Mapping[str, Any], earlier: str | None) -> None:
         before, now = (flatten(one.model_dump(mode="json")) for one in (self.experiment(), experiment))
         changed = [
             f"{key}: was {before.get(key)}, now {now.get(key)}"
@@ -173,7 +179,7 @@ class SweepFolder:
         ]
         self.run.fetch(self.path / "sweep.json")
         there = self._facts()
-        if there.get("data_fingerprint") != facts["data_fingerprint"]:
+        if there.get("data_fingerprint") not in (facts["data_fingerprint"], earlier):
             changed.append("the videos of the manifest are not the same")
         changed += flow_differences(there.get("flow"), facts["flow"])
         if changed:
