@@ -635,12 +635,13 @@ def test_an_archive_in_a_bucket(run: RunFolder, tmp_path: Path, here: OneProcess
 def test_two_jobs_do_not_write_into_one_archive(
     run: RunFolder, manifest: Path, tmp_path: Path, here: OneProcess
 ) -> None:
-    import fcntl
     import os
+
+    from vicc_ray.machine import lock
 
     (tmp_path / "a").mkdir()
     handle = os.open(tmp_path / "a" / "_lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert lock(handle)
     with pytest.raises(UserError, match="another 'vicc embed' is at work on it"):
         embed(run, manifest, tmp_path / "a")
     os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from vicc_ray import storage
 from vicc_ray.cluster.launch import run_training
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
+from vicc_ray.machine import lock
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.driver import alone_in, is_held, sigterm_stops
 
@@ -135,7 +135,7 @@ def test_asking_whether_a_folder_is_held_refuses_no_driver(tmp_path: Path) -> No
     folder = RunFolder(tmp_path)
     (tmp_path / "lock").touch()
     asking = os.open(tmp_path / "lock", os.O_RDONLY)
-    fcntl.flock(asking, fcntl.LOCK_SH)
+    assert lock(asking)
     threading.Timer(0.05, lambda: os.close(asking)).start()
     with alone_in(folder):
         assert is_held(folder) is True

@@ -13,7 +13,6 @@ A file appears under its name only when it is whole, locally and in a store; an 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import posixpath
 import re
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from vicc_ray.errors import UserError
+from vicc_ray.machine import lock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -499,12 +499,8 @@ def only_writer(folder: str, what: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another {what} is at work on it; wait for its end") from None
-        except OSError:
-            pass  # a file system without locks
+        if lock(handle) is False:
+            raise UserError(f"{folder}: another {what} is at work on it; wait for its end")
         yield
     finally:
         with suppress(OSError):

@@ -6,7 +6,6 @@ Vectors find the candidates (by the plain cosine, without a mean taken off), the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from vicc_ray.archive.library import Library
 from vicc_ray.archive.page import Card, Page, Strip, clock
 from vicc_ray.archive.pictures import check_pairs
 from vicc_ray.errors import UserError
+from vicc_ray.machine import usable_cpus
 from vicc_ray.metrics.duplicates import duplicate_groups, duplicate_pairs
 from vicc_ray.metrics.nearest import unit_rows
 from vicc_ray.metrics.search import Rows
@@ -63,7 +63,7 @@ def find_duplicates(
     """
     zero = np.zeros(library.info.width, np.float32)
     # Threads wait for each other after each small product, which costs more than they bring where other jobs run too.
-    torch.set_num_threads(max(len(os.sched_getaffinity(0)) // 2, 1))
+    torch.set_num_threads(max(usable_cpus() // 2, 1))
 
     def read(size: int) -> Iterator[NDArray[np.float32]]:
         for block in library.blocks():
@@ -77,7 +77,7 @@ def find_duplicates(
         say(
             f"comparing the pictures of {len(np.unique(pairs))} rows, {candidates} pairs that are alike by their vectors"
         )
-        kept, unread = check_pairs(pairs, lambda row: str(ids[row]), len(os.sched_getaffinity(0)))
+        kept, unread = check_pairs(pairs, lambda row: str(ids[row]), usable_cpus())
         pairs, values = pairs[kept], values[kept]
     best: dict[int, float] = {}
     for (first, second), value in zip(pairs.tolist(), values.tolist(), strict=True):

@@ -5,7 +5,6 @@ Legend: n rows of all archives together, in their order; q queries; k neighbours
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +20,7 @@ from vicc_ray import storage
 from vicc_ray.archive.store import Archive, open_archive
 from vicc_ray.data.manifest import part_id, part_in
 from vicc_ray.errors import UserError
+from vicc_ray.machine import usable_cpus
 from vicc_ray.metrics.nearest import Nearest, nearest_in
 
 # Below this many rows their mean is too much of each of them.
@@ -126,7 +126,7 @@ def nearest_exact(
 
     whole = collector()
     # A thread a part: more of BLAS's own would only wait for each other.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as pool:
         for found in pool.map(lambda part: nearest_in(part[2](), collector(), part[0]), library.parts()):
             whole.merge(found)
     return whole.found()

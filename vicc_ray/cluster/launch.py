@@ -35,6 +35,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.rows import TRAINING, Rows
 from vicc_ray.data.store.checking import check_stored, open_stores, with_absolute_stores
 from vicc_ray.errors import Interrupted, UserError
+from vicc_ray.machine import usable_cpus
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import RecordWriter, read_events
@@ -99,7 +100,7 @@ def run_task(
         with folder.as_user_errors():
             folder.pull(alone=True)
             times = manifest.times_fingerprint() if experiment.clip.fps else None
-            resumes = folder.open(experiment, manifest.fingerprint(), flow, times)
+            resumes = folder.open(experiment, manifest.fingerprint(), flow, times, manifest.earlier_fingerprint())
             plan = replace(plan, listed=folder.order_is_listed)
             folder.keep_manifest(manifest)
         left = [stage for stage in plan.stages if not task.is_finished(folder, stage)]
@@ -298,7 +299,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
 def _threads(experiment: Experiment) -> int:
     """This worker's share of the CPUs of its node, of which other runs (trials) may want some too."""
     on_this_node: int = ray.train.get_context().get_local_world_size()
-    share = max(1, len(os.sched_getaffinity(0)) // on_this_node)
+    share = max(1, usable_cpus() // on_this_node)
     return min(share, experiment.train.threads or share)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from vicc_ray.config import ClipConfig, PlaceConfig, TrainConfig
 from vicc_ray.errors import UserError
+from vicc_ray.machine import memory_bytes, usable_cpus
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def _on(labels: Mapping[str, str]) -> str:
 
 def this_machine() -> Machine:
     """CPUs that this process may use and memory of this machine; GPUs as torch sees them."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(len(os.sched_getaffinity(0)), _gpus(), memory)
+    return Machine(usable_cpus(), _gpus(), memory_bytes())
 
 
 def _gpus() -> int:

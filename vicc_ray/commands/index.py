@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from vicc_ray.data.probing import (
 )
 from vicc_ray.data.rows import Rows
 from vicc_ray.errors import UserError
+from vicc_ray.machine import usable_cpus
 
 # Below this many videos Ray's own start takes longer than probing them in processes of this machine.
 WORTH_A_CLUSTER = 256
@@ -209,7 +209,7 @@ def _probe_all(paths: Sequence[str], options: IndexOptions) -> Iterator[tuple[in
     )
     seconds = CHECK_SECONDS if options.check or options.cutting.needs_changes else PROBE_SECONDS
     if options.address is None and len(paths) < WORTH_A_CLUSTER:
-        yield from run_guarded(function, paths, options.workers or len(os.sched_getaffinity(0)), seconds)
+        yield from run_guarded(function, paths, options.workers or usable_cpus(), seconds)
         return
     from vicc_ray.cluster.jobs import run_on_cluster
     from vicc_ray.cluster.session import job_session

@@ -131,7 +131,8 @@ class DataConfig(Section):
     )
     max_refused: float = Field(0.01, ge=0, le=1, description="share of unreadable videos above which a run stops")
     decoder: Literal["auto", "pyav"] = Field(
-        "auto", description="auto: decord where indexing found it right, else PyAV; pyav: PyAV for all"
+        "auto",
+        description="auto: decord where it is installed and indexing found it right, else PyAV; pyav: PyAV for all",
     )
     interlaced: Literal["weave", "deinterlace"] = Field(
         "weave",

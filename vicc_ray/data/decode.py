@@ -1,6 +1,6 @@
-"""Frames from a video file: decord where it can be trusted, PyAV everywhere else.
+"""Frames from a video file: decord where it is installed and can be trusted, PyAV everywhere else.
 
-Two facts shape this file. decord is the faster reader, but of many files (`vicc_ray.data.inspection` says which) it
+Two facts shape this file. decord can be the faster reader, but of many files (`vicc_ray.data.inspection` says which) it
 returns other frames than the requested ones without an error, so `vicc_ray.data.manifest.probe` decides once for each
 video which reader is right for it; their images are equal (`vicc_ray.data.pictures`). And a header's frame count is a
 claim: here frame i is the i-th picture that the file shows, counted over its packets or over its decoded pictures.
@@ -42,6 +42,7 @@ _ANY_TITLES: dict[str, str] = {} if int(av.__version__.split(".")[0]) >= 19 else
 
 # Frames between two wanted ones, up to the key before the later one, from which on opening the file anew costs less than decoding.
 SKIPPED = 30
+DECORD_VERSION = "0.6.0"  # whose pictures were compared with PyAV's
 MOST_OF_FFMPEG = (1 << 31) - 1  # of its own bound of pixels
 _bound = MAX_PIXELS  # see `bound_pixels`
 
@@ -299,11 +300,33 @@ def read_frames(
     return images if np.array_equal(places, np.arange(len(wanted))) else images[places]
 
 
+@lru_cache(maxsize=1)
+def decord_here() -> Any:
+    """The module decord, None where it is not installed (there are wheels for x86-64 alone): then PyAV reads everything.
+
+    Another version may scale otherwise: decord2, which has the same name, does.
+    """
+    try:
+        import decord
+    except (ImportError, OSError):
+        return None
+    if decord.__version__ != DECORD_VERSION:
+        return None
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def decord_errors() -> tuple[type[Exception], ...]:
+    """What decord raises where it cannot read."""
+    decord = decord_here()
+    return (RuntimeError, IndexError) if decord is None else (decord.DECORDError, RuntimeError, IndexError)
+
+
 def open_decord(path: str, size: tuple[int, int] | None) -> Any:
     """decord's reader of a local file at a size (H, W), None keeps the file's; None where it has none to be used."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
+    decord = decord_here()
+    if decord is None:
+        return None
     if size is not None:
         with open_video(path) as (_, stream):
             # Where it scales the width alone it puts colour half a line beside the picture.
@@ -312,14 +335,12 @@ def open_decord(path: str, size: tuple[int, int] | None) -> Any:
     height, width = size or (-1, -1)
     try:
         return decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
-    except (decord.DECORDError, RuntimeError):
+    except decord_errors():
         return None
 
 
 def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Images | None:
     """decord's answer, or None where it has none to be used. The reader is dropped here: kept ones grow without end."""
-    import decord
-
     if not os.path.isfile(path):
         raise VideoError("no such file")
     reader = open_decord(path, size)
@@ -327,7 +348,7 @@ def _read_decord(path: str, wanted: Indices, size: tuple[int, int] | None) -> Im
         return None
     try:
         images: Images = reader.get_batch(wanted.tolist()).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError):
+    except decord_errors():
         return None
     # A one-pixel-wide picture comes back with the padding of its row as channels.
     right = images.shape == (len(wanted), *(size or images.shape[1:3]), 3) and images.dtype == np.uint8

@@ -18,7 +18,17 @@ from av.video.stream import VideoStream
 
 from vicc_ray.data import nal
 from vicc_ray.data.clips import STAMP_TOLERANCE
-from vicc_ray.data.decode import Decoder, Timeline, VideoError, decode_from, open_decord, open_video, read_timeline
+from vicc_ray.data.decode import (
+    Decoder,
+    Timeline,
+    VideoError,
+    decode_from,
+    decord_errors,
+    decord_here,
+    open_decord,
+    open_video,
+    read_timeline,
+)
 from vicc_ray.data.frame_table import encode_table
 from vicc_ray.data.pictures import Images, Orientation, orientation_of, to_image
 
@@ -84,7 +94,8 @@ def inspect(path: str, every: bool) -> Findings:
         plain = _plain(container, stream, codec)
     if not len(timeline):
         raise VideoError("the video stream holds no whole picture")
-    twin = _Decord(path) if plain and timeline.exact and not timeline.open_gops else None
+    tried = decord_here() is not None and plain and timeline.exact and not timeline.open_gops
+    twin = _Decord(path) if tried else None
     if twin is not None and codec in nal.CODECS and not twin.lands_on(_fresh_starts(path, timeline)):
         twin = None
     whole = every or not timeline.exact or (codec not in ONE_PICTURE_A_PACKET and len(timeline) <= LONG)
@@ -325,11 +336,9 @@ class _Decord:
 
     def _picture(self, reader: Any, index: int) -> Images | None:
         """None where decord has none."""
-        import decord
-
         try:
             image: Images = reader[index].asnumpy()
-        except (decord.DECORDError, RuntimeError, IndexError):
+        except decord_errors():
             return None
         return image
 

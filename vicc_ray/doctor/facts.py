@@ -23,6 +23,7 @@ from vicc_ray.data.samples import positions
 from vicc_ray.data.store.checking import store_of
 from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.errors import UserError
+from vicc_ray.machine import usable_cpus
 from vicc_ray.runs.folder import versions
 
 GPU_QUESTION = (
@@ -187,7 +188,7 @@ def gpus_here() -> tuple[tuple[int, ...], str | None]:
 
 def cores_here() -> float:
     """CPUs that this process may use: the affinity, or less where a cgroup allows less."""
-    cores = float(len(os.sched_getaffinity(0)))
+    cores = float(usable_cpus())
     with_quota = Path("/sys/fs/cgroup/cpu.max")
     if with_quota.is_file():
         quota, period = with_quota.read_text().split()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -19,14 +17,13 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.refusals import check_share
 from vicc_ray.data.samples import all_positions
 from vicc_ray.errors import UserError, interrupt
+from vicc_ray.machine import lock
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import unreadable_videos
 from vicc_ray.training.batches import TrainingPlan
 
 # Between SIGTERM and the hard end. Workers check every 2 s; schedulers give 30 s and more.
 STOP_SECONDS = 20.0
-# For which a process that checks whether a lock is held may hold it itself.
-ASKING_SECONDS = 0.2
 
 
 @contextmanager
@@ -78,46 +75,41 @@ def alone_in(folder: RunFolder) -> Iterator[None]:
 
 
 def _lock(folder: RunFolder, handle: int) -> None:
-    try:
-        _try_lock(handle)
-    except BlockingIOError:
-        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+    taken = lock(handle)
+    if taken is False:
         raise UserError(
-            f"{folder}: {holder} is training in it; wait for its end, or choose another folder with --set name=..."
-        ) from None
-    except OSError:
-        return  # a file system without locks
-    with suppress(OSError):  # a full disk: who it is stays untold
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            f"{folder}: {_holder(handle)} is training in it; wait for its end, or choose another folder with --set name=..."
+        )
+    if taken:
+        with suppress(OSError):  # a full disk: who it is stays unknown
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _try_lock(handle: int) -> None:
-    """Take the lock; a second try, as a process that only checks it (`is_held`) releases it at once."""
+def _holder(handle: int) -> str:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(ASKING_SECONDS)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.read(handle, 200).decode(errors="replace").strip() or "another process"
+    except OSError:  # where a lock keeps others from reading, too
+        return "another process"
 
 
 def is_held(folder: RunFolder) -> bool | None:
     """Whether a process of this machine works in the folder, without writing there; None where that is unknown."""
+    file = folder.path / "lock"
     try:
-        handle = os.open(folder.path / "lock", os.O_RDONLY)
+        try:
+            handle = os.open(file, os.O_RDWR)  # NFS locks only what is open for writing
+        except PermissionError:
+            handle = os.open(file, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None  # a file system without locks
+        taken = lock(handle)
     finally:
         os.close(handle)
-    return False
+    return None if taken is None else not taken
 
 
 def check_refused(experiment: Experiment, manifest: Manifest) -> None:

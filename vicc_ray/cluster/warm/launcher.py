@@ -8,7 +8,6 @@ any other. The process group, niceness and streams are those that Ray gave to th
 from __future__ import annotations
 
 import array
-import fcntl
 import json
 import os
 import socket
@@ -55,8 +54,10 @@ def context_of(arguments: list[str]) -> dict[str, object]:
 def pass_to_the_node(arguments: list[str]) -> bool:  # noqa: RET503
     """Hand the start to this node's server, or become it; False where neither can be."""
     path = node_path(arguments)
-    if path is None or find_spec("vicc_ray") is None:
+    if path is None or find_spec("vicc_ray") is None or find_spec("fcntl") is None:
         return False
+    import fcntl
+
     if pass_on(path, arguments, 0.0):
         return True
     lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vicc_ray.data.decode import Timeline, VideoError, fetched, iterate_frames, open_decord, timeline_of
+from vicc_ray.data.decode import Timeline, VideoError, decord_errors, fetched, iterate_frames, open_decord, timeline_of
 from vicc_ray.data.flow.algorithms import BOUND, NO_OPTIONS, flow_algorithm, flow_of_frames, quantise
 from vicc_ray.data.flow.contract import Field, FileFlowAlgorithm, FlowAlgorithm
 from vicc_ray.data.frame_table import decode_table
@@ -116,8 +116,6 @@ def row_pictures(
 
 def _decord(path: str, first: int, frames: int, size: tuple[int, int], chunk: int) -> Iterator[Images]:
     """Chunks for as long as decord delivers the frames."""
-    import decord
-
     reader = open_decord(path, size)
     if reader is None:
         return
@@ -128,5 +126,5 @@ def _decord(path: str, first: int, frames: int, size: tuple[int, int], chunk: in
             if images.shape != (len(numbers), *size, 3) or images.dtype != np.uint8:
                 return
             yield images
-    except (decord.DECORDError, RuntimeError, IndexError):
+    except decord_errors():
         return
