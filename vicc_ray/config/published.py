@@ -188,11 +188,17 @@ def shipped_experiment(name: str) -> Path:
 
 
 def experiment_file(name: str) -> Path:
-    """The file of an experiment: itself, or that of a shipped experiment by its name (`s3d_rgb_retrieval_ucf101`)."""
-    if Path(name).suffix or Path(name).exists() or "/" in name:
-        return Path(name)
+    """The file of an experiment: itself, or a shipped one by its name (`s3d_rgb_retrieval_ucf101`) or its path in a checkout.
+
+    An installed package has its experiments inside, so that `experiments/NAME.yaml` of the documentation is found without a
+    checkout, too.
+    """
+    path = Path(name)
+    in_checkout = path.parent == Path("experiments") and path.suffix == ".yaml"
+    if path.exists() or not (in_checkout or (path.name == name and not path.suffix)):
+        return path
     try:
-        return shipped_experiment(name)
+        return shipped_experiment(path.stem)
     except UserError:
         known = sorted(file.stem for file in shipped_experiment("quickstart").parent.glob("*.yaml"))
         raise UserError(f"{name}: is no file and no shipped experiment; shipped: {', '.join(known)}") from None
