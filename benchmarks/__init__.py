@@ -33,6 +33,7 @@ BENCHES = {
     "objective": "seconds and memory of the objective alone with 30,000 prototypes and a long queue, in blocks and at once",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "pruning": "training that stopping or pausing trials early saves, and what it loses, on recorded curves",
+    "readers": "CPU ms a clip of PyAV, decord, decord2, torchcodec and OpenCV; memory; right frames of a manifest",
     "recovery": "seconds from a node's death to the next optimiser step",
     "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
     "retrieval": "queries/s of exact search beside faiss",
