@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test-fast test gpu-rehearsal check docs docs-links tutorial format lock release clean
+.PHONY: setup quickstart test-fast test test-lowest gpu-rehearsal check resolve docs docs-links tutorial format lock release clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,19 @@ test-fast: setup
 # Tests that start Ray follow, one after another.
 test: test-fast
 	$(BIN)/python -m pytest -m cluster
+
+# The fast tests with the lowest version of each package that pyproject.toml allows, in an environment of their own (7 GB).
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.installed
+$(LOWEST_STAMP): pyproject.toml | setup
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --no-header --no-annotate \
+		--extra faiss --extra mlflow --extra onnx --extra wandb -o $(LOWEST)/lowest.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt -e '.[dev]'
+	@touch $(LOWEST_STAMP)
+
+test-lowest: $(LOWEST_STAMP)
+	$(LOWEST)/bin/python -m pytest -m "not cluster" --numprocesses 2 --dist loadfile
 
 # The one command for a GPU machine (benchmarks/gpu_day.py), at tiny sizes on the CPU, with the older torch that such machines have.
 gpu-rehearsal: setup
@@ -55,11 +68,16 @@ docs-links: setup
 tutorial: setup
 	$(BIN)/python docs/tutorial_outputs.py
 
+# Whether the lock can be installed on every platform and Python of the README. Needs the package registry, no other machine.
+resolve: setup
+	.ci/resolve
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Pins every package for every supported Python, by version and by what its files hold, without the registry's address.
+# Pins every package for every supported Python and platform, by version and by what its files hold, without the registry's
+# address. vicc_ray/versions.py has the highest tested versions of some, which a test compares with it.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --upgrade \
 		--generate-hashes -o requirements.lock pyproject.toml
@@ -71,4 +89,4 @@ release: setup
 	BIN=$(BIN) .ci/release
 
 clean:
-	rm -rf $(VENV) .venv-gpu runs dist docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-gpu $(LOWEST) runs dist docs/_build .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ import typer
 
 from vicc_ray.console import console, console_on_stderr, errors
 from vicc_ray.errors import Interrupted, UserError, interrupt
+from vicc_ray.versions import untested
 
 ABOVE = 0.98  # cosine of candidates for near-duplicates: docs/benchmarks.md has precision and recall
 
@@ -71,6 +72,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 def main() -> NoReturn:
     """Run a verb. Status 0: done; 2: the reader has to change something; 130: interrupted; 1: a bug or a failed run."""
     signal.signal(signal.SIGTERM, _as_interrupt)
+    if others := untested():
+        errors.print(f"vicc: not tested with {', '.join(others)}")
     try:
         status = app(standalone_mode=False)
     except UserError as error:
