@@ -357,6 +357,7 @@ def test_container_is_pinned_to_the_lock() -> None:
     assert "--requirement requirements.lock" in text
     for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
         assert all((ROOT / name).exists() for name in line.split())
+    assert "/etc/profile.d/" in text, "else login shells, as KubeRay's, do not find its Python"
     assert re.search(r"^USER \d+$", text, re.MULTILINE), "by a number, so that Kubernetes sees that it is not root"
 
 
