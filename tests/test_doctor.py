@@ -314,7 +314,7 @@ def test_two_nodes(tmp_path: Path) -> None:
     with local_cluster(2) as cluster:
         told = vicc(*words, cluster.address, "--set", "train.workers={min: 1, max: 4}", env=cluster.environment)
         assert told.returncode == 0, told.stdout + told.stderr
-        found = {entry["check"]: entry for entry in json.loads(told.stdout)}
+        found = {entry["check"]: entry for entry in json.loads(told.stdout)["findings"]}
         assert found["nodes"]["message"].startswith("3 of 3 answered: ")
         assert {"versions", "CPUs", "memory", "clocks", "storage", "videos", "network", "demand", "room"} <= set(found)
         assert "begins now with 2 of up to 4 workers" in found["room"]["message"]
@@ -322,7 +322,7 @@ def test_two_nodes(tmp_path: Path) -> None:
 
         Path(manifest.select("train")[0].video).unlink()
         told = vicc(*words, cluster.address, "--set", "train.workers=3", env=cluster.environment)
-        failed = [entry for entry in json.loads(told.stdout) if entry["state"] == "failure"]
+        failed = [entry for entry in json.loads(told.stdout)["findings"] if entry["state"] == "failure"]
         assert told.returncode == 1 and {entry["check"] for entry in failed} == {"videos", "room"}
         assert all(entry["remedy"] for entry in failed)
     told = vicc(*words, "127.0.0.1:1", env=cluster.environment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 from typer.core import TyperGroup
 
 from vicc_ray.cli import app
-from vicc_ray.commands.train import print_plan
+from vicc_ray.commands.train import make_plan
 from vicc_ray.config import flatten, load_experiment
 from vicc_ray.config.published import (
     ROWS,
@@ -222,9 +221,8 @@ def test_a_row_plans_the_published_stages(row: PublishedRow) -> None:
 @every_row
 def test_a_plan_needs_no_data(row: PublishedRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with console.capture() as shown, errors.capture() as told:
-        print_plan(load_experiment(ROOT / row.file), None, as_json=True)
-    plan = json.loads(shown.get())
+    with console.capture(), errors.capture() as told:
+        plan = make_plan(load_experiment(ROOT / row.file), None)
     assert plan["videos"] == 9537 and "ucf101_1.parquet is not there yet; planned for the 9537" in told.get()
     assert [stage["epochs"] for stage in plan["stages"]] == ["300", "300", "100", "100", "100", "100"]
 

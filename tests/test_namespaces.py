@@ -143,7 +143,7 @@ def test_a_run_across_two_networks(tmp_path: Path) -> None:
             words = [str(tmp_path / "tiny.yaml"), "--address", address]
             status, told = finished(names[0], "vicc", "doctor", *words, "--json")
             assert status == 0, told
-            found = {entry["check"]: entry for entry in json.loads(told)}
+            found = {entry["check"]: entry for entry in json.loads(told)["findings"]}
             assert found["nodes"]["message"] == f"2 of 2 answered: {', '.join(ADDRESSES)}"
             assert "->" in found["network"]["message"] and "fits now: 2 workers" in found["room"]["message"]
             status, told = finished(names[0], "vicc", "train", *words)

@@ -22,7 +22,7 @@ from videos import numbered_frames, read_number, shifted_texture, truncate, writ
 from vicc_ray import storage
 from vicc_ray.commands import pack as command
 from vicc_ray.commands.pack import PackOptions, PackRequest, pack_request, pack_videos
-from vicc_ray.commands.unpack import as_mp4, entries_of, unpack
+from vicc_ray.commands.unpack import as_mp4, entries_of, list_entries, unpack_videos
 from vicc_ray.config import Decoded, FlowConfig
 from vicc_ray.console import console
 from vicc_ray.data import packing
@@ -303,7 +303,8 @@ def test_the_command_line_says_what_is_packed(films: list[VideoRow], tmp_path: P
     where = str(tmp_path / "s")
     asked = PackRequest(where, None, ("flow.bound=8",), size="32x48", algorithm="farneback")
     with console.capture():
-        assert pack_request(str(manifest), asked, PackOptions()) == where
+        found = pack_request(str(manifest), asked, PackOptions())
+    assert found == {"store": where, "streams": ["rgb", "flow"], "videos": 1, "refused": []}
     header = PackedStore.open(where).header
     assert (header.size, header.bound, header.interlaced) == ((32, 48), 8.0, "weave")
     assert header.flow is not None and header.flow["algorithm"] == "farneback" and header.pictures is not None
@@ -318,7 +319,7 @@ def test_the_command_line_says_what_is_packed(films: list[VideoRow], tmp_path: P
                 asked, store=None, overrides=(f"clip.store={tmp_path}/t", "data.interlaced=deinterlace"), size="auto"
             ),
             PackOptions(("rgb",)),
-        )
+        )["store"]
     header = PackedStore.open(other).header
     assert other == f"{tmp_path}/t" and header.size == (128, 171) and header.interlaced == "deinterlace"
     assert header.flow is None
@@ -567,7 +568,7 @@ def test_videos_are_taken_out_by_path_and_by_name(tmp_path: Path, monkeypatch: p
 
     def taken(*names: str) -> list[str]:
         with console.capture() as told:
-            files = unpack(store.folder, names, str(out))
+            files = unpack_videos(store.folder, names, str(out))
         assert "".join(told.get().split()) == "".join(files).replace(" ", "")
         return [Path(file).name for file in files]
 
@@ -580,23 +581,27 @@ def test_videos_are_taken_out_by_path_and_by_name(tmp_path: Path, monkeypatch: p
         assert [read_number(frame.to_ndarray(format="rgb24")) for frame in frames] == list(range(start, start + 20))
         np.testing.assert_allclose(times, np.arange(20) / 25, atol=2e-5)
     with pytest.raises(UserError, match=r"/films/b/one.mp4: \S+one.mp4 is another video's already"):
-        unpack(store.folder, ["/films/a/one.mp4", "/films/b/one.mp4"], str(out))
+        unpack_videos(store.folder, ["/films/a/one.mp4", "/films/b/one.mp4"], str(out))
     with pytest.raises(
         UserError, match=r"one.mp4: 2 videos have this name \(/films/a/one.mp4, /films/b/one.mp4, ...\); write"
     ):
-        unpack(store.folder, ["one.mp4"], str(out))
+        unpack_videos(store.folder, ["one.mp4"], str(out))
     for name in ("three.mp4", "long.mp4", ""):
         with pytest.raises(UserError, match=r"does not hold it; 'vicc unpack \S+' lists what it holds"):
-            unpack(store.folder, [name], str(out))
+            unpack_videos(store.folder, [name], str(out))
     with console.capture() as told:
-        assert unpack(store.folder, [], None) == []
+        entries = list_entries(store.folder)
+    assert sorted(one["video"] for one in entries) == sorted([rows[0].id, *(row.id for row in rows)])
+    assert {one["stream"] for one in entries if one["video"] == rows[0].id} == {"rgb", "flow"}
     lines = told.get().splitlines()
     assert len(lines) == 5 and sum("/films/a/one.mp4" in line for line in lines) == 2
     monkeypatch.chdir(tmp_path)
     with console.capture():
-        assert [Path(file).resolve() for file in unpack(store.folder, ["two.avi"], None)] == [tmp_path / "two.mp4"]
+        assert [Path(file).resolve() for file in unpack_videos(store.folder, ["two.avi"], None)] == [
+            tmp_path / "two.mp4"
+        ]
     with pytest.raises(UserError, match="there is none"):
-        unpack(str(tmp_path / "none"), [], None)
+        list_entries(str(tmp_path / "none"))
 
 
 def test_a_damaged_entry_is_not_taken_out(tmp_path: Path) -> None:
@@ -609,12 +614,12 @@ def test_a_damaged_entry_is_not_taken_out(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"the entry of ab.mp4 in shard rgb-\w+ is damaged \(picture 16 is not what was written\)"
     ):
-        unpack(store.folder, ["ab.mp4"], str(tmp_path / "out"))
+        unpack_videos(store.folder, ["ab.mp4"], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_store_of_an_earlier_version_lists_nothing_that_it_cannot_give(tmp_path: Path) -> None:
     shutil.copytree(Path(__file__).parent / "data" / "flow_stores" / "format_2", tmp_path / "s")
     with console.capture() as told:
-        assert unpack(str(tmp_path / "s"), [], None) == []
+        assert unpack_videos(str(tmp_path / "s"), [], None) == []
     assert told.get() == ""

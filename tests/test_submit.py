@@ -532,7 +532,7 @@ def test_a_run_through_the_jobs_server(jobs_cluster: JobsCluster, tmp_path: Path
     assert again.returncode == 0, again.stdout + again.stderr
     assert "runs already" in again.stdout and "finished; encoders in" in again.stdout
     assert "succeeded, status 0" in again.stderr
-    listed = json.loads(vicc("jobs", "--address", jobs_cluster.jobs, "--json", env=environment).stdout)
+    listed = json.loads(vicc("jobs", "--address", jobs_cluster.jobs, "--json", env=environment).stdout)["jobs"]
     assert [job["status"] for job in listed] == ["SUCCEEDED"] and listed[0]["id"].startswith("vicc-train-tiny-")
     assert listed[0]["metadata"]["run"] == str(tmp_path / "runs" / "tiny")
     starts = [event for event in read_records(tmp_path / "runs" / "tiny" / "events.jsonl") if event["kind"] == "start"]

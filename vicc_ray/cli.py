@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from vicc_ray.console import console, console_on_stderr, errors
+from vicc_ray import __version__
+from vicc_ray.commands import completion
+from vicc_ray.commands.verbs import ARCHIVES, EXCHANGE, MEASURING, RESULTS, RUNS, START, TRAINING, VIDEOS, Verbs
+from vicc_ray.console import console, console_on_stderr, errors, json_text
 from vicc_ray.errors import Interrupted, UserError, interrupt
 from vicc_ray.versions import untested
 
@@ -21,14 +26,20 @@ ABOVE = 0.98  # cosine of candidates for near-duplicates: docs/benchmarks.md has
 
 app = typer.Typer(
     name="vicc",
+    cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"max_content_width": 110},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Self-supervised video representation learning by cross-stream prototypes (ViCC), distributed with Ray.",
 )
 
 _debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"vicc {__version__}")
+        raise typer.Exit
 
 
 def _remember_debug(value: bool) -> None:
@@ -44,7 +55,12 @@ Verbose = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change one setting, e.g. --set optim.lr=0.3. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one setting, e.g. --set optim.lr=0.3. May be repeated.",
+        autocompletion=completion.settings,
+    ),
 ]
 Address = Annotated[
     str | None,
@@ -66,13 +82,37 @@ Cut = Annotated[
         "shorter one joins the part before), or scenes.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help='Print one JSON object on standard output and all else on standard error; a failure is {"error", "status"}.',
+    ),
+]
+ExperimentFile = Annotated[
+    Path,
+    typer.Argument(
+        help="Experiment file (YAML), or the name of a shipped experiment.", autocompletion=completion.experiments
+    ),
+]
+
+
+@app.callback()
+def vicc(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Self-supervised video representation learning by cross-stream prototypes (ViCC), distributed with Ray."""
 
 
 def main() -> NoReturn:
     """Run a verb. Status 0: done; 2: the reader has to change something; 130: interrupted; 1: a bug or a failed run."""
     signal.signal(signal.SIGTERM, _as_interrupt)
-    if others := untested():
+    if "_VICC_COMPLETE" in os.environ:
+        # Typer folds a word's help at this width, and fish takes every line for a word of its own (findings/typer_fish.sh).
+        os.environ.setdefault("TERMINAL_WIDTH", "10000")
+    elif others := untested():
         errors.print(f"vicc: not tested with {', '.join(others)}")
     try:
         status = app(standalone_mode=False)
@@ -89,6 +129,7 @@ def main() -> NoReturn:
             message = io.StringIO()
             error.show(message)
             errors.print(message.getvalue(), end="")
+            _print_error(str(getattr(error, "message", error)), error.exit_code)
             sys.exit(error.exit_code)
         _leave(f"vicc: {type(error).__name__}: {error} (--debug shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
@@ -97,30 +138,54 @@ def main() -> NoReturn:
 def _leave(line: str, status: int) -> NoReturn:
     if _debug:
         errors.print(traceback.format_exc())
-    errors.print(" ".join(line.split()))
+    line = " ".join(line.split())
+    errors.print(line)
+    _print_error(line.removeprefix("vicc: "), status)
     sys.exit(status)
+
+
+def _print_error(message: str, status: int) -> None:
+    """With --json a failure is an object too: what stands on standard output can be read in any case."""
+    own = sys.argv[1:]
+    if "--json" in own[: own.index("--") if "--" in own else len(own)]:
+        _print_json({"error": message, "status": status})
+
+
+@contextmanager
+def _result(as_json: bool) -> Iterator[dict[str, Any]]:
+    """What a verb found, to be filled: with --json it is printed at the end, and all other lines go to standard error."""
+    found: dict[str, Any] = {}
+    with console_on_stderr(as_json):
+        yield found
+    if as_json:
+        _print_json(found)
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
     interrupt()
 
 
-@app.command(epilog="Example: vicc quickstart")
+@app.command(epilog="Example: vicc quickstart", rich_help_panel=START)
 def quickstart(
     runs: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("runs"),
     train_per_class: Annotated[int, typer.Option(min=2, help="Training videos of each of the 8 classes.")] = 50,
     query_per_class: Annotated[int, typer.Option(min=1, help="Query videos of each class.")] = 20,
     overrides: Overrides = None,
     verbose: Verbose = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Make a small motion data set, train both streams on it, evaluate and write a report. Resumes when run again."""
     from vicc_ray.commands.quickstart import run_quickstart
 
-    run_quickstart(runs, train_per_class, query_per_class, overrides or [], verbose)
+    with _result(as_json) as found:
+        found |= run_quickstart(runs, train_per_class, query_per_class, overrides or [], verbose)
 
 
-@app.command(epilog="Example: vicc index videos/ --out videos.parquet --split 'query: group even; train: rest'")
+@app.command(
+    epilog="Example: vicc index videos/ --out videos.parquet --split 'query: group even; train: rest'",
+    rich_help_panel=VIDEOS,
+)
 def index(
     source: Annotated[
         str,
@@ -170,10 +235,11 @@ def index(
     ] = None,
     address: Address = None,
     verbose: Verbose = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Probe videos and write the manifest that training reads; what cannot be read is named, counted and listed in it."""
-    from vicc_ray.commands.index import IndexOptions, index_videos
+    from vicc_ray.commands.index import IndexOptions, index_videos, manifest_json
     from vicc_ray.config import MAX_PIXELS
 
     most = max_pixels or MAX_PIXELS
@@ -191,7 +257,8 @@ def index(
         max_length=max_length,
         still=still,
     )
-    index_videos(source, out, options)
+    with _result(as_json) as found:
+        found |= manifest_json(out, index_videos(source, out, options))
 
 
 FilledManifest = Annotated[str, typer.Argument(help="Manifest that 'vicc index' wrote, path or URI.")]
@@ -212,7 +279,7 @@ CheckStore = Annotated[
 FLOW_NAMES = "dis, farneback, tvl1, tvl1_torch, motion_vectors or raft"
 
 
-@app.command(epilog="Example: vicc pack videos.parquet --store packed --flow dis")
+@app.command(epilog="Example: vicc pack videos.parquet --store packed --flow dis", rich_help_panel=VIDEOS)
 def pack(
     manifest: FilledManifest,
     store: FilledStore = None,
@@ -230,6 +297,7 @@ def pack(
     check: CheckStore = False,
     address: Address = None,
     verbose: Verbose = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Decode a manifest's videos once, at training size, and store their pictures and flow for fast training.
@@ -241,13 +309,13 @@ def pack(
     streams: tuple[Literal["rgb", "flow"], ...] = ("rgb",) if flow == "none" else ("rgb", "flow")
     options = PackOptions(streams, workers, gpu, address, verbose, check)
     algorithm = None if flow == "none" else flow
-    where = pack_request(
-        manifest, PackRequest(store, experiment, tuple(overrides or ()), scale, size, algorithm, weights), options
-    )
-    console.print(f"train with it: --set clip.source=store --set clip.store={where}")
+    request = PackRequest(store, experiment, tuple(overrides or ()), scale, size, algorithm, weights)
+    with _result(as_json) as found:
+        found |= pack_request(manifest, request, options)
+        console.print(f"train with it: --set clip.source=store --set clip.store={found['store']}")
 
 
-@app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1")
+@app.command(epilog="Example: vicc flow videos.parquet --store flow/tvl1 --algorithm tvl1", rich_help_panel=VIDEOS)
 def flow(
     manifest: FilledManifest,
     store: FilledStore = None,
@@ -262,40 +330,50 @@ def flow(
     check: CheckStore = False,
     address: Address = None,
     verbose: Verbose = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """The flow part of 'vicc pack' alone, for pictures that are decoded from the videos. It goes on after an interruption."""
     from vicc_ray.commands.pack import PackOptions, PackRequest, pack_request
 
     options = PackOptions(("flow",), workers, gpu, address, verbose, check)
-    where = pack_request(
-        manifest, PackRequest(store, experiment, tuple(overrides or ()), scale, size, algorithm, weights), options
-    )
-    console.print(f"train with it: --set flow.source=store --set flow.store={where}")
+    request = PackRequest(store, experiment, tuple(overrides or ()), scale, size, algorithm, weights)
+    with _result(as_json) as found:
+        found |= pack_request(manifest, request, options)
+        console.print(f"train with it: --set flow.source=store --set flow.store={found['store']}")
 
 
-@app.command(epilog="Example: vicc unpack packed v_Biking_g01_c01.avi --out taken")
+@app.command(epilog="Example: vicc unpack packed v_Biking_g01_c01.avi --out taken", rich_help_panel=VIDEOS)
 def unpack(
     store: Annotated[str, typer.Argument(help="Folder or URI of a packed store.")],
     names: Annotated[
         list[str] | None, typer.Argument(help="Videos, by path, id or file name; none: list what the store holds.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Folder or URI for the files; default: the current one.")] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Take videos out of a packed store, as MP4 files that any player opens: pictures, and flow as u above v in gray."""
-    from vicc_ray.commands.unpack import unpack as take_out
+    from vicc_ray.commands.unpack import list_entries, unpack_videos
 
-    take_out(store, names or (), out)
+    with _result(as_json) as found:
+        if names:
+            found["files"] = unpack_videos(store, names, out)
+        else:
+            found["entries"] = list_entries(store)
 
 
-@app.command(epilog="Example: vicc preview experiments/quickstart.yaml --set data.manifest=videos.parquet")
+@app.command(
+    epilog="Example: vicc preview experiments/quickstart.yaml --set data.manifest=videos.parquet",
+    rich_help_panel=VIDEOS,
+)
 def preview(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    experiment: ExperimentFile,
     overrides: Overrides = None,
     scale: AtScale = "full",
     samples: Annotated[int, typer.Option(min=1, help="Training samples to show.")] = 6,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("preview.html"),
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write a page with what the network would see: augmented views of some samples and their flow in colour."""
@@ -304,15 +382,18 @@ def preview(
     from vicc_ray.runs.scale import experiment_at
 
     settings = experiment_at(experiment, overrides or [], scale)
-    manifest = RunFolder.at(settings.run_folder).read_manifest(settings)
-    console.print(f"preview: {write_preview(settings, manifest, out, samples)}")
+    with _result(as_json) as found:
+        manifest = RunFolder.at(settings.run_folder).read_manifest(settings)
+        found["page"] = str(write_preview(settings, manifest, out, samples))
+        console.print(f"preview: {found['page']}")
 
 
 @app.command(
-    epilog="Example: vicc train experiments/quickstart.yaml --set data.manifest=videos.parquet --set name=mine"
+    epilog="Example: vicc train experiments/quickstart.yaml --set data.manifest=videos.parquet --set name=mine",
+    rich_help_panel=TRAINING,
 )
 def train(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    experiment: ExperimentFile,
     overrides: Overrides = None,
     scale: AtScale = "full",
     plan: Annotated[bool, typer.Option("--plan", help="Print the stages without running anything.")] = False,
@@ -329,31 +410,30 @@ def train(
 
     settings = experiment_at(experiment, overrides or [], scale, videos)
     if plan:
-        from vicc_ray.commands.train import print_plan
+        from vicc_ray.commands.train import make_plan
 
-        print_plan(settings, videos, as_json)
+        with _result(as_json) as found:
+            found |= make_plan(settings, videos)
         return
     from vicc_ray.cluster.ahead import begin_cluster
     from vicc_ray.cluster.warm.start import import_forkable
     from vicc_ray.runs.folder import RunFolder
 
     folder = RunFolder.at(settings.run_folder)
-    begin_cluster(settings.train, address, verbose)
-    manifest = folder.read_manifest(settings)  # a mistake shows before Ray and torch are loaded
-    import_forkable()
-    from vicc_ray.cluster.launch import run_training
+    with _result(as_json) as found:
+        begin_cluster(settings.train, address, verbose)
+        manifest = folder.read_manifest(settings)  # a mistake shows before Ray and torch are loaded
+        import_forkable()
+        from vicc_ray.cluster.launch import run_training
 
-    with console_on_stderr(as_json):
         folder = run_training(settings, address, verbose, manifest=manifest)
-    if as_json:
-        _print_json({"run": str(folder.path), "encoders": folder.encoders()})
-    else:
+        found |= {"run": str(folder.path), "encoders": folder.encoders()}
         console.print(f"finished; encoders in {folder.path / 'encoders'}")
 
 
-@app.command(epilog="Example: vicc status runs/mine")
+@app.command(epilog="Example: vicc status runs/mine", rich_help_panel=RUNS)
 def status(
-    run: Annotated[str, typer.Argument(help="Run folder or archive, path or URI.")],
+    run: Annotated[str, typer.Argument(help="Run folder or archive, path or URI.", autocompletion=completion.runs)],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -376,9 +456,14 @@ def status(
         print_status(found)
 
 
-@app.command(epilog="Example: vicc embed runs/mine recordings/ --out archive --cut 10s")
+@app.command(epilog="Example: vicc embed runs/mine recordings/ --out archive --cut 10s", rich_help_panel=ARCHIVES)
 def embed(
-    run: Annotated[str, typer.Argument(help="Run folder, path or URI, or an encoder's .safetensors file.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, path or URI, or an encoder's .safetensors file.", autocompletion=completion.runs
+        ),
+    ],
     source: Annotated[
         str, typer.Argument(help="Manifest, or what 'vicc index' takes: a folder, a bucket, a table, one video.")
     ],
@@ -387,7 +472,12 @@ def embed(
         Literal["rgb", "flow", "both"],
         typer.Option(help="Which encoders: rgb needs no flow; both: their vectors one after the other."),
     ] = "rgb",
-    encoder: Annotated[str | None, typer.Option(help="An encoder by name, such as RGB-1; default: the newest.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="An encoder by name, such as RGB-1; default: the newest.", autocompletion=completion.encoders
+        ),
+    ] = None,
     windows: Annotated[
         Literal["all", "centre"],
         typer.Option(help="all: the mean over a row's windows, as 'vicc evaluate'; centre: its middle one, faster."),
@@ -407,6 +497,7 @@ def embed(
     overrides: Overrides = None,
     address: Address = None,
     verbose: Verbose = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Embed videos, labels or none, into an archive to search in. The same command goes on after an interruption."""
@@ -415,7 +506,11 @@ def embed(
     options = EmbedOptions(
         stream, encoder, windows, every, half, split, cut, workers, address, verbose, tuple(overrides or ())
     )
-    embed_videos(run, source, out, options)
+    with _result(as_json) as found:
+        embed_videos(run, source, out, options)
+        from vicc_ray.commands.archive_status import archive_status
+
+        found |= archive_status(out)
 
 
 Also = Annotated[
@@ -424,7 +519,7 @@ Also = Annotated[
 ]
 
 
-@app.command(epilog="Example: vicc search archive recordings/party.mp4@12.5-15 -k 10")
+@app.command(epilog="Example: vicc search archive recordings/party.mp4@12.5-15 -k 10", rich_help_panel=ARCHIVES)
 def search(
     archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
     query: Annotated[
@@ -458,18 +553,17 @@ def search(
     if not query and index == "none":
         raise UserError("vicc search: name a video file, a part of one (file.mp4@12.5-15), or an id of the archive")
     folders = [archive, *(also or [])]
-    with console_on_stderr(as_json):
+    with _result(as_json) as found:
         answers = search_archives(folders, query or [], k, exclude_group, index, centre)
         out = page or (None if as_json else Path("search.html"))
         if not as_json:
             print_answers(answers)
         if answers and out is not None:
             write_search_page(folders, answers, out)
-    if as_json:
-        _print_json([answer.to_dict() for answer in answers])
+        found["answers"] = [answer.to_dict() for answer in answers]
 
 
-@app.command(epilog="Example: vicc duplicates archive --above 0.98")
+@app.command(epilog="Example: vicc duplicates archive --above 0.98", rich_help_panel=ARCHIVES)
 def duplicates(
     archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
     above: Annotated[
@@ -496,13 +590,11 @@ def duplicates(
     from vicc_ray.commands.duplicates import show_duplicates
 
     out = page or (None if as_json else Path("duplicates.html"))
-    with console_on_stderr(as_json):
-        found = show_duplicates([archive, *(also or [])], above, out, table, check, as_json)
-    if as_json:
-        _print_json(found)
+    with _result(as_json) as found:
+        found |= show_duplicates([archive, *(also or [])], above, out, table, check, as_json)
 
 
-@app.command(epilog="Example: vicc clusters archive --by prototypes")
+@app.command(epilog="Example: vicc clusters archive --by prototypes", rich_help_panel=ARCHIVES)
 def clusters(
     archive: Annotated[str, typer.Argument(help="Archive that 'vicc embed' made, path or URI.")],
     by: Annotated[
@@ -522,15 +614,20 @@ def clusters(
     from vicc_ray.commands.clusters import show_clusters
 
     out = page or (None if as_json else Path("clusters.html"))
-    with console_on_stderr(as_json):
-        found = show_clusters([archive, *(also or [])], by, count, out, as_json)
-    if as_json:
-        _print_json(found)
+    with _result(as_json) as found:
+        found |= show_clusters([archive, *(also or [])], by, count, out, as_json)
 
 
-@app.command(epilog="Example: vicc evaluate runs/mine --protocol retrieval --data hmdb51.parquet")
+@app.command(
+    epilog="Example: vicc evaluate runs/mine --protocol retrieval --data hmdb51.parquet", rich_help_panel=RESULTS
+)
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(help="Run folders, paths or URIs; several give mean and spread too.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders, paths or URIs; several give mean and spread too.", autocompletion=completion.runs
+        ),
+    ],
     protocol: Annotated[
         str,
         typer.Option(
@@ -555,40 +652,49 @@ def evaluate(
     """Judge every finished stage of one or more runs, and both streams together (R+F)."""
     from vicc_ray.commands.evaluate import evaluate_runs, evaluations_json, print_evaluations
 
-    with console_on_stderr(as_json):
-        found = evaluate_runs(runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
-    _print_json(evaluations_json(found)) if as_json else print_evaluations(found)
+    with _result(as_json) as found:
+        made = evaluate_runs(runs, protocol, data or [], train_on, test_on, overrides or [], address, verbose)
+        print_evaluations(made)
+        found |= evaluations_json(made)
 
 
-@app.command(epilog="Example: vicc report runs/quickstart runs/mine --out report.html")
+@app.command(epilog="Example: vicc report runs/quickstart runs/mine --out report.html", rich_help_panel=RESULTS)
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Run folders, paths or URIs.")],
+    runs: Annotated[list[str], typer.Argument(help="Run folders, paths or URIs.", autocompletion=completion.runs)],
     out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run folder.")] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML page about one or more runs; reads their folders, runs nothing."""
+    """Write one self-contained HTML page about one or more runs, or that compares them; reads their folders, runs nothing."""
     from vicc_ray.report import write_report
     from vicc_ray.runs.folder import RunFolder
 
     folders = [RunFolder.at(run) for run in runs]
-    for folder in folders:
-        with folder.as_user_errors():
-            folder.pull()
-        folder.experiment()
-    target = out or folders[0].report
-    write_report([folder.path for folder in folders], target)
-    if out is None:
-        folders[0].push(target)
-    console.print(f"report: {target}")
+    with _result(as_json) as found:
+        for folder in folders:
+            with folder.as_user_errors():
+                folder.pull()
+            folder.experiment()
+        target = out or folders[0].report
+        write_report([folder.path for folder in folders], target)
+        if out is None:
+            folders[0].push(target)
+        found |= {"page": str(target), "runs": [str(folder) for folder in folders], "bytes": target.stat().st_size}
+        console.print(f"report: {target}")
 
 
-@app.command("import", epilog="Example: vicc import ViCC-RGB-2.pth.tar --stream rgb --out runs/published")
+@app.command(
+    "import",
+    epilog="Example: vicc import ViCC-RGB-2.pth.tar --stream rgb --out runs/published",
+    rich_help_panel=EXCHANGE,
+)
 def import_(
     file: Annotated[Path, typer.Argument(help="Published ViCC or CoCLR checkpoint.")],
     stream: Annotated[
         str, typer.Option(help="rgb or flow: what the learning encoder was trained on; the file does not say.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to make; a file of the other stream may be added to it.")],
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Read a published checkpoint into a run folder that 'vicc evaluate' and 'vicc export' take. Nothing in it is executed."""
@@ -596,24 +702,32 @@ def import_(
 
     if stream not in ("rgb", "flow"):
         raise UserError(f"--stream {stream}: is not a stream; allowed: rgb, flow")
-    import_checkpoint(file, "rgb" if stream == "rgb" else "flow", out)
+    with _result(as_json) as found:
+        folder = import_checkpoint(file, "rgb" if stream == "rgb" else "flow", out)
+        found |= {"run": str(folder), "encoders": folder.encoders()}
 
 
-@app.command(epilog="Example: vicc export runs/mine --encoder RGB-2 --format onnx")
+@app.command(epilog="Example: vicc export runs/mine --encoder RGB-2 --format onnx", rich_help_panel=EXCHANGE)
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    encoder: Annotated[str | None, typer.Option(help="Which encoder; default: RGB-2, else RGB-1.")] = None,
+    run: Annotated[Path, typer.Argument(help="Run folder.", autocompletion=completion.runs)],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Which encoder; default: RGB-2, else RGB-1.", autocompletion=completion.encoders),
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="safetensors, torchscript, onnx or published.")] = "safetensors",
     out: Annotated[Path | None, typer.Option(help="File to write; default: in the run's exports folder.")] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write an encoder of a run in another format."""
     from vicc_ray.commands.export import export_encoder
 
-    console.print(str(export_encoder(run, encoder, form, out)))
+    with _result(as_json) as found:
+        found |= {"file": str(export_encoder(run, encoder, form, out)), "format": form}
+        console.print(found["file"])
 
 
-@app.command(epilog="Example: vicc bench pipeline --json pipeline.json")
+@app.command(epilog="Example: vicc bench pipeline --out pipeline.json", rich_help_panel=MEASURING)
 def bench(
     name: Annotated[str, typer.Argument(help="What to measure; 'vicc bench list' names all.")],
     experiment: Annotated[str | None, typer.Argument(help="Experiment file, for 'vicc bench step'.")] = None,
@@ -621,24 +735,35 @@ def bench(
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="For 'vicc bench step'; default: cuda where there is one.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures and bars to this file too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for figures and bars.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 5,
     manifest: Annotated[
         str | None, typer.Option(help="Manifest of the videos to measure on; default: made videos.")
     ] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure one part side by side with its rivals and print medians, ratios and bars. Status 1 where a bar is missed."""
     from vicc_ray.commands.bench import load_benchmarks
 
     options: dict[str, Any] = {"experiment": experiment, "overrides": overrides or (), "device": device}
-    if not load_benchmarks().run_bench(name, json_file, rounds, manifest, **options):
+    with _result(as_json) as found:
+        found |= load_benchmarks().run_bench(name, out, rounds, manifest, **options)
+    if not all(bar["holds"] for bar in found.get("bars", [])):
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: vicc tune experiments/sweep_quickstart.yaml --set data.manifest=videos.parquet")
+@app.command(
+    epilog="Example: vicc tune experiments/sweep_quickstart.yaml --set data.manifest=videos.parquet",
+    rich_help_panel=TRAINING,
+)
 def tune(
-    sweep: Annotated[str, typer.Argument(help="Experiment file with a search section, or a sweep's folder.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            help="Experiment file with a search section, or a sweep's folder.", autocompletion=completion.experiments
+        ),
+    ],
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a sweep; refused where there is none to go on with.")
@@ -654,27 +779,27 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search settings for the best retrieval recall, a training run a trial. The same command goes on after an interruption."""
-    from vicc_ray.commands.tune import load_sweep, print_dry_run, request_stop, run_sweep
+    from vicc_ray.commands.tune import dry_run_sweep, load_sweep, request_stop, run_sweep
 
     if sum((resume, status, stop, dry_run)) > 1:
         raise UserError("--resume, --status, --stop and --dry-run: give one of them")
     settings = load_sweep(sweep, overrides or [], resume)
-    if status:
-        from vicc_ray.tune.status import print_sweep_status, sweep_status
+    with _result(as_json) as found:
+        if status:
+            from vicc_ray.tune.status import print_sweep_status, sweep_status
 
-        found = sweep_status(settings)
-        _print_json(found) if as_json else print_sweep_status(found)
-    elif stop:
-        console.print(f"{request_stop(settings)}: will stop after its trials' next checkpoints")
-    elif dry_run:
-        print_dry_run(settings, address, as_json)
-    else:
-        with console_on_stderr(as_json):
+            found |= sweep_status(settings)
+            print_sweep_status(found)
+        elif stop:
+            found |= {"sweep": str(request_stop(settings)), "stop_requested": True}
+            console.print(f"{found['sweep']}: will stop after its trials' next checkpoints")
+        elif dry_run:
+            found |= dry_run_sweep(settings, address)
+        else:
             folder = run_sweep(settings, address, verbose)
-        if as_json:
             from vicc_ray.tune.status import sweep_status
 
-            _print_json(sweep_status(folder.experiment()))
+            found |= sweep_status(folder.experiment())
 
 
 JobsServer = Annotated[
@@ -685,10 +810,11 @@ Verify = Annotated[str, typer.Option(help="Certificate of an https address: true
 
 
 @app.command(
-    epilog="Example: vicc submit experiments/quickstart.yaml --address http://HOST:8265 --set runs=s3://bucket/runs --follow"
+    epilog="Example: vicc submit experiments/quickstart.yaml --address http://HOST:8265 --set runs=s3://bucket/runs --follow",
+    rich_help_panel=TRAINING,
 )
 def submit(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    experiment: ExperimentFile,
     address: JobsServer,
     extra: Annotated[
         list[str] | None, typer.Argument(metavar="[-- WORDS...]", help="More words for the verb, after '--'.")
@@ -708,9 +834,11 @@ def submit(
         list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of the job, no secret.")
     ] = None,
     verify: Verify = "true",
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run an experiment on a cluster through Ray's jobs server. The same command comes back to a job that runs already."""
+    from vicc_ray.commands.jobs import jobs_json
     from vicc_ray.commands.submit import submit_experiment
     from vicc_ray.runs.scale import experiment_at
     from vicc_ray.submit.request import Environment, parse_variables, parse_workers
@@ -718,12 +846,16 @@ def submit(
     changes = [*(overrides or []), *([f"train.workers={parse_workers(workers)}"] if workers else [])]
     settings = experiment_at(experiment, changes, scale)
     environment = Environment(lock, image, parse_variables(env or []))
-    job = submit_experiment(settings, address, verb, extra or [], environment, follow, verify)
+    with _result(as_json) as found:
+        job = submit_experiment(settings, address, verb, extra or [], environment, follow, verify)
+        found |= jobs_json([job])[0]
     if follow:
         raise typer.Exit(job.exit_status())
 
 
-@app.command(epilog="Example: vicc jobs vicc-train-mine-1f0c5a3e --address http://HOST:8265 --follow")
+@app.command(
+    epilog="Example: vicc jobs vicc-train-mine-1f0c5a3e --address http://HOST:8265 --follow", rich_help_panel=TRAINING
+)
 def jobs(
     address: JobsServer,
     job: Annotated[str | None, typer.Argument(help="Id of a job, or name of a run; default: all.")] = None,
@@ -739,20 +871,29 @@ def jobs(
 
     if (follow or stop) and job is None:
         raise UserError("--follow and --stop: say which job; 'vicc jobs' without them lists all")
-    client = connect(address, verify)
-    found = [find_job(client, job)] if job else client.jobs()
-    if stop:
-        client.stop(found[0].id)
-        console.print(f"{found[0].id}: will end after a checkpoint")
+    with _result(as_json) as found:
+        client = connect(address, verify)
+        chosen = [find_job(client, job)] if job else client.jobs()
+        if stop:
+            client.stop(chosen[0].id)
+            console.print(f"{chosen[0].id}: will end after a checkpoint")
+        if follow:
+            chosen = [follow_job(client, chosen[0].id, address)]
+        elif not stop:
+            print_jobs(chosen)
+        found["jobs"] = jobs_json(chosen)
     if follow:
-        raise typer.Exit(follow_job(client, found[0].id, address).exit_status())
-    if not stop:
-        _print_json(jobs_json(found)) if as_json else print_jobs(found)
+        raise typer.Exit(chosen[0].exit_status())
 
 
-@app.command(epilog="Example: vicc doctor experiments/quickstart.yaml --address HEAD:6379")
+@app.command(epilog="Example: vicc doctor experiments/quickstart.yaml --address HEAD:6379", rich_help_panel=START)
 def doctor(
-    experiment: Annotated[Path | None, typer.Argument(help="Experiment file (YAML) that is to run there.")] = None,
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Experiment (file or shipped name) that is to run there.", autocompletion=completion.experiments
+        ),
+    ] = None,
     overrides: Overrides = None,
     scale: AtScale = "full",
     address: Annotated[
@@ -773,18 +914,22 @@ def doctor(
 
     settings = experiment_at(experiment, overrides or [], scale) if experiment else None
     if address and address.startswith("http"):
+        from vicc_ray.commands.jobs import jobs_json
         from vicc_ray.commands.submit import submit_experiment
 
         if settings is None:
             raise UserError("vicc doctor: a dashboard is checked by sending an experiment there; name its file")
-        extra = ["--json"] if as_json else []
-        raise typer.Exit(submit_experiment(settings, address, "doctor", extra, None, True, verify).exit_status())
+        with _result(as_json) as found:
+            job = submit_experiment(settings, address, "doctor", (), None, True, verify)
+            found |= jobs_json([job])[0]
+        raise typer.Exit(job.exit_status())
     from vicc_ray.commands.doctor import examine, findings_json, healthy, print_findings
 
-    with console_on_stderr(as_json):
+    with _result(as_json) as found:
         findings = examine(settings, address, verbose)
-    _print_json(findings_json(findings)) if as_json else print_findings(findings)
-    raise typer.Exit(0 if healthy(findings) else 1)
+        print_findings(findings)
+        found |= {"healthy": healthy(findings), "findings": findings_json(findings)}
+    raise typer.Exit(0 if found["healthy"] else 1)
 
 
 config_app = typer.Typer(
@@ -834,7 +979,7 @@ def config_schema(
 
 
 def _print_json(value: Any) -> None:
-    console.print(json.dumps(value, indent=2), soft_wrap=True)
+    console.print(json_text(value), soft_wrap=True)
 
 
 if __name__ == "__main__":

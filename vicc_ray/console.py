@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import sys
@@ -66,6 +68,19 @@ def printable(text: str) -> str:
     Inside JSON the result means the same as the text.
     """
     return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def json_text(value: Any) -> str:
+    """A value of plain Python as indented JSON. What JSON has no number for (NaN, infinities) is null."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Literal(Console):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -98,6 +99,18 @@ def index_videos(source: str, out: str | Path, options: IndexOptions = NO_OPTION
             ) from error
         journal.remove()
     return manifest
+
+
+def manifest_json(out: str, manifest: Manifest) -> dict[str, Any]:
+    """What `vicc index` wrote, for a program."""
+    return {
+        "manifest": out,
+        "videos": len(manifest.videos),
+        "parts": len(manifest.videos.where(manifest.videos.column("start").is_valid())),
+        "splits": dict(manifest.splits),
+        "classes": len(manifest.labels),
+        "refused": [{"video": row.id, "reason": row.refused} for row in manifest.refused],
+    }
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,8 +73,8 @@ class PackRequest:
     weights: str | None = None
 
 
-def pack_request(manifest: str, request: PackRequest, options: PackOptions) -> str:
-    """Pack as the command line says; the store's place."""
+def pack_request(manifest: str, request: PackRequest, options: PackOptions) -> dict[str, Any]:
+    """Pack as the command line says; the store's place, what it holds of each video, and the videos that could not be packed."""
     changes = list(request.overrides)
     changes += [f"flow.algorithm={request.algorithm}"] * (request.algorithm is not None)
     changes += [f"flow.weights={request.weights}"] * (request.weights is not None)
@@ -86,8 +87,15 @@ def pack_request(manifest: str, request: PackRequest, options: PackOptions) -> s
     if request.algorithm is None and options.streams == ("rgb", "flow"):  # an experiment may have no use for flow
         options = replace(options, streams=decoded_for(settings.streams))
     options = replace(options, max_refused=settings.data.max_refused, interlaced=settings.data.interlaced)
-    pack_videos(Manifest.read(manifest), where, settings.flow, settings.clip.decode_size, options)
-    return where
+    rows = Manifest.read(manifest)
+    store = pack_videos(rows, where, settings.flow, settings.clip.decode_size, options)
+    missing = {row.id for stream in options.streams for row in store.missing(rows.videos, stream)}
+    return {
+        "store": where,
+        "streams": list(options.streams),
+        "videos": len(rows.videos) - len(missing),
+        "refused": sorted(missing),
+    }
 
 
 def _size(text: str) -> str:

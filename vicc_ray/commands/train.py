@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 from rich.table import Table
 
@@ -16,15 +16,14 @@ from vicc_ray.training.batches import training_samples
 from vicc_ray.training.schedule import describe, make_stages
 
 
-def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> None:
-    """Print the stages for `videos` training videos, or for those of the manifest; a published row's need not be there."""
+def make_plan(experiment: Experiment, videos: int | None) -> dict[str, Any]:
+    """Print the stages for `videos` training videos, or for those of the manifest; a published row's need not be there.
+
+    Gives the same for a program.
+    """
     count, samples = (videos, videos) if videos else _videos(experiment)
     stages = make_stages(experiment, samples)
     rows = describe(stages, experiment)
-    if as_json:
-        found = {"videos": count, "samples_an_epoch": samples, "stages": rows}
-        console.print(json.dumps(found, indent=2), soft_wrap=True)
-        return
     seconds = experiment.data.samples_an_epoch
     drawn = "" if seconds == "row" else f", {samples} samples an epoch (one for every {seconds})"
     table = Table(
@@ -36,6 +35,7 @@ def print_plan(experiment: Experiment, videos: int | None, as_json: bool) -> Non
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
+    return {"videos": count, "samples_an_epoch": samples, "stages": rows}
 
 
 def _videos(experiment: Experiment) -> tuple[int, int]:

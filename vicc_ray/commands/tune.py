@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,8 +180,8 @@ def _counts(study: optuna.Study) -> str:
     return f"{done} finished trials" + (f" and {begun - done} unfinished ones" if begun > done else "")
 
 
-def print_dry_run(experiment: Experiment, address: str | None, as_json: bool) -> None:
-    """What the sweep would do: its plan on this machine, what is shared, the next trials."""
+def dry_run_sweep(experiment: Experiment, address: str | None) -> dict[str, Any]:
+    """Print what the sweep would do: its plan on this machine, what is shared, the next trials. Gives the same for a program."""
     prepared = check(experiment)
     history = open_study(prepared.folder, prepared.search, read_only=True)
     sweep = Sweep(prepared.folder, prepared.experiment, prepared.search, history, prepared.videos)
@@ -190,21 +189,17 @@ def print_dry_run(experiment: Experiment, address: str | None, as_json: bool) ->
     count = min(SHOWN, SHOWN if left is None else left)
     trials = preview(history, prepared.search, count)
     plan = plan_trials(prepared.experiment, prepared.search, this_machine(), local=True) if address is None else None
-    if as_json:
-        rows = [{"trial": number, "settings": point} for number, point in trials]
-        facts: dict[str, Any] = {
-            "plan": plan.describe() if plan else None,
-            "trials": rows,
-            "budget": str(prepared.search.budget),
-        }
-        console.print(json.dumps(facts, indent=2), soft_wrap=True)
-        return
     if plan:
         console.print(plan.describe())
     console.print(describe_shared(prepared.experiment, prepared.search, prepared.stages, prepared.shared))
     console.print(f"budget: {prepared.search.budget}; the next trials, before anything is learnt from them:")
     for number, point in trials:
         console.print(f"trial {number}: {describe_point(point)}")
+    return {
+        "plan": plan.describe() if plan else None,
+        "trials": [{"trial": number, "settings": point} for number, point in trials],
+        "budget": str(prepared.search.budget),
+    }
 
 
 def request_stop(experiment: Experiment) -> SweepFolder:

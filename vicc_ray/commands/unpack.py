@@ -43,17 +43,24 @@ def entries_of(store: PackedStore) -> Iterator[Entry]:
                 yield Entry(row["video"], stream, Location(part.shard, *places))
 
 
-def unpack(folder: str, names: Sequence[str], out: str | None) -> list[str]:
-    """Write the entries of some videos as MP4 files into a folder; the files' names. Without names list what the store holds.
+def list_entries(folder: str) -> list[dict[str, Any]]:
+    """Print what a store holds, a line an entry; the same for a program."""
+    entries = list(entries_of(PackedStore.open(folder)))
+    for entry in entries:
+        console.print(f"{entry.video}  {entry.stream}  {entry.where.frames} frames  {entry.where.bytes:,} bytes")
+    return [
+        {"video": one.video, "stream": one.stream, "frames": one.where.frames, "bytes": one.where.bytes}
+        for one in entries
+    ]
+
+
+def unpack_videos(folder: str, names: Sequence[str], out: str | None) -> list[str]:
+    """Write the entries of some videos as MP4 files into a folder; the files' names.
 
     A name is a video's id, path or file name. UserError for a name that the store does not hold, or more than one video has.
     """
     store = PackedStore.open(folder)
     entries = list(entries_of(store))
-    if not names:
-        for entry in entries:
-            console.print(f"{entry.video}  {entry.stream}  {entry.where.frames} frames  {entry.where.bytes:,} bytes")
-        return []
     reader, written = EntryReader(store), []
     target = storage.absolute(out or ".")
     for name in names:
