@@ -35,6 +35,7 @@ BENCHES = {
     "pruning": "training that stopping or pausing trials early saves, and what it loses, on recorded curves",
     "readers": "CPU ms a clip of PyAV, decord, decord2, torchcodec and OpenCV; memory; right frames of a manifest",
     "recovery": "seconds from a node's death to the next optimiser step",
+    "report": "seconds until a report of 300 runs is open in a headless Chromium, beside one of a single run; its bytes",
     "step": "samples/s and TFLOP/s of an experiment's training step beside the published way, lever by lever",
     "retrieval": "queries/s of exact search beside faiss",
     "store": "opening the index of a packed store of 1,000,000 entries: seconds, memory",

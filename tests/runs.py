@@ -56,7 +56,7 @@ def add_features(run: RunFolder, encoder: str, encoder_hash: str | None = None, 
     )
     file = run.features / f"{encoder}-{name}-00000000.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_features(str(file), Source(encoder, encoder_hash or file_hash(run.encoder(encoder)), "m", {}), table)
+    write_features(str(file), Source(encoder, encoder_hash or file_hash(str(run.encoder(encoder))), "m", {}), table)
     run.push(file)
     return file
 

@@ -456,6 +456,50 @@ def status(
         print_status(found)
 
 
+@app.command(epilog="Example: vicc watch runs/mine", rich_help_panel=RUNS)
+def watch(
+    run: Annotated[str, typer.Argument(help="Run folder, path or URI.", autocompletion=completion.runs)],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 2.0,
+    debug: Debug = False,
+) -> None:
+    """Follow a run until it ends, from its folder alone: curves, recall, workers and faults; plain lines where no terminal is.
+
+    Status 0 where the run is finished, 1 where it ended before that. Ctrl-C ends the view, not the run.
+    """
+    from vicc_ray.commands.watch import watch_run
+
+    if not watch_run(run, every):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: vicc clean runs/mine", rich_help_panel=RUNS)
+def clean(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Folders of runs or sweeps, paths or URIs.", autocompletion=completion.runs),
+    ],
+    features: Annotated[
+        bool,
+        typer.Option(
+            "--features",
+            help="Stored features too, which the next evaluation makes again from the videos, at its price.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only say what would go.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what of a run can go and what that frees; with --yes remove it. Nothing that a resume, a result or a report needs."""
+    from vicc_ray.commands.clean import plan_removals, print_removals, removals_json, remove
+
+    with _result(as_json) as found:
+        removals = [one for run in runs for one in plan_removals(run, features)]
+        if yes:
+            remove(removals)
+        print_removals(removals, yes)
+        found |= removals_json(removals, yes)
+
+
 @app.command(epilog="Example: vicc embed runs/mine recordings/ --out archive --cut 10s", rich_help_panel=ARCHIVES)
 def embed(
     run: Annotated[

@@ -476,10 +476,17 @@ def remove_partials(folder: Path, older: float = 0.0) -> None:
 
     `older`: seconds since it was last written to, where other writers may be at work.
     """
+    for path in partials(folder, older):
+        with suppress(OSError):  # another one removes it too
+            path.unlink()
+
+
+def partials(folder: Path, older: float = 0.0) -> Iterator[Path]:
+    """What `whole_file` has begun in a folder, and below it, and has not finished; last written to `older` seconds ago or more."""
     for path in folder.rglob(".*"):
-        with suppress(OSError):  # its writer was not killed, or another one removes it too
+        with suppress(OSError):  # its writer was not killed
             if _PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime >= older:
-                path.unlink()
+                yield path
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from vicc_ray.console import console
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointInfo
+from vicc_ray.runs.disk import files_of, readable_bytes, sizes
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import COUNTED, NUMBER, read_events, read_metrics, unreadable_videos
 from vicc_ray.training.schedule import Stage, locate, make_stages, samples_at
@@ -21,6 +22,7 @@ from vicc_ray.training.schedule import Stage, locate, make_stages, samples_at
 # A run whose newest record is older than this many of its usual pauses between records is not said to be running.
 QUIET_PAUSES = 10
 QUIET_SECONDS = 120.0
+PARTS = 4  # of what a run keeps on disk, the largest ones
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Status:
     starts: int
     events: list[dict[str, Any]]
     unreadable_videos: int
+    bytes: dict[str, int]
 
 
 def read_status(folder: RunFolder) -> Status:
@@ -54,7 +57,7 @@ def read_status(folder: RunFolder) -> Status:
     with folder.as_user_errors():
         folder.pull()
     experiment = folder.experiment()
-    stages = _stages(folder, experiment)
+    stages = stages_of(folder, experiment)
     records = read_metrics(folder.metrics, "train")
     events = read_events(folder.events)
     last = records[-1] if records else None
@@ -87,7 +90,19 @@ def read_status(folder: RunFolder) -> Status:
         starts=sum(event["kind"] == "start" for event in events),
         events=events,
         unreadable_videos=len(unreadable_videos(folder.refused)),
+        bytes=sizes(files_of(folder)),
     )
+
+
+def is_at_work(folder: RunFolder) -> bool:
+    """Whether a run's records are so fresh that something trains in it, here or elsewhere; False where none can be read."""
+    try:
+        status = read_status(folder)
+    except UserError:
+        return False
+    newest = max((float(event["time"]) for event in status.events), default=0.0)
+    starts = status.state == "starting" and time.time() - newest < QUIET_SECONDS
+    return status.state == "running" or starts
 
 
 def print_status(status: Status) -> None:
@@ -98,7 +113,7 @@ def print_status(status: Status) -> None:
     console.print(table)
     shown = [event for event in status.events if event["kind"] not in COUNTED][-5:]
     for event in shown:
-        console.print(f"{_ago(time.time() - event['time'])} ago: {event['kind']}: {event.get('text', '')}")
+        console.print(f"{ago(time.time() - event['time'])} ago: {event['kind']}: {event.get('text', '')}")
 
 
 def status_json(status: Status) -> dict[str, Any]:
@@ -110,13 +125,13 @@ def _lines(status: Status) -> list[tuple[str, str]]:
     figures = [f"{name} {value:.3f}" for name, value in status.recall.items()]
     lines = [
         ("run", status.run),
-        ("state", status.state + (f", last record {_ago(status.since_record)} ago" if status.since_record else "")),
+        ("state", status.state + (f", last record {ago(status.since_record)} ago" if status.since_record else "")),
         ("stage", f"{status.stage}, epoch {status.epoch:.1f}" if status.stage else "-"),
         ("finished", ", ".join(status.stages_done) or "-"),
         ("step", f"{status.step} of {status.steps} ({status.samples} samples)"),
     ]
     if status.samples_per_second:
-        lines.append(("speed", f"{status.samples_per_second:.1f} samples/s, {_ago(status.left or 0.0)} left"))
+        lines.append(("speed", f"{status.samples_per_second:.1f} samples/s, {ago(status.left or 0.0)} left"))
     if status.loss is not None:
         lines.append(("loss", f"{status.loss:.4f}" + (f"; R@1 {', '.join(figures)}" if figures else "")))
     limits = "" if status.workers_min == status.workers_max else f" (from {status.workers_min} to {status.workers_max})"
@@ -125,16 +140,19 @@ def _lines(status: Status) -> list[tuple[str, str]]:
     lines.append(
         (
             "checkpoint",
-            f"step {info.step}, {_ago(time.time() - info.time)} ago, {info.bytes / 2**20:.1f} MiB" if info else "-",
+            f"step {info.step}, {ago(time.time() - info.time)} ago, {info.bytes / 2**20:.1f} MiB" if info else "-",
         )
     )
     lines.append(("restarts", str(max(status.starts - 1, 0))))
     if status.unreadable_videos:
         lines.append(("unreadable", f"{status.unreadable_videos} videos"))
+    parts = [f"{name} {readable_bytes(size)}" for name, size in list(status.bytes.items())[:PARTS]]
+    lines.append(("on disk", f"{readable_bytes(sum(status.bytes.values()))}: {', '.join(parts)}"))
     return lines
 
 
-def _stages(folder: RunFolder, experiment: Experiment) -> list[Stage]:
+def stages_of(folder: RunFolder, experiment: Experiment) -> list[Stage]:
+    """The stages of a run, by the videos of its own manifest; UserError where that cannot be read."""
     try:
         videos = len(Manifest.read(folder.manifest).select(experiment.data.train_split))
     except UserError as error:
@@ -167,7 +185,8 @@ def _recalls(folder: RunFolder) -> dict[str, float]:
     }
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """A time in words: 90 s, 3 min, 5 h."""
     for size, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"

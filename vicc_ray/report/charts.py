@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vicc_ray.report.plots import GRID, MUTED, figure_json, plain
+from vicc_ray.report.plots import BAND, GRID, LEVEL, MUTED, figure_json, plain
 
 HEIGHT = 330
 POINTS = 400  # a curve of more points is drawn as the means of this many stretches
+FEWEST_POINTS = 40  # where a page has very many curves
+MOST_LEGEND = 12  # curves beyond which a legend would be longer than the figure; pointing at one names it
+MOST_TOLD = 6  # curves beyond which a text alternative has their range alone
 NARROWEST_LABELLED_STAGE = 0.09  # of the width
 LARGEST_CELL = 34  # pixels
 LARGEST_SIDE = 340
@@ -42,11 +45,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure for the page: `json` is Plotly's, `note` a sentence under the title."""
+    """A figure for the page: `json` is Plotly's, `note` a sentence under the title, `alt` what it shows, in words."""
 
     title: str
     note: str
     json: str
+    alt: str = ""
 
 
 def chart(
@@ -57,10 +61,12 @@ def chart(
     levels: Sequence[Level] = (),
     bands: Sequence[tuple[float, float, str]] = (),
     percent: bool = False,
+    most: int = POINTS,
 ) -> Chart | None:
     """Curves over samples; None where no curve has a point. y starts at 0; with `percent`, shares are shown as 0-100 %.
 
-    `levels`: references that the y range includes. `bands`: (x0, x1, label) stretches of the x axis, shaded in turn.
+    `levels`: references that the y range includes. `bands`: (x0, x1, label) stretches of the x axis, shaded in turn. `most`:
+    points of a curve, beyond which it is thinned.
     """
     import plotly.graph_objects as graph
 
@@ -71,32 +77,47 @@ def chart(
     figure = graph.Figure()
     for name, same in itertools.groupby(curves, key=lambda curve: curve.name):
         for number, curve in enumerate(same):
-            _add_curve(figure, curve, plain(name), percent, number == 0)
+            _add_curve(figure, curve, plain(name), percent, number == 0, most)
     for level in levels:
         x0, x1 = 0.0 if level.x0 is None else level.x0, x_high if level.x1 is None else level.x1
-        line = {"color": "#4a5260", "width": 1, "dash": "dot"}
+        line = {"color": LEVEL, "width": 1, "dash": "dot"}
         figure.add_shape(type="line", x0=x0, x1=x1, y0=level.y, y1=level.y, line=line)
         figure.add_annotation(
             x=x1, y=level.y, text=plain(level.label), showarrow=False, xanchor="right", yanchor="bottom"
         )
     for number, (x0, x1, label) in enumerate(bands):
         if number % 2:
-            figure.add_vrect(x0=x0, x1=x1, fillcolor="#f2f4f7", line_width=0, layer="below")
+            figure.add_vrect(x0=x0, x1=x1, fillcolor=BAND, line_width=0, layer="below")
         if x1 - x0 >= NARROWEST_LABELLED_STAGE * x_high:
             figure.add_annotation(
                 x=(x0 + x1) / 2, y=1.0, yref="paper", text=plain(label), showarrow=False, yanchor="bottom"
             )
-    figure.update_xaxes(title="samples seen", range=[0, x_high], gridcolor=GRID, title_font_color=MUTED)
-    figure.update_yaxes(rangemode="tozero", gridcolor=GRID, tickformat=".0%" if percent else None)
+    axis = {"text": "samples seen", "font": {"color": MUTED, "size": 12}, "standoff": 6}
+    figure.update_xaxes(title=axis, range=[0, x_high], gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(rangemode="tozero", gridcolor=GRID, zeroline=False, tickformat=".0%" if percent else None)
+    if len({curve.name for curve in curves}) > MOST_LEGEND:
+        figure.update_layout(showlegend=False)
     _include(figure, curves, levels, percent)
-    return Chart(title, note, figure_json(figure, HEIGHT))
+    return Chart(title, note, figure_json(figure, HEIGHT, "none"), _told(curves, percent))
 
 
-def _add_curve(figure: Any, curve: Curve, name: str, percent: bool, first: bool) -> None:
-    points = thinned(curve.points)
+def _told(curves: Sequence[Curve], percent: bool) -> str:
+    """What the curves show, for who cannot see them: where each begins and ends, or the range of the ends of very many."""
+
+    def value(y: float) -> str:
+        return f"{100 * y:.1f} %" if percent else f"{y:.4g}"
+
+    if len(curves) > MOST_TOLD:
+        ends = [curve.points[-1][1] for curve in curves]
+        return f"{len(curves)} curves, which end between {value(min(ends))} and {value(max(ends))}"
+    return "; ".join(f"{one.name} from {value(one.points[0][1])} to {value(one.points[-1][1])}" for one in curves)
+
+
+def _add_curve(figure: Any, curve: Curve, name: str, percent: bool, first: bool, most: int) -> None:
+    points = thinned(curve.points, most)
     figure.add_scatter(
-        x=[x for x, _ in points],
-        y=[y for _, y in points],
+        x=[_short(x) for x, _ in points],
+        y=[_short(y) for _, y in points],
         name=name,
         legendgroup=name,
         showlegend=first,
@@ -113,6 +134,16 @@ def _include(figure: Any, curves: Sequence[Curve], levels: Sequence[Level], perc
     low = min(0.0, *values)
     high = 1.0 if percent and max(values) > 0.75 else low + 1.08 * (max(values) - low)
     figure.update_yaxes(range=[low, high if high > low else low + 1])
+
+
+def _short(value: float) -> float:
+    """A value with as many digits as a figure can show, which makes pages half as long."""
+    return float(f"{value:.6g}")
+
+
+def points_each(curves: int, page: int = 60_000) -> int:
+    """Points of a curve on a page of so many curves."""
+    return max(FEWEST_POINTS, min(POINTS, page // max(curves, 1)))
 
 
 def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
@@ -160,7 +191,21 @@ def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]
     side = round(min(LARGEST_SIDE, LARGEST_CELL * len(labels)))
     figure.update_xaxes(showticklabels=named, type="category", showgrid=False)
     figure.update_yaxes(showticklabels=named, type="category", showgrid=False, autorange="reversed", automargin=True)
-    return Chart(name, "", figure_json(figure, side + (130 if named else 60)))
+    right, videos = sum(row[place] for place, row in enumerate(counts)), sum(map(sum, counts))
+    alt = f"{right} of {videos} videos in their own class"
+    if worst := _most_confused(labels, counts):
+        alt += f"; most often confused: {worst}"
+    return Chart(name, "", figure_json(figure, side + (130 if named else 60), "none"), alt)
+
+
+def _most_confused(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """The largest number off the diagonal, in words; empty where all are right."""
+    wrong = {(row, column): number for row, all_of in enumerate(counts) for column, number in enumerate(all_of)}
+    off = {place: number for place, number in wrong.items() if number and place[0] != place[1]}
+    if not off:
+        return ""
+    row, column = max(off, key=lambda place: off[place])
+    return f"{labels[row]} as {labels[column]}, {off[row, column]} of {sum(counts[row])}"
 
 
 def count(value: float) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vicc_ray.config import Experiment, Stream, stream_titled
+from vicc_ray.config import PLACES, Experiment, Stream, flatten, stream_titled
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.results import (
     PROTOCOLS,
@@ -21,30 +21,36 @@ from vicc_ray.evaluation.results import (
     title_of_protocol,
     with_videos,
 )
-from vicc_ray.report.charts import Chart, Curve, Level, chart, confusions, count
+from vicc_ray.report.charts import Chart, Curve, Level, chart, confusions, count, points_each
 from vicc_ray.report.folder import Record, RunFolder, number, read_folder
-from vicc_ray.report.pages import render
-from vicc_ray.report.plots import NO_SCRIPTS, scripts
+from vicc_ray.report.pages import attribute, render
+from vicc_ray.report.plots import palette_style, scripts, tone
 from vicc_ray.report.reproduction import reproduction
-from vicc_ray.report.thumbnails import Thumbnails
+from vicc_ray.report.thumbnails import Thumbnail, Thumbnails
 from vicc_ray.runs.records import write_text
 
 QUERIES, NEIGHBOURS = 8, 5  # shown a run
+MOST_OPEN = 8  # runs whose sections stand open, and whose neighbours are shown: each of these is a video to decode
+MOST_COLUMNS = 5  # runs beyond which a table that compares them has a row a run, not a column
 GALLERY_BYTES = 3_500_000  # of thumbnails on the page, over all runs
 STREAM_COLOURS: dict[Stream, tuple[str, str, str]] = {  # light before, dark after the cross-stream stage
-    "rgb": ("#86b3dd", "#1c5d99", "#0b3558"),
-    "flow": ("#efb366", "#b96a0b", "#6f3d00"),
-    "difference": ("#8fcf9f", "#3a7d44", "#1c4a25"),
+    "rgb": ("#5a93c7", "#1c5d99", "#0b3558"),
+    "flow": ("#bf7d22", "#945306", "#6f3d00"),
+    "difference": ("#4f9a62", "#2f7a3c", "#1c4a25"),
 }
-RUN_COLOURS = ("#1c5d99", "#b96a0b", "#3a7d44", "#8e3b72", "#5b5f97", "#a23b3b", "#2a7f86", "#6b6b6b")
+RUN_COLOURS = ("#1c5d99", "#bf7d22", "#2f7a3c", "#8e3b72", "#5b5f97", "#a23b3b", "#2a7f86", "#6b6b6b")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One recall of the table; `share` in 0..1, or None where it was not measured."""
+    """One recall of a table; `share` in 0..1, or None where it was not measured. In tables of settings `text` in its place.
+
+    best: the highest of those beside it; of a setting, another value than the first run's.
+    """
 
     share: float | None
     best: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Shown:
     """A video of the gallery; `right`: whether it is of the query's class, None where a label is missing."""
 
     label: str
-    uri: str | None
+    thumbnail: Thumbnail | None
     similarity: float | None = None
     right: bool | None = None
 
@@ -111,9 +117,10 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page shows of one run."""
+    """All that the page shows of one run; `line` sums it up where its section is closed."""
 
     name: str
+    line: str
     facts: list[tuple[str, str]]
     highlights: list[tuple[str, str]]
     tables: list[Table]
@@ -124,12 +131,32 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Several runs beside each other: the first figure of each feature in each evaluation, and overlaid curves."""
+class Head:
+    """What a row or a column is of; runs have a colour."""
 
-    runs: list[tuple[str, str]]  # name, colour
-    figure: str
-    rows: list[tuple[str, list[Cell]]]
+    text: str
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table that compares runs, a column a run where these are few, else a row a run."""
+
+    corner: str
+    columns: list[Head]
+    rows: list[tuple[Head, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs beside each other: the first figure of each feature in each evaluation, settings that differ, overlaid curves.
+
+    same: how many settings all runs have in common.
+    """
+
+    figures: Grid | None
+    settings: Grid | None
+    same: int
     charts: list[Chart]
 
 
@@ -142,22 +169,26 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     if not run_dirs:
         raise UserError("report: no run folder was given; name at least one, e.g. runs/quickstart")
     runs = [read_folder(Path(folder)) for folder in run_dirs]
-    queries = max(2, QUERIES // len(runs))
+    queries = max(2, QUERIES // len(runs)) if len(runs) <= MOST_OPEN else 0
     names = _distinct(runs)
-    with closing(Thumbnails(GALLERY_BYTES // (len(runs) * queries * (1 + 2 * NEIGHBOURS)))) as thumbnails:
-        sections = [_section(run, name, thumbnails, queries) for run, name in zip(runs, names, strict=True)]
+    most = points_each(sum(len(_stages(run)) * (2 + len(_further_figures(run))) for run in runs))
+    with closing(Thumbnails(GALLERY_BYTES // (len(runs) * max(queries, 1) * (1 + 2 * NEIGHBOURS)))) as thumbnails:
+        sections = [_section(run, name, thumbnails, queries, most) for run, name in zip(runs, names, strict=True)]
     comparison = _compare(runs, names) if len(runs) > 1 else None
     drawn = comparison or any(one.charts or any(table.confusions for table in one.tables) for one in sections)
+    gallery = any(one.gallery for one in sections)
     facts = {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "sections": sections,
         "comparison": comparison,
         "spreads": _spreads([one for run in runs for one in run.evaluations]),
         "reproduction": reproduction(run_dirs),
-        "scripts": scripts() if drawn else NO_SCRIPTS,
+        "folded": len(runs) > MOST_OPEN,
+        "palette": palette_style(),
+        "scripts": scripts(figures=bool(drawn), thumbnails=gallery),
     }
-    page = Path(__file__).parent / "template.html.j2"
-    write_text(out, render(page, facts, {"percent": lambda share: f"{100 * share:.1f}"}))
+    filters = {"percent": lambda share: f"{100 * share:.1f}", "tone": tone, "attribute": attribute}
+    write_text(out, render(Path(__file__).parent / "template.html.j2", facts, filters))
 
 
 def _distinct(runs: Sequence[RunFolder]) -> list[str]:
@@ -166,15 +197,16 @@ def _distinct(runs: Sequence[RunFolder]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def _section(run: RunFolder, name: str, thumbnails: Thumbnails, queries: int) -> Section:
+def _section(run: RunFolder, name: str, thumbnails: Thumbnails, queries: int, most: int) -> Section:
     order = sorted(run.evaluations, key=lambda one: (_rank(one), one.data, one.fold or 0))
     return Section(
         name=name,
+        line="; ".join(" ".join(one) for one in _highlights(run)[:1]),
         facts=_facts(run),
         highlights=_highlights(run),
         tables=[_table(one, order) for one in order],
-        charts=[made for made in _charts(run) if made is not None],
-        gallery=_gallery(run.neighbours, thumbnails, queries),
+        charts=[made for made in _charts(run, most) if made is not None],
+        gallery=_gallery(run.neighbours, thumbnails, queries) if queries else None,
         config_text=run.config_text,
         notes=list(run.notes),
     )
@@ -327,7 +359,7 @@ def _stage_colour(name: str) -> str:
     if stream is not None and level.isdigit() and int(level) >= 1:
         colours = STREAM_COLOURS[stream]
         return colours[min(int(level), len(colours)) - 1]
-    return "#6d4a9c" if "+" in name else "#8a8f98"
+    return "#6d4a9c" if "+" in name else "#7d838c"
 
 
 def _stages(run: RunFolder) -> list[str]:
@@ -340,7 +372,7 @@ def _points(records: Sequence[Record], key: str, stage: str) -> list[tuple[float
     return [(float(x), y) for x, y in values if y is not None]
 
 
-def _charts(run: RunFolder) -> list[Chart | None]:
+def _charts(run: RunFolder, most: int) -> list[Chart | None]:
     stages = _stages(run)
     bands, start = [], 0.0
     for stage in stages:
@@ -361,7 +393,7 @@ def _charts(run: RunFolder) -> list[Chart | None]:
     levels = _uniform_levels(run, bands)
     loss_note = "At ln K every prototype is predicted alike." if levels else ""
     return [
-        chart("Loss", curves("loss"), levels=levels, bands=bands, note=loss_note),
+        chart("Loss", curves("loss"), levels=levels, bands=bands, note=loss_note, most=most),
         chart(
             "Retrieval recall during training",
             recall,
@@ -369,6 +401,7 @@ def _charts(run: RunFolder) -> list[Chart | None]:
             bands=bands,
             percent=True,
             note="Measured on a small part of the data while training.",
+            most=most,
         ),
         *(
             chart(
@@ -378,6 +411,7 @@ def _charts(run: RunFolder) -> list[Chart | None]:
                 bands=bands,
                 percent=name in SHARES,
                 note=FIGURES.get(name, ("", ""))[1],
+                most=most,
             )
             for name in _further_figures(run)
         ),
@@ -443,7 +477,7 @@ def _gallery(neighbours: Record | None, thumbnails: Thumbnails, queries: int) ->
             right[name] += sum(item.right is True for item in column)
             labelled[name] += sum(item.right is not None for item in column)
             columns.append(column)
-        answers.append(Answer(Shown(label or "", thumbnails.uri(video)), columns))
+        answers.append(Answer(Shown(label or "", thumbnails.both(video)), columns))
     totals = [
         (name, f"{right[name]} of {labelled[name]} right" if labelled[name] else "unlabelled") for name in features
     ]
@@ -463,43 +497,79 @@ def _label(item: Any) -> str | None:
 def _shown(item: Record, wanted: str | None, thumbnails: Thumbnails) -> Shown:
     label = _label(item)
     right = None if label is None or wanted is None else label == wanted
-    return Shown(label or "", thumbnails.uri(_video(item)), number(item, "similarity"), right)
+    return Shown(label or "", thumbnails.both(_video(item)), number(item, "similarity"), right)
 
 
 def _compare(runs: Sequence[RunFolder], names: Sequence[str]) -> Comparison:
-    colours = [RUN_COLOURS[i % len(RUN_COLOURS)] for i in range(len(runs))]
+    heads = [Head(name, RUN_COLOURS[number % len(RUN_COLOURS)]) for number, name in enumerate(names)]
+    settings, same = _settings_that_differ(runs, heads)
+    further = dict.fromkeys(name for run in runs for name in _further_figures(run))
+    titles = {name: FIGURES.get(name, (name.replace("_", " "), ""))[0] for name in further}
+    charts = [
+        _overlaid(runs, heads, "loss", "Loss", note="A gap or jump is a new stage."),
+        _overlaid(runs, heads, "R@1", "Recall R@1 during training", percent=True, note="Small part of the data."),
+        *(_overlaid(runs, heads, name, title, percent=name in SHARES) for name, title in titles.items()),
+    ]
+    return Comparison(_first_figures_beside(runs, heads), settings, same, [c for c in charts if c is not None])
+
+
+def _first_figures_beside(runs: Sequence[RunFolder], heads: Sequence[Head]) -> Grid | None:
+    """The first figure of each feature in each evaluation; None where nothing was evaluated."""
     measured = [{_key(one): one for one in reversed(run.evaluations)} for run in runs]
     keys = sorted(
         {key: one for found in measured for key, one in found.items()}.items(), key=lambda item: _rank(item[1])
     )
-    rows, figure = [], ""
+    lines: list[tuple[Head, list[Cell]]] = []
+    figure = ""
     for key, one in keys:
-        evaluations = [found.get(key) for found in measured]
-        firsts = [_first_figures(other) for other in evaluations]
+        firsts = [_first_figures(found.get(key)) for found in measured]
         figure = figure or next((name for name, _ in firsts if name), "")
         named = name_of_data(one, [other for _, other in keys])
         labelled = f", {title_of_protocol(one.protocol, one.title).lower()} on {named}" if len(keys) > 1 else ""
         for feature in dict.fromkeys(name for _, shares in firsts for name in shares):
-            rows.append((f"{feature}{labelled}", _cells([shares.get(feature) for _, shares in firsts])))
+            cells = _cells([shares.get(feature) for _, shares in firsts])
+            lines.append((Head(f"{feature}{labelled}"), cells))
+    return _oriented(f"{figure if len(keys) == 1 else 'first figure of each'}, %", heads, lines) if lines else None
 
-    def overlaid(pick: Callable[[RunFolder], list[Record]], key: str, dots: bool) -> list[Curve]:
-        return [
-            Curve(name, colour, _points(pick(run), key, stage), dots=dots)
-            for run, name, colour in zip(runs, names, colours, strict=True)
-            for stage in _stages(run)
-        ]
 
-    charts = [
-        chart("Loss", overlaid(lambda run: run.train, "loss", False), note="A gap or jump is a new stage."),
-        chart(
-            "Recall R@1 during training",
-            overlaid(lambda run: run.monitor, "R@1", True),
-            percent=True,
-            note="Small part of the data.",
-        ),
+def _settings_that_differ(runs: Sequence[RunFolder], heads: Sequence[Head]) -> tuple[Grid | None, int]:
+    """The settings that are not the same in all runs, and how many are. Names and places of files say nothing of a run."""
+    known = [flatten(run.experiment.model_dump(mode="json")) if run.experiment else None for run in runs]
+    read = [settings for settings in known if settings is not None]
+    keys = [key for key in dict.fromkeys(key for one in read for key in one) if key not in ("name", *PLACES)]
+    differing = [key for key in keys if len({str(one.get(key)) for one in read}) > 1]
+    lines = []
+    for key in differing:
+        texts = ["not known" if one is None else _setting(one.get(key)) for one in known]
+        lines.append((Head(key), [Cell(None, text != texts[0], text) for text in texts]))
+    return (_oriented("setting", heads, lines) if lines else None), len(keys) - len(differing)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _oriented(corner: str, heads: Sequence[Head], lines: list[tuple[Head, list[Cell]]]) -> Grid:
+    """Runs as columns where they are few, else as rows: a page is longer than it is wide."""
+    if len(heads) <= MOST_COLUMNS:
+        return Grid(corner, list(heads), lines)
+    rows = [(head, [cells[place] for _, cells in lines]) for place, head in enumerate(heads)]
+    return Grid("run", [Head(f"{head.text}, %" if corner.endswith("%") else head.text) for head, _ in lines], rows)
+
+
+def _overlaid(
+    runs: Sequence[RunFolder], heads: Sequence[Head], key: str, title: str, *, percent: bool = False, note: str = ""
+) -> Chart | None:
+    """A figure's curves of all runs over each other, a stage after the other."""
+    curves = [
+        Curve(head.text, head.colour, points, dots=key == "R@1")
+        for run, head in zip(runs, heads, strict=True)
+        for stage in _stages(run)
+        if (points := _points(run.monitor if key == "R@1" else run.train, key, stage))
     ]
-    heading = "" if not rows else figure if len(keys) == 1 else "first figure of each"
-    return Comparison(list(zip(names, colours, strict=True)), heading, rows, [c for c in charts if c is not None])
+    return chart(title, curves, percent=percent, note=note, most=points_each(len(curves), 24_000))
 
 
 def _key(one: Evaluation) -> tuple[str, ...]:

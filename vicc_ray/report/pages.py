@@ -24,6 +24,11 @@ def render(template: Path, facts: Mapping[str, Any], filters: Mapping[str, Calla
     return pages.get_template(template.name).render(facts)
 
 
+def attribute(text: str) -> str:
+    """A text, safe in an attribute in single quotes, in which JSON is a third shorter than with its quotes escaped."""
+    return text.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;")
+
+
 def distinct_names(paths: Iterable[str]) -> dict[str, str]:
     """A short name of each path or URI: the file's, with the folders that it takes to distinguish it from the others."""
     parts = {path: (unquote(path) if "://" in path else path).strip("/").split("/") for path in set(paths)}

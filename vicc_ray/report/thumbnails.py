@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +27,17 @@ STEP = 2  # video frames from one shown frame to the next, where the video is lo
 ENCODINGS = ((55, 1), (40, 1), (25, 1), (20, 2), (10, 2), (5, 4))
 
 
+STILL_QUALITY = 40
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """Two pictures of the middle of a video as data URIs: one frame, and some that repeat endlessly."""
+
+    still: str
+    moving: str
+
+
 class Thumbnails:
     """Makes each video's thumbnail once; each is at most `most_bytes` long where its motion allows it.
 
@@ -34,7 +46,7 @@ class Thumbnails:
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self._made: dict[str, str | None] = {}
+        self._made: dict[str, Thumbnail | None] = {}
         self._frames: Guarded[str, Images] = Guarded(shown_frames, SECONDS)
 
     def close(self) -> None:
@@ -42,19 +54,25 @@ class Thumbnails:
         self._frames.close()
 
     def uri(self, video: str) -> str | None:
-        """data:image/webp;... of the middle of `video`, or None where it cannot be read."""
+        """data:image/webp;... of the middle of `video`, which moves, or None where it cannot be read."""
+        made = self.both(video)
+        return made.moving if made else None
+
+    def both(self, video: str) -> Thumbnail | None:
+        """The thumbnail of `video`, or None where it cannot be read."""
         if video not in self._made:
             frames = self._frames(video)
             self._made[video] = None if isinstance(frames, Failure) else self._encode(frames)
         return self._made[video]
 
-    def _encode(self, frames: Images) -> str:
+    def _encode(self, frames: Images) -> Thumbnail:
         data = b""
         for quality, every in ENCODINGS:
             data = animated_webp(frames[::every], quality, MILLISECONDS * every)
             if len(data) * 4 / 3 <= self.most_bytes:
                 break
-        return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+        still = animated_webp(frames[len(frames) // 2 :][:1], STILL_QUALITY, MILLISECONDS)
+        return Thumbnail(*("data:image/webp;base64," + base64.b64encode(one).decode("ascii") for one in (still, data)))
 
 
 def shown_frames(video: str) -> Images:
