@@ -30,14 +30,14 @@ def measure(rounds: int, manifest: str | None) -> Outcome:
         written = time.monotonic() - began
         figures: dict[str, list[float]] = {name: [] for name in pages}
         drawn: dict[str, list[float]] = {name: [] for name in pages}
-        with browser() as page:
+        with browser() as reader:
             for number in range(rounds + 1):
                 for name, file in pages.items():
-                    opened = page.open(file)
-                    page.until("document.querySelector('.js-plotly-plot .main-svg') !== null")
+                    opened = reader.open(file)
+                    reader.until("document.querySelector('.js-plotly-plot .main-svg') !== null")
                     if number:
                         figures[name].append(opened)
-                        drawn[name].append(float(page.run("performance.now()")) / 1000)
+                        drawn[name].append(float(reader.run("performance.now()")) / 1000)
         facts = {f"MB of {name}": round(file.stat().st_size / 1e6, 1) for name, file in pages.items()}
     facts |= {"seconds to write both": round(written, 1), "records a run": RECORDS}
     details = {name: {"first figure, s": sorted(drawn[name])[len(drawn[name]) // 2]} for name in figures}

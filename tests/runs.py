@@ -83,7 +83,7 @@ def add_records(run: RunFolder, videos: Manifest, steps: int | None = None, bega
                 run.metrics, {"kind": "train", **facts, **figures, "samples_per_second": 8.0, "workers": 2, "lr": 0.1}
             )
             if step % 2 == 0:
-                append_record(run.metrics, {"kind": "monitor", **facts, "R@1": 0.1 + step / 20, "R@5": 0.8})
+                append_record(run.metrics, {"kind": "monitor", **facts, "R@1": round(0.1 + step / 20, 4), "R@5": 0.8})
     run.push(run.metrics, run.events)
 
 

@@ -13,8 +13,9 @@ import pytest
 import typer
 from videos import numbered_frames, write_video
 
-from vicc_ray import storage
+from vicc_ray import __version__, storage
 from vicc_ray.cli import app
+from vicc_ray.commands.verbs import OTHER, TASKS
 from vicc_ray.config import make_experiment
 from vicc_ray.runs.folder import RunFolder
 
@@ -43,6 +44,31 @@ def test_help_names_every_verb_and_each_verb_has_an_example() -> None:
     for verb in ("train", "import"):
         text = vicc(verb, "--help").stdout
         assert f"Example: vicc {verb} " in text
+
+
+def test_help_lists_the_verbs_by_task() -> None:
+    shown = vicc("--help").stdout
+    places = [shown.index(f"\n{task}:\n") for task in TASKS]
+    assert places == sorted(places) and f"\n{OTHER}:\n" not in shown
+    for verb in VERBS:
+        assert COMMANDS[verb].rich_help_panel in TASKS, f"{verb}: rich_help_panel says which task it is of"
+        assert shown.count(f"\n  {verb} ") == 1
+    assert "..." not in shown, "no sentence is cut off"
+    assert "\x1b" not in shown
+
+
+def test_the_version() -> None:
+    done = vicc("--version")
+    assert (done.returncode, done.stdout) == (0, f"vicc {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [(["trian"], "train"), (["wach", "runs/x"], "watch"), (["train", "x.yaml", "--sett", "a=b"], "--set")],
+)
+def test_a_word_that_is_nearly_right_is_suggested(words: list[str], near: str) -> None:
+    done = vicc(*words)
+    assert done.returncode == 2 and near in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("verb", VERBS)

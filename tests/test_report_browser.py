@@ -48,7 +48,8 @@ NAMELESS = """
   .filter((one) => !one.closest("dialog:not([open])"))
   .map((one) => one.outerHTML.slice(0, 200))
 """
-DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0"
+# Figures are drawn when they come near; the first one is brought there.
+DRAWN = "(document.querySelector('.plot').scrollIntoView(), document.querySelectorAll('.js-plotly-plot .main-svg').length > 0)"
 OPEN = "for (const one of document.querySelectorAll('details')) { one.open = true; }"
 
 

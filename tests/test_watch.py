@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -92,11 +93,14 @@ def test_piped_it_prints_lines_and_ends_with_the_run(run: RunFolder, videos: Man
     assert lines[-1].startswith("finished; encoders in ") and "\x1b" not in out
 
 
-def test_a_terminal_gets_the_view_and_no_colours_where_none_are_wanted(tmp_path: Path, videos: Manifest) -> None:
+@pytest.mark.parametrize("coloured", [True, False])
+def test_a_terminal_gets_the_view_and_no_colours_where_none_are_wanted(
+    coloured: bool, tmp_path: Path, videos: Manifest
+) -> None:
     run = finished_run(tmp_path / "tiny", videos)
     command = [str(Path(sys.executable).parent / "vicc"), "watch", str(run)]
     main, terminal = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "1"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "" if coloured else "1"}
     process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
     text = b""
@@ -108,7 +112,8 @@ def test_a_terminal_gets_the_view_and_no_colours_where_none_are_wanted(tmp_path:
     assert process.wait(120) == 0
     told = text.decode()
     assert "neighbours' recall" in told and "finished; encoders in" in told
-    assert "\x1b[3" not in told.replace("\x1b[38", "\x1b[3") and "\x1b[9" not in told, "a colour"
+    colours = re.findall(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|9[0-7])(?:;[\d;]*)?m", told)
+    assert bool(colours) is coloured, colours[:3]
 
 
 def test_a_run_whose_process_of_this_machine_is_gone_has_ended(run: RunFolder) -> None:
@@ -124,7 +129,7 @@ def test_ctrl_c_ends_the_view_and_not_the_run(run: RunFolder, monkeypatch: pytes
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watching.time, "sleep", interrupted)
+    monkeypatch.setattr("vicc_ray.commands.watch.time.sleep", interrupted)
     with console.capture(), pytest.raises(Interrupted, match="goes on as it was"):
         watch_run(str(run), 0.1)
 

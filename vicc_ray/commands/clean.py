@@ -61,7 +61,7 @@ def plan_removals(where: str, features: bool = False) -> list[Removal]:
         raise UserError(
             f"{top}: is neither a run's folder nor a sweep's; give one that 'vicc train' or 'vicc tune' made"
         )
-    found = []
+    found: list[Removal] = []
     _refuse_held(top)
     for name in runs:
         run = _inside(top, name)
