@@ -13,7 +13,7 @@ from benchmarks.browser import PROGRAM, browser
 from vicc_ray.errors import UserError
 from vicc_ray.report import write_report
 
-RUNS, RECORDS, MOST_SECONDS = 300, 1000, 2.0
+RUNS, RECORDS, MOST_SECONDS = 300, 400, 2.0
 STAGES = ("RGB-1", "Flow-1", "RGB-2", "Flow-2")
 
 

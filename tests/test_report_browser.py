@@ -49,7 +49,10 @@ NAMELESS = """
   .map((one) => one.outerHTML.slice(0, 200))
 """
 # Figures are drawn when they come near; the first one is brought there.
-DRAWN = "(document.querySelector('.plot').scrollIntoView(), document.querySelectorAll('.js-plotly-plot .main-svg').length > 0)"
+DRAWN = (
+    "(document.querySelector('.charts .plot').scrollIntoView(), "
+    "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0)"
+)
 OPEN = "for (const one of document.querySelectorAll('details')) { one.open = true; }"
 
 

@@ -110,7 +110,7 @@ def main() -> NoReturn:
     """Run a verb. Status 0: done; 2: the reader has to change something; 130: interrupted; 1: a bug or a failed run."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     if "_VICC_COMPLETE" in os.environ:
-        # Typer folds a word's help at this width, and fish takes every line for a word of its own (findings/typer_fish_folds_help.sh).
+        # Typer folds a word's help at this width, and fish takes each line for a word: findings/typer_fish_folds_help.sh.
         os.environ.setdefault("TERMINAL_WIDTH", "10000")
     elif others := untested():
         errors.print(f"vicc: not tested with {', '.join(others)}")

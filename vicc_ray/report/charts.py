@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vicc_ray.report.plots import BAND, GRID, LEVEL, MUTED, figure_json, plain
+from vicc_ray.report.plots import BAND, GRID, LEVEL, MUTED, plain, plain_figure
 
 HEIGHT = 330
 POINTS = 400  # a curve of more points is drawn as the means of this many stretches
@@ -68,37 +68,48 @@ def chart(
     `levels`: references that the y range includes. `bands`: (x0, x1, label) stretches of the x axis, shaded in turn. `most`:
     points of a curve, beyond which it is thinned.
     """
-    import plotly.graph_objects as graph
-
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return None
     x_high = max([*(x for curve in curves for x, _ in curve.points), *(x1 for _, x1, _ in bands)]) or 1.0
-    figure = graph.Figure()
-    for name, same in itertools.groupby(curves, key=lambda curve: curve.name):
-        for number, curve in enumerate(same):
-            _add_curve(figure, curve, plain(name), percent, number == 0, most)
+    drawn = [
+        _line(curve, plain(name), percent, number == 0, most)
+        for name, same in itertools.groupby(curves, key=lambda curve: curve.name)
+        for number, curve in enumerate(same)
+    ]
+    shapes, texts = _references(levels, bands, x_high)
+    axis = {"text": "samples seen", "font": {"color": MUTED, "size": 12}, "standoff": 6}
+    layout = {
+        "xaxis": {"title": axis, "range": [0, x_high], "gridcolor": GRID, "zeroline": False},
+        "yaxis": {"range": _range(curves, levels, percent), "gridcolor": GRID, "zeroline": False}
+        | ({"tickformat": ".0%"} if percent else {}),
+        "shapes": shapes,
+        "annotations": texts,
+        "showlegend": len({curve.name for curve in curves}) <= MOST_LEGEND,
+    }
+    return Chart(title, note, plain_figure(drawn, layout, HEIGHT), _told(curves, percent))
+
+
+def _references(
+    levels: Sequence[Level], bands: Sequence[tuple[float, float, str]], x_high: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Plotly's shapes and annotations of levels and bands."""
+    shapes: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
     for level in levels:
         x0, x1 = 0.0 if level.x0 is None else level.x0, x_high if level.x1 is None else level.x1
         line = {"color": LEVEL, "width": 1, "dash": "dot"}
-        figure.add_shape(type="line", x0=x0, x1=x1, y0=level.y, y1=level.y, line=line)
-        figure.add_annotation(
-            x=x1, y=level.y, text=plain(level.label), showarrow=False, xanchor="right", yanchor="bottom"
-        )
+        shapes.append({"type": "line", "x0": x0, "x1": x1, "y0": level.y, "y1": level.y, "line": line})
+        place = {"x": x1, "y": level.y, "xanchor": "right", "yanchor": "bottom", "showarrow": False}
+        texts.append({"text": plain(level.label), **place})
     for number, (x0, x1, label) in enumerate(bands):
         if number % 2:
-            figure.add_vrect(x0=x0, x1=x1, fillcolor=BAND, line_width=0, layer="below")
+            area = {"type": "rect", "x0": x0, "x1": x1, "y0": 0, "y1": 1, "yref": "y domain"}
+            shapes.append({**area, "fillcolor": BAND, "line": {"width": 0}, "layer": "below"})
         if x1 - x0 >= NARROWEST_LABELLED_STAGE * x_high:
-            figure.add_annotation(
-                x=(x0 + x1) / 2, y=1.0, yref="paper", text=plain(label), showarrow=False, yanchor="bottom"
-            )
-    axis = {"text": "samples seen", "font": {"color": MUTED, "size": 12}, "standoff": 6}
-    figure.update_xaxes(title=axis, range=[0, x_high], gridcolor=GRID, zeroline=False)
-    figure.update_yaxes(rangemode="tozero", gridcolor=GRID, zeroline=False, tickformat=".0%" if percent else None)
-    if len({curve.name for curve in curves}) > MOST_LEGEND:
-        figure.update_layout(showlegend=False)
-    _include(figure, curves, levels, percent)
-    return Chart(title, note, figure_json(figure, HEIGHT, "none"), _told(curves, percent))
+            place = {"x": (x0 + x1) / 2, "y": 1.0, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+            texts.append({"text": plain(label), **place})
+    return shapes, texts
 
 
 def _told(curves: Sequence[Curve], percent: bool) -> str:
@@ -113,27 +124,29 @@ def _told(curves: Sequence[Curve], percent: bool) -> str:
     return "; ".join(f"{one.name} from {value(one.points[0][1])} to {value(one.points[-1][1])}" for one in curves)
 
 
-def _add_curve(figure: Any, curve: Curve, name: str, percent: bool, first: bool, most: int) -> None:
+def _line(curve: Curve, name: str, percent: bool, first: bool, most: int) -> dict[str, Any]:
+    """Plotly's trace of a curve."""
     points = thinned(curve.points, most)
-    figure.add_scatter(
-        x=[_short(x) for x, _ in points],
-        y=[_short(y) for _, y in points],
-        name=name,
-        legendgroup=name,
-        showlegend=first,
-        mode="lines+markers" if curve.dots else "lines",
-        line={"color": curve.colour, "width": 2, "dash": "dash" if curve.dashed else "solid"},
-        marker={"size": 6},
-        hovertemplate=f"%{{y:{'.1%' if percent else '.4g'}}} at %{{x:,.4s}} samples",
-    )
+    return {
+        "type": "scatter",
+        "x": [_short(x) for x, _ in points],
+        "y": [_short(y) for _, y in points],
+        "name": name,
+        "legendgroup": name,
+        "showlegend": first,
+        "mode": "lines+markers" if curve.dots else "lines",
+        "line": {"color": curve.colour, "width": 2, "dash": "dash" if curve.dashed else "solid"},
+        "marker": {"size": 6},
+        "hovertemplate": f"%{{y:{'.1%' if percent else '.4g'}}} at %{{x:,.4s}} samples",
+    }
 
 
-def _include(figure: Any, curves: Sequence[Curve], levels: Sequence[Level], percent: bool) -> None:
+def _range(curves: Sequence[Curve], levels: Sequence[Level], percent: bool) -> list[float]:
     """The y range: from 0 (or the lowest value) to a little above the highest value or level; Plotly leaves shapes out of it."""
     values = [y for curve in curves for _, y in curve.points] + [level.y for level in levels]
     low = min(0.0, *values)
     high = 1.0 if percent and max(values) > 0.75 else low + 1.08 * (max(values) - low)
-    figure.update_yaxes(range=[low, high if high > low else low + 1])
+    return [low, high if high > low else low + 1]
 
 
 def _short(value: float) -> float:
@@ -161,8 +174,6 @@ def confusions(matrices: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
 
 
 def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Chart:
-    import plotly.graph_objects as graph
-
     named = len(labels) <= MOST_NAMED
     names = [plain(label) for label in labels]
     shares = [[count / max(sum(row), 1) if count else None for count in row] for row in counts]
@@ -173,29 +184,28 @@ def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]
         ]
         for true, row in zip(names, counts, strict=True)
     ]
-    figure = graph.Figure(
-        graph.Heatmap(
-            x=names,
-            y=names,
-            z=shares,
-            zmin=0,
-            zmax=1,
-            colorscale=[[0, "#e9eef6"], [1, "#1f4e8c"]],
-            showscale=False,
-            customdata=sentences,
-            hovertemplate="%{customdata}<extra></extra>",
-            text=[[str(count) if count and named else "" for count in row] for row in counts],
-            texttemplate="%{text}",
-        )
-    )
-    side = round(min(LARGEST_SIDE, LARGEST_CELL * len(labels)))
-    figure.update_xaxes(showticklabels=named, type="category", showgrid=False)
-    figure.update_yaxes(showticklabels=named, type="category", showgrid=False, autorange="reversed", automargin=True)
+    heat = {
+        "type": "heatmap",
+        "x": names,
+        "y": names,
+        "z": shares,
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "#e9eef6"], [1, "#1f4e8c"]],
+        "showscale": False,
+        "customdata": sentences,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "text": [[str(count) if count and named else "" for count in row] for row in counts],
+        "texttemplate": "%{text}",
+    }
+    axis = {"showticklabels": named, "type": "category", "showgrid": False}
+    layout = {"xaxis": axis, "yaxis": axis | {"autorange": "reversed", "automargin": True}}
+    height = round(min(LARGEST_SIDE, LARGEST_CELL * len(labels))) + (130 if named else 60)
     right, videos = sum(row[place] for place, row in enumerate(counts)), sum(map(sum, counts))
     alt = f"{right} of {videos} videos in their own class"
     if worst := _most_confused(labels, counts):
         alt += f"; most often confused: {worst}"
-    return Chart(name, "", figure_json(figure, side + (130 if named else 60), "none"), alt)
+    return Chart(name, "", plain_figure([heat], layout, height), alt)
 
 
 def _most_confused(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:

@@ -6,6 +6,8 @@ A page's Content-Security-Policy names the hashes of these two scripts, so a tex
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -151,24 +153,28 @@ def tone(colour: str) -> str:
     return f"var(--c-{colour[1:]})"
 
 
-def figure_json(figure: Any, height: int, template: str = "plotly_white") -> str:
-    """A Plotly figure as JSON, for the attribute `data-figure` of an element of class "plot"; the template escapes it.
-
-    template: Plotly's; "none" is much shorter where a page has many figures.
-    """
-    figure.update_layout(
-        template=template,
-        title=None,
-        height=height,
-        margin={"l": 52, "r": 16, "t": 26, "b": 42},
-        font={"family": _FONT, "size": 12, "color": INK},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.27, "x": 0},
-        hoverlabel={"font": {"family": _FONT}},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
+def figure_json(figure: Any, height: int) -> str:
+    """A Plotly figure as JSON, for the attribute `data-figure` of an element of class "plot"; the template escapes it."""
+    figure.update_layout(template="plotly_white", title=None, **_common(height))
     text: str = figure.to_json()
     return text
+
+
+def plain_figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], height: int) -> str:
+    """The same of traces and a layout as plain values: ten times as fast and as short as through Plotly's own objects."""
+    return json.dumps({"data": data, "layout": {**_common(height), **layout}}, separators=(",", ":"), allow_nan=False)
+
+
+def _common(height: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "margin": {"l": 52, "r": 16, "t": 26, "b": 42},
+        "font": {"family": _FONT, "size": 12, "color": INK},
+        "legend": {"orientation": "h", "yanchor": "top", "y": -0.27, "x": 0},
+        "hoverlabel": {"font": {"family": _FONT}},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
 
 
 def plain(text: str) -> str:
