@@ -156,7 +156,7 @@ def test_on_paper_it_is_light_and_whole(page: Browser, reports: Path) -> None:
 def test_many_runs_are_folded_and_open_as_one(page: Browser, reports: Path) -> None:
     runs = []
     for number in range(9):
-        run = make_run(reports / f"run {number}", [])
+        run = make_run(reports / f"run {number}", ["none.mp4"] * 2)
         (run / "neighbours.json").unlink()
         runs.append(run)
     write_report(runs, reports / "nine.html")
