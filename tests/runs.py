@@ -76,7 +76,7 @@ def add_records(run: RunFolder, videos: Manifest, steps: int | None = None, bega
     for stage in plan.stages:
         for step in range(stage.first_step + 1, stage.end + 1):
             if steps is not None and step > steps:
-                return
+                break
             figures = {"loss": 2.2 - step / 20, "ln_k": 2.079, "entropy": 1.5, "prototypes_used": 0.9}
             facts = {"stage": stage.name, "step": step, "samples": 8 * step, "time": began + step}
             append_record(

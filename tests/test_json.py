@@ -101,7 +101,6 @@ def test_numbers_that_json_has_not_are_null() -> None:
 def place(tmp_path: Path, videos: Manifest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a finished run, an archive, a published checkpoint, a sweep's file and a few videos."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_debug", True)
     finished_run("runs/tiny", videos)
     videos.write("videos.parquet")
     make_archive(Path("archive"), random_rows(12), source="films")
