@@ -124,7 +124,7 @@ WITHOUT_RAY: dict[str, tuple[list[str], Check]] = {
     "status": (["runs/tiny"], lambda o: o["state"] == "finished"),
     "clean": (["runs/tiny"], lambda o: o["removed"] is False and o["bytes"] > 0),
     "report": (["runs/tiny", "--out", "r.html"], lambda o: o["bytes"] == Path("r.html").stat().st_size),
-    "search": (["archive", "/films/0.mp4@0-10", "-k", "2"], lambda o: len(o["answers"][0]["neighbours"]) == 2),
+    "search": (["archive", "/films/0.mp4@0-10", "-k", "2"], lambda o: len(o["answers"][0]["matches"]) == 2),
     "duplicates": (["archive", "--no-check", "--page", "d.html"], lambda o: "groups" in o),
     "clusters": (["archive", "--by", "kmeans", "--count", "2", "--page", "c.html"], lambda o: len(o["clusters"]) == 2),
     "import": (["one.pth.tar", "--stream", "rgb", "--out", "runs/got"], lambda o: len(o["encoders"]) == 1),
