@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +72,22 @@ def test_what_stands_in_the_place_of_standard_output_gets_the_lines() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "before\nafter\n"), done.stderr
+
+
+def test_a_live_display_of_several_lines_ends_on_a_terminal() -> None:
+    """It stands in for standard output; the console's own lines came back to it, without end, as soon as it had two."""
+    code = (
+        "from rich.live import Live\nfrom rich.text import Text\nfrom vicc_ray.console import console\n"
+        "with Live(console=console, auto_refresh=False) as live:\n"
+        "    live.update(Text('first\\nsecond\\nthird'), refresh=True)\n    console.print('between')\n    print('by print')\n"
+    )
+    main, terminal = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    try:
+        assert process.wait(60) == 0
+        told = os.read(main, 65536).decode()
+    finally:
+        process.kill()
+        os.close(main)
+    assert told.count("between") == 1 == told.count("by print") and "third" in told

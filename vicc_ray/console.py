@@ -32,6 +32,8 @@ class _Stream:
     def file(self) -> TextIO:
         """The file to write to."""
         now: TextIO = getattr(sys, self.name)
+        # A live display puts a stand-in there that prints what others write: what the console writes must not come back to it.
+        now = getattr(now, "rich_proxied_file", now)
         if now is not getattr(sys, f"__{self.name}__") or now is None:
             return now or sys.__stderr__ or open(os.devnull, "w", encoding="utf-8")
         if self._copy is None:
