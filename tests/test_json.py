@@ -28,8 +28,8 @@ from vicc_ray.runs.folder import RunFolder
 from vicc_ray.submit.following import Job
 
 COMMANDS = cast(Any, typer.main.get_command(cli.app)).commands
-# They write nothing; for a program `status --json` says the same.
-READERS = {"watch"}
+# They write nothing, or JSON by nature; for a program `status --json` says what `watch` shows.
+READERS = {"watch", "config"}
 VERBS = sorted(set(COMMANDS) - READERS)
 
 

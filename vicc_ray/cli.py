@@ -979,7 +979,9 @@ def doctor(
 config_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="An experiment's settings, resolved and described."
 )
-app.add_typer(config_app, name="config", epilog="Example: vicc config show experiments/quickstart.yaml")
+app.add_typer(
+    config_app, name="config", rich_help_panel=START, epilog="Example: vicc config show experiments/quickstart.yaml"
+)
 
 
 @config_app.command(
@@ -1016,7 +1018,7 @@ def config_schema(
         _print_json(experiment_schema())
         return
     try:
-        out.write_text(json.dumps(experiment_schema(), indent=2) + "\n", encoding="utf-8")
+        out.write_text(json_text(experiment_schema()) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     console.print(f"schema: {out}")
