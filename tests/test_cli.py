@@ -53,7 +53,7 @@ def test_help_lists_the_verbs_by_task() -> None:
     for verb in VERBS:
         assert COMMANDS[verb].rich_help_panel in TASKS, f"{verb}: rich_help_panel says which task it is of"
         assert shown.count(f"\n  {verb} ") == 1
-    assert "..." not in shown, "no sentence is cut off"
+    assert "..." not in shown.partition("Options:")[2], "no sentence is cut off"
     assert "\x1b" not in shown
 
 
