@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from videos import shifted_texture, truncate, write_video
 
 from vicc_ray.data.decode import VideoError
+from vicc_ray.data.motion_sets import CLASSES
 from vicc_ray.data.scenes import MOST_BACK, FileChanges, changes_of, find_changes, measure_changes, scene_cuts
-from vicc_ray.data.synthetic import CLASSES, VideoKey, make_clip
+from vicc_ray.data.synthetic import VideoKey, make_clip
 
 Frames = NDArray[np.uint8]
 

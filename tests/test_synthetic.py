@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vicc_ray.data import synthetic
-from vicc_ray.data.synthetic import CLASSES, VideoKey, draw_scene, make_clip, make_dataset, render, trajectory
+from vicc_ray.data.motion_sets import CLASSES, draw_scene, render, trajectory
+from vicc_ray.data.synthetic import VideoKey, make_clip, make_dataset
 from vicc_ray.errors import UserError
 
 SMALL = {"train_per_class": 1, "query_per_class": 1, "frames": 6, "size": 32}
