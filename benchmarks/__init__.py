@@ -19,7 +19,7 @@ from vicc_ray.runs.records import write_text
 
 # Each name is a module of this package with a function `measure(rounds, manifest) -> Outcome`; the text is shown by
 # `vicc bench list`. Without a manifest a bench makes its own videos, if it needs any. `step` measures an experiment:
-# its function is `measure(rounds, experiment, device)`.
+# its function is `measure(rounds, experiment, device)`. Those of `TAKES` get options of their own by name.
 BENCHES = {
     "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
     "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
@@ -30,6 +30,7 @@ BENCHES = {
     "flow": "error and bytes of stored flow; time to read it beside the RGB clip; TV-L1 in PyTorch beside OpenCV's",
     "formats": "formats of a packed store of decoded clips: time of a clip from disk and S3, bytes beside JPEG, PSNR",
     "index": "vicc index over 10^5 and 10^6 files that its manifest knows, beside the listing alone: seconds, memory",
+    "learning": "R@1 against samples seen of recipes x seeds on the same videos, beside naive features; resumable",
     "objective": "seconds and memory of the objective alone with 30,000 prototypes and a long queue, in blocks and at once",
     "pipeline": "samples/s of the quickstart's stream through Ray Data beside a bare decode + flow loop",
     "pruning": "training that stopping or pausing trials early saves, and what it loses, on recorded curves",
@@ -42,6 +43,11 @@ BENCHES = {
     "scale": "what a run costs before its first step, for manifests of 10^3 to 10^7 rows: seconds, memory, bytes to an actor",
     "scaling": "samples/s of two one-core nodes beside one; the share of a step that is spent in messages",
     "tune": "best value that the samplers of sweeps find beside random search: made-up surface, recorded grid, public tables",
+}
+# Options besides rounds and manifest, by bench; others take none.
+TAKES = {
+    "step": ("experiment", "overrides", "device"),
+    "learning": ("experiment", "overrides", "data", "folder", "recipes", "cores", "queries"),
 }
 
 
@@ -91,18 +97,11 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
 
 
 def run_bench(
-    name: str,
-    json_file: Path | None,
-    rounds: int,
-    manifest: str | None = None,
-    *,
-    experiment: str | None = None,
-    overrides: Sequence[str] = (),
-    device: str | None = None,
+    name: str, json_file: Path | None, rounds: int, manifest: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Run a bench by name, print it, write it as JSON; gives the same figures and bars. UserError for an unknown name.
 
-    `experiment`, `overrides` and `device` are for the bench of an experiment's step.
+    `options`: of `TAKES`; those of other benches are refused where they are given (None, false and empty ones are not).
     """
     if name == "list":
         for known, text in BENCHES.items():
@@ -110,7 +109,7 @@ def run_bench(
         return {"benches": dict(BENCHES)}
     if name not in BENCHES:
         raise UserError(f"bench {name}: is unknown; known: {', '.join(BENCHES)}")
-    outcome = _measured(name, rounds, manifest, experiment, overrides, device)
+    outcome = _measured(name, rounds, manifest, {option: value for option, value in options.items() if value})
     _print(name, outcome)
     bars = [asdict(bar) | {"holds": bar.holds} for bar in outcome.bars]
     result = {"bench": name, "unit": outcome.unit, "figures": outcome.figures, "facts": outcome.facts, "bars": bars}
@@ -121,25 +120,22 @@ def run_bench(
     return result
 
 
-def _measured(
-    name: str,
-    rounds: int,
-    manifest: str | None,
-    experiment: str | None,
-    overrides: Sequence[str],
-    device: str | None,
-) -> Outcome:
+def _measured(name: str, rounds: int, manifest: str | None, options: Mapping[str, Any]) -> Outcome:
     module = import_module(f"benchmarks.{name}")
+    for option in options:
+        if option not in TAKES.get(name, ()):
+            shown = {"experiment": "experiment", "overrides": "--set"}.get(option, f"--{option}")
+            takers = " and ".join(f"'vicc bench {one}'" for one, taken in TAKES.items() if option in taken)
+            raise UserError(f"bench {name}: takes no {shown}; that is for {takers}")
     if name != "step":
-        if experiment or overrides or device:
-            raise UserError(f"bench {name}: takes no experiment, --set or --device; those are for 'vicc bench step'")
-        outcome: Outcome = module.measure(rounds, manifest)
+        outcome: Outcome = module.measure(rounds, manifest, **options)
         return outcome
-    if not experiment:
+    if not options.get("experiment"):
         raise UserError("bench step: measures an experiment's step; name its file: vicc bench step EXPERIMENT.yaml")
     if manifest:
         raise UserError("bench step: makes its own clips and takes no --manifest")
-    measured: Outcome = module.measure(rounds, load_experiment(experiment, overrides), device)
+    experiment = load_experiment(options["experiment"], options.get("overrides", ()))
+    measured: Outcome = module.measure(rounds, experiment, options.get("device"))
     return measured
 
 

@@ -774,16 +774,41 @@ def export(
 @app.command(epilog="Example: vicc bench pipeline --out pipeline.json", rich_help_panel=MEASURING)
 def bench(
     name: Annotated[str, typer.Argument(help="What to measure; 'vicc bench list' names all.")],
-    experiment: Annotated[str | None, typer.Argument(help="Experiment file, for 'vicc bench step'.")] = None,
+    experiment: Annotated[
+        str | None, typer.Argument(help="Experiment, for 'vicc bench step'; for 'learning' a recipe of one's own.")
+    ] = None,
     overrides: Overrides = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="For 'vicc bench step'; default: cuda where there is one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for figures and bars.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds in which the contenders take turns; for 'learning' the seeds.")
+    ] = 5,
     manifest: Annotated[
         str | None, typer.Option(help="Manifest of the videos to measure on; default: made videos.")
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="For 'learning': a data set that is made, such as quickstart.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="For 'learning': where videos, store and runs are kept; default: runs/learning.")
+    ] = None,
+    recipes: Annotated[
+        str | None,
+        typer.Option(help="For 'learning': names of recipes, separated by ';'; default: the experiment, else all."),
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="For 'learning': runs at a time, a core each; default: all cores.")
+    ] = None,
+    queries: Annotated[
+        bool,
+        typer.Option(
+            "--queries",
+            help="For 'learning': search with the queries, once a finished run; without it recipes are judged on videos held "
+            "out of the training split.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -791,6 +816,7 @@ def bench(
     from vicc_ray.commands.bench import load_benchmarks
 
     options: dict[str, Any] = {"experiment": experiment, "overrides": overrides or (), "device": device}
+    options |= {"data": data, "folder": folder, "recipes": recipes, "cores": cores, "queries": queries}
     with _result(as_json) as found:
         found |= load_benchmarks().run_bench(name, out, rounds, manifest, **options)
     if not all(bar["holds"] for bar in found.get("bars", [])):
