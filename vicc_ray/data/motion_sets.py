@@ -257,13 +257,14 @@ def _sprite(rng: np.random.Generator, centre: Float, radius: float, unit: bool =
 def _pan(rng: np.random.Generator, times: Float, most: float, least: float = 0.0) -> Float:
     """A steady pan in any direction, [T, 2]."""
     heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(least, most)
-    return (speed * times[:, None] * np.array([math.cos(heading), math.sin(heading)])).astype(np.float32)
+    direction = np.array([math.cos(heading), math.sin(heading)])
+    return np.asarray(speed * times[:, None] * direction, dtype=np.float32)
 
 
 def _shake(rng: np.random.Generator, times: Float, most: float) -> Float:
     """An unsteady hand, [T, 2]."""
     reach, period, phase = rng.uniform(0, most, 2), rng.uniform(6, 14, 2), rng.uniform(0, 2 * math.pi, 2)
-    return (reach * np.sin(2 * math.pi * times[:, None] / period + phase)).astype(np.float32)
+    return np.asarray(reach * np.sin(2 * math.pi * times[:, None] / period + phase), dtype=np.float32)
 
 
 def _shifted(shift: Float) -> Trajectory:
