@@ -52,6 +52,8 @@ _PUBLISHED: dict[str, Any] = {
 }
 _LARS: dict[str, Any] = {"optim.name": "lars", "optim.lr": 0.6, "optim.end_lr": 0.0006}
 
+_JOINT: dict[str, Any] = {"schedule.cross.guide": "learning", "schedule.cross.length": "152 steps"}
+
 # Name -> differences from the shipped quickstart. Sizes (clips, networks, batches of 32, samples in all) are the same in every row.
 RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {},
@@ -64,6 +66,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule.cycles": 0,
         "schedule.single.length": {"rgb": "170 steps", "flow": "62 steps"},
     },
+    # One option each; as many samples in all as the quickstart.
+    "joint": _JOINT,
+    "joint, averaged": _JOINT | {"schedule.cross.guide": "averaged", "optim.ema": 0.97},
+    "guided": {"objective.guidance": 0.5},
+    "joint, guided": _JOINT | {"objective.guidance": 0.5},
+    "even prototypes": {"objective.even_prototypes": True},
+    "joint, even prototypes": _JOINT | {"objective.even_prototypes": True},
+    "warm-up": {"optim.warm_up": "10 %", "optim.lr": 0.003, "optim.end_lr": 0.0003},
+    "multi-crop": {"augment.local_clips": 2, "augment.local_frames": 6},
+    "follow": {"augment.follow": 0.7},
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from vicc_ray import distributed
 from vicc_ray.errors import UserError
 from vicc_ray.objective import CollapseWatch, NonFiniteError, Prototypes, SwappedPrediction, SwappedPredictionSettings
+from vicc_ray.objective.prototypes import evenly_spread
 
 PARITY = Path(__file__).parent / "data" / "parity"
 
@@ -111,30 +112,52 @@ def close_for_its_size(actual: NDArray[Any], expected: NDArray[Any]) -> None:
 # --- the slow twin --------------------------------------------------------------------------------------------------
 
 
-def twin_assignments(z: Tensor, past: Tensor, prototypes: Tensor, settings: SwappedPredictionSettings) -> Tensor:
-    """Sinkhorn-Knopp of one view's queue rows and batch as it is told; the batch's rows [B, K]."""
-    m = torch.exp(torch.cat([past, z]) @ prototypes.T / settings.epsilon)
+def twin_assignments(
+    rows: Tensor, prototypes: Tensor, settings: SwappedPredictionSettings, prior: Tensor | None = None
+) -> Tensor:
+    """Sinkhorn-Knopp of one view's queue rows and batch as it is told, [N, K]; `prior`: assignments [N, K]."""
+    m = torch.exp(rows @ prototypes.T / settings.epsilon)
+    if prior is not None:
+        m = m ** (1 - settings.guidance) * prior**settings.guidance
     m = m / m.sum()
     for _ in range(settings.iterations):
         m = m / m.sum(dim=0, keepdim=True) / m.shape[1]
         m = m / m.sum(dim=1, keepdim=True) / m.shape[0]
-    m = m / m.sum(dim=1, keepdim=True)
-    return m[len(past) :]
+    return m / m.sum(dim=1, keepdim=True)
+
+
+def twin_targets(
+    z: list[Tensor], past: list[Tensor] | None, prototypes: Tensor, settings: SwappedPredictionSettings
+) -> list[Tensor]:
+    """The targets [B, K] of each assigned view, with guidance and neighbours where the settings have them."""
+    assigned = settings.views_for_assignment or tuple(range(len(z)))
+    old = past if past is not None else [z[i][:0] for i in assigned]
+    rows = [torch.cat([old[place], z[i]]) for place, i in enumerate(assigned)]
+    plain = [twin_assignments(one, prototypes, settings) for one in rows]
+    found = [one[len(before) :] for one, before in zip(plain, old, strict=True)]
+    if settings.guidance and len(z) == 4:
+        # f(x1) is guided by g(m1), f(x2) by g(m2): views 0 to 3 are f(x1), f(x2), g(m2), g(m1).
+        for own, prior in ((assigned.index(0), assigned.index(3)), (assigned.index(1), assigned.index(2))):
+            found[own] = twin_assignments(rows[own], prototypes, settings, plain[prior])[len(old[own]) :]
+    if settings.neighbours and past is not None:
+        for place, i in enumerate(assigned):
+            for b in range(len(z[i])):
+                cosines = [float(row @ z[i][b]) for row in past[place]]
+                theirs = plain[place][cosines.index(max(cosines))]
+                found[place][b] = (1 - settings.neighbours) * found[place][b] + settings.neighbours * theirs
+    return found
 
 
 def twin_loss(
-    z: list[Tensor], past: list[Tensor] | None, heads: list[Tensor], settings: SwappedPredictionSettings
+    z: list[Tensor], past: list[Tensor] | None, heads: list[Tensor], settings: SwappedPredictionSettings, views: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss of the whole batch and assignments [A, B, S]; one number at a time, as in the formula."""
-    assigned = settings.views_for_assignment or tuple(range(len(z)))
+    """Mean loss of the whole batch and assignments [A, B, S]; one number at a time, as in the formula. Short views come last."""
+    assigned = settings.views_for_assignment or tuple(range(views))
     total = torch.zeros((), dtype=torch.float64)
-    all_q = []
+    targets = [twin_targets([view.detach() for view in z[:views]], past, head.detach(), settings) for head in heads]
     for place, i in enumerate(assigned):
-        q_heads = []
-        for prototypes in heads:
-            old = past[place] if past is not None else z[i][:0].detach()
-            q = twin_assignments(z[i].detach(), old, prototypes.detach(), settings)
-            q_heads.append(q)
+        for prototypes, of_head in zip(heads, targets, strict=True):
+            q = of_head[place]
             for j in range(len(z)):
                 if j == i:
                     continue
@@ -142,8 +165,7 @@ def twin_loss(
                     s = z[j][b] @ prototypes.T / settings.temperature
                     cross_entropy = -(q[b] * (s - s.exp().sum().log())).sum()
                     total = total + cross_entropy / len(z[j]) / (len(z) - 1) / len(assigned) / len(heads)
-        all_q.append(torch.cat(q_heads, dim=1))
-    return total, torch.stack(all_q)
+    return total, torch.stack([torch.cat([of_head[place] for of_head in targets], 1) for place in range(len(assigned))])
 
 
 # --- any number of workers ------------------------------------------------------------------------------------------
@@ -155,6 +177,16 @@ CASES: dict[str, dict[str, Any]] = {
         "views": 4,
         "counts": [6, 9, 4],
         "settings": SwappedPredictionSettings(queue=29, epsilon=0.03, iterations=4, views_for_assignment=(0, 3)),
+    },
+    "guided": {"views": 4, "counts": [6, 9], "settings": SwappedPredictionSettings(queue=24, guidance=0.4)},
+    "short": {"views": 4, "short": 2, "counts": [10], "settings": SwappedPredictionSettings(queue=24)},
+    "neighbours": {"views": 2, "counts": [10], "settings": SwappedPredictionSettings(queue=24, neighbours=0.3)},
+    "both": {
+        "views": 4,
+        "counts": [10],
+        "settings": SwappedPredictionSettings(
+            queue=24, guidance=0.7, neighbours=0.5, views_for_assignment=(3, 0, 2, 1)
+        ),
     },
 }
 BATCH, DIM, STEPS = 11, 8, 5  # 11 divides by none of 2, 3, 4
@@ -169,8 +201,15 @@ CUTS: dict[int, list[list[int]]] = {
 
 
 def step_embeddings(case: dict[str, Any], step: int, dtype: torch.dtype) -> Tensor:
-    """[V, BATCH, DIM]; the same on every worker."""
-    return unit_rows(case["views"], BATCH, DIM, generator=torch.Generator().manual_seed(100 + step)).to(dtype)
+    """[V, BATCH, DIM], the short views among them; the same on every worker."""
+    return unit_rows(
+        case["views"] + case.get("short", 0), BATCH, DIM, generator=torch.Generator().manual_seed(100 + step)
+    ).to(dtype)
+
+
+def learnt(case: dict[str, Any], z: list[Tensor]) -> list[Tensor]:
+    """The views of the learner, which have a gradient."""
+    return [*z[:2], *z[case["views"] :]]
 
 
 def my_slots(step: int) -> Tensor:
@@ -186,13 +225,15 @@ def make_prototypes(case: dict[str, Any], dtype: torch.dtype) -> Prototypes:
 def _steps(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """STEPS steps of one case on this worker; the queue fills up on the way (from step 2 on) and is used."""
     case = CASES[name]
-    objective = SwappedPrediction(case["settings"], views=case["views"], dim=DIM, global_batch=BATCH, stage=name)
+    objective = SwappedPrediction(
+        case["settings"], views=case["views"], dim=DIM, global_batch=BATCH, stage=name, short=case.get("short", 0)
+    )
     prototypes = make_prototypes(case, dtype)
     records = []
     for step in range(STEPS):
         slots = my_slots(step)
         z = list(step_embeddings(case, step, dtype)[:, slots])
-        for learned in z[:2]:
+        for learned in learnt(case, z):
             learned.requires_grad_()
         prototypes.zero_grad()
         distributed.traffic.reset()
@@ -205,13 +246,15 @@ def _steps(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
         metrics = outcome.metrics()
         metrics_messages = distributed.traffic.messages - metrics_before
         queue = objective.state_dict()
+        distributed.all_reduce_sum_(*objective.shared)  # as training does, with the gradients
+        objective.finish_step()
         distributed.all_reduce_sum_(*[gradient for gradient in gradients if gradient is not None])
         records.append(
             {
                 "slots": slots,
                 "assignments": outcome.assignments,
                 # Averaged over workers like DDP's: a row's own gradient is then a W-th of what its worker has.
-                "z": [z[view].grad / distributed.world_size() for view in range(2)],
+                "z": [row.grad / distributed.world_size() for row in learnt(case, z) if row.grad is not None],
                 "prototypes": [gradient / distributed.world_size() for gradient in gradients if gradient is not None],
                 "metrics": metrics,
                 "traffic": (messages, elements, metrics_messages),
@@ -235,7 +278,7 @@ def merged(workers: list[list[dict[str, Any]]], step: int) -> dict[str, Any]:
     return {
         "slots": torch.cat([record["slots"] for record in records])[order],
         "assignments": torch.cat([record["assignments"] for record in records], dim=1)[:, order],
-        "z": [torch.cat([record["z"][view] for record in records])[order] for view in range(2)],
+        "z": [torch.cat(parts)[order] for parts in zip(*(record["z"] for record in records), strict=True)],
         "prototypes": records[0]["prototypes"],
         "metrics": records[0]["metrics"],
         "queue": records[0]["queue"],
@@ -286,6 +329,8 @@ def test_a_queue_in_blocks_is_the_whole_queue(workers: int, runs: Any) -> None:
 def test_one_worker_equals_the_twin(name: str, dtype: torch.dtype, runs: Any) -> None:
     case, tolerance = CASES[name], TOLERANCE[dtype]
     settings: SwappedPredictionSettings = case["settings"]
+    if settings.neighbours:
+        tolerance = TOLERANCE[torch.float32]  # the queue's copy travels with the gradients, as float32
     assigned = settings.views_for_assignment or tuple(range(case["views"]))
     length = settings.queue // BATCH * BATCH
     past = [torch.empty(0, DIM, dtype=torch.float64) for _ in assigned]
@@ -295,14 +340,14 @@ def test_one_worker_equals_the_twin(name: str, dtype: torch.dtype, runs: Any) ->
         slots = one["slots"]
         z = list(step_embeddings(case, step, dtype)[:, slots].double())
         heads = [weight.detach().double().requires_grad_() for weight in make_prototypes(case, dtype).weights]
-        for learned in z[:2]:
+        for learned in learnt(case, z):
             learned.requires_grad_()
         use_queue = length > 0 and step * BATCH >= length and step != 3
-        loss, q = twin_loss(z, past if use_queue else None, heads, settings)
+        loss, q = twin_loss(z, past if use_queue else None, heads, settings, case["views"])
         loss.backward()  # type: ignore[no-untyped-call]
         expected = {
             "assignments": q,
-            "z": [z[0].grad, z[1].grad],
+            "z": [row.grad for row in learnt(case, z)],
             "prototypes": [head.grad for head in heads],
         }
         actual = {key: one[key] for key in expected}
@@ -338,18 +383,21 @@ def check_metrics(
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_few_messages_of_constant_size(name: str, runs: Any) -> None:
-    """iterations + 1 for the assignments, one for the metrics; never more numbers with more workers."""
+    """iterations + 1 for the assignments, as many for guided ones, one for the metrics; never more numbers with more workers."""
     case = CASES[name]
     iterations = case["settings"].iterations
     assigned = len(case["settings"].views_for_assignment or range(case["views"]))
     width = sum(case["counts"])
-    riders = 2 * (case["views"] + 1) + 1  # alarms with the maximum, the number of rows with the first sum
+    passes = [assigned, *([2] if case["settings"].guidance else [])]  # views of each Sinkhorn-Knopp
+    riders = (
+        2 * (case["views"] + case.get("short", 0) + 1) + 1
+    )  # alarms with the maximum, the number of rows with the first sum
     for workers in (2, 3, 4):
         for run in runs[workers]:
             for record in run[name, torch.float32]:
                 messages, elements, metrics = record["traffic"]
-                assert messages == iterations + 1
-                assert elements == (iterations + 1) * assigned * width + riders
+                assert messages == (iterations + 1) * len(passes)
+                assert elements == (iterations + 1) * sum(passes) * width + riders
                 assert metrics == 1
 
 
@@ -476,11 +524,49 @@ def test_collapse_watch_warns_once_until_the_loss_leaves() -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"temperature": 0.0}, "temperature"), ({"epsilon": -1.0}, "epsilon"), ({"iterations": 0}, "iterations"),
-     ({"queue": -1}, "queue")],
+     ({"queue": -1}, "queue"), ({"guidance": 1.0}, "guidance"), ({"neighbours": 1.5}, "neighbours")],
 )  # fmt: skip
 def test_impossible_settings_are_named(change: dict[str, Any], name: str) -> None:
     with pytest.raises(UserError, match=name):
         SwappedPredictionSettings(**change)
+
+
+def test_guidance_needs_the_views_that_guide() -> None:
+    settings = SwappedPredictionSettings(guidance=0.5, views_for_assignment=(0, 1))
+    with pytest.raises(UserError, match="guidance: needs the assignments of all views"):
+        SwappedPrediction(settings, views=4, dim=DIM, global_batch=4, stage="rgb-2")
+    SwappedPrediction(settings, views=2, dim=DIM, global_batch=4, stage="rgb-1")  # nothing guides a stream alone
+
+
+def test_even_prototypes_are_as_far_apart_as_can_be() -> None:
+    """Rankin's bounds where they are known; further apart than drawn ones, and locally best, where they are not."""
+
+    def nearest(points: Tensor) -> Tensor:
+        cosines = points.double() @ points.double().T
+        return cosines.fill_diagonal_(-2).amax(dim=1)
+
+    for count, dim, bound in ((2, 5, -1.0), (5, 8, -0.25), (9, 8, -1 / 8), (10, 8, 0.0), (16, 8, 0.0)):
+        points = evenly_spread(count, dim, torch.Generator().manual_seed(4))
+        torch.testing.assert_close(points.norm(dim=1), torch.ones(count))
+        assert float(nearest(points).max()) == pytest.approx(bound, abs=1e-6), (count, dim)
+    drawn = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(4)), dim=1)
+    spread = evenly_spread(60, 8, torch.Generator().manual_seed(4))
+    assert nearest(spread).mean() < nearest(drawn).mean() - 0.15
+    assert nearest(spread).max() - nearest(spread).min() < 0.1, "nobody has a much nearer neighbour"
+    assert torch.equal(spread, evenly_spread(60, 8, torch.Generator().manual_seed(4)))
+    assert not torch.equal(spread, evenly_spread(60, 8, torch.Generator().manual_seed(5)))
+    # Six on a circle stand at the corners of a hexagon.
+    assert nearest(evenly_spread(6, 2, torch.Generator().manual_seed(0))) == pytest.approx([0.5] * 6, abs=0.02)
+
+
+def test_even_prototypes_take_no_gradient() -> None:
+    prototypes = Prototypes(DIM, [5, 20], torch.Generator().manual_seed(1), even=True)
+    z = [row.requires_grad_() for row in unit_rows(2, 6, DIM, generator=torch.Generator().manual_seed(0)).float()]
+    objective = SwappedPrediction(SwappedPredictionSettings(), views=2, dim=DIM, global_batch=6, stage="rgb-1")
+    outcome = objective(z, prototypes, slots=torch.arange(6), use_queue=False, step=0)
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is None for weight in prototypes.weights)
+    assert all(row.grad is not None and row.grad.any() for row in z)
 
 
 @pytest.mark.parametrize("views", [(), (0, 0), (0, 2), (-1,)])

@@ -52,7 +52,7 @@ def _training_views(experiment: Experiment, manifest: Manifest) -> tuple[Batch, 
     encoders = [build_encoder("r2plus1d_10", width=0.0625, embedding_dim=16, seed=seed) for seed in (1, 2)]
     objective = PrototypeObjective(experiment, stage, seed=0)
     trainer = StageTrainer(experiment, stage, encoders[0], objective, encoders[1], torch.device("cpu"))
-    (x1, x2), guide = trainer._views(batch)
+    (x1, x2), guide = trainer.views(batch)
     assert guide is not None and stage.stream == "rgb"
     return batch, {"rgb": [x1, x2], "flow": [guide[1], guide[0]]}
 

@@ -132,7 +132,7 @@ def test_views_stand_in_the_methods_order(videos: Manifest) -> None:
     """z0 = f(x1), z1 = f(x2), z2 = g(m2), z3 = g(m1)."""
     plan = tiny_plan(tiny_experiment(), videos)
     trainer = _trainer(plan, 2)
-    (x1, x2), guide = trainer._views(batch := _batch(plan, 2))
+    (x1, x2), guide = trainer.views(batch := _batch(plan, 2))
     assert guide is not None
     seen: list[torch.Tensor] = []
 
@@ -210,7 +210,7 @@ def test_second_view_without_gradient(videos: Manifest) -> None:
 def _second_views(plan: TrainingPlan) -> tuple[torch.Tensor, torch.Tensor]:
     trainer = _trainer(plan, 0, without_statistics=True)
     batch = _batch(plan, 0, distributed.rank(), distributed.world_size())
-    (_, x2), _ = trainer._views(batch)
+    (_, x2), _ = trainer.views(batch)
     with torch.no_grad():
         plain = trainer.encoder(x2)
     return trainer._second_view(x2, 0), plain

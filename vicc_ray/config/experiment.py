@@ -34,6 +34,8 @@ from vicc_ray.extensions import BACKBONES, FLOW_ALGORITHMS, OBJECTIVES, SINKS
 # Of a picture: what H.264's highest levels allow (139,264 macroblocks, 8192 x 4352). A file of 200 KB can hold a picture that does
 # not fit into memory.
 MAX_PIXELS = 139_264 * 256
+# Prototypes whose pairs fit into memory while they are spread evenly.
+MOST_EVEN = 8192
 
 
 @contextmanager
@@ -234,6 +236,21 @@ class AugmentConfig(Section):
     full_chain_p: float = Field(
         0.3, ge=0, le=1, description="probability of the full chain for a clip of its own window"
     )
+    local_clips: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="temporal multi-crop: short clips cut out of a sample's two, which the learner predicts the assignments of the "
+        "long ones from; 0: none",
+    )
+    local_frames: int = Field(8, ge=2, description="frames of a short clip")
+    follow: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the crops of pretraining whose middle is drawn where things move, by flow beyond the camera's; 0: "
+        "they lie anywhere",
+    )
 
 
 class ModelConfig(Section):
@@ -276,6 +293,22 @@ class ObjectiveConfig(Section):
     views_for_assignment: tuple[int, ...] | None = Field(
         None, description="views whose assignments are predicted; default all"
     )
+    guidance: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="guided assignments: in a cross-stream stage, how much the other stream's assignments of the same clips count "
+        "as a prior in Sinkhorn-Knopp for the learner's; 0: not",
+    )
+    neighbours: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of a target that is the assignment of the queue's nearest embedding, once the queue is used; 0: none",
+    )
+    even_prototypes: bool = Field(
+        False, description="prototypes spread evenly over the sphere, fixed, the same for both streams; false: learnt"
+    )
     second_view_gradient: bool = Field(True, description="false: only the first view carries gradient, as published")
 
     @model_validator(mode="after")
@@ -288,6 +321,16 @@ class ObjectiveConfig(Section):
         views = self.views_for_assignment
         if views is not None and (not views or len(set(views)) != len(views) or not set(views) <= {0, 1, 2, 3}):
             raise ValueError(f"views_for_assignment: {list(views)} must name some of the views 0, 1, 2, 3 once each")
+        if self.guidance and views is not None and set(views) != {0, 1, 2, 3}:
+            raise ValueError(
+                f"guidance: {self.guidance:g} needs the assignments of all views; unset views_for_assignment"
+            )
+        if self.neighbours and not self.queue:
+            raise ValueError(f"neighbours: {self.neighbours:g} come from the queue; set queue above 0")
+        if self.even_prototypes and max(*self.heads("rgb"), *self.heads("flow")) > MOST_EVEN:
+            raise ValueError(
+                f"even_prototypes: are for up to {MOST_EVEN} prototypes a head; lower prototypes, or learn them"
+            )
         return self
 
     def heads(self, stream: str) -> tuple[int, ...]:
@@ -333,6 +376,11 @@ class CrossConfig(StageConfig):
     global_batch: int = Field(96, ge=1)
     queue_start: Length = Duration(25, "epochs")
     freeze_prototypes: Length = Duration(0, "epochs")
+    guide: Literal["frozen", "learning", "averaged"] = Field(
+        "frozen",
+        description="the other stream's encoder: frozen: as published, the streams take turns; learning: both learn in one stage, "
+        "each from the other as it is at that step; averaged: likewise, each from the other's averaged weights (optim.ema)",
+    )
 
 
 class ScheduleConfig(Section):
@@ -619,6 +667,8 @@ class Experiment(Section):
             ):
                 if taken:
                     raise ValueError(f"train.cuda_graphs and {name} exclude each other; set one of them")
+        self._check_joint()
+        self._check_short()
         if self.optim.end_lr > self.optim.lr:
             raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
         for kind in ("single", "cross"):
@@ -627,6 +677,37 @@ class Experiment(Section):
                 if stage.stage_length(stream).value <= 0:
                     raise ValueError(f"schedule.{kind}.length: 0 trains nothing; it must be above 0")
         return self
+
+    def _check_joint(self) -> None:
+        cross = self.schedule.cross
+        if cross.guide == "frozen":
+            return
+        field = f"schedule.cross.guide: {cross.guide}"
+        if isinstance(cross.length, StreamLengths):
+            raise ValueError(f"{field} trains both streams in one stage; give schedule.cross.length one length")
+        if cross.guide == "averaged" and not self.optim.ema:
+            raise ValueError(f"{field} needs averaged weights; set optim.ema, for example to 0.99")
+        for taken, name in (
+            (self.train.cuda_graphs, "train.cuda_graphs"),
+            (self.optim.micro_batch is not None, "optim.micro_batch"),
+        ):
+            if taken:
+                raise ValueError(f"{field} and {name} exclude each other; set one of them")
+
+    def _check_short(self) -> None:
+        short = self.augment.local_frames
+        if not self.augment.local_clips:
+            return
+        if short >= self.clip.frames:
+            raise ValueError(
+                f"augment.local_frames: {short} is not below clip.frames {self.clip.frames}; short clips are cut out"
+            )
+        for taken, name in (
+            (self.train.cuda_graphs, "train.cuda_graphs"),
+            (self.optim.micro_batch is not None, "optim.micro_batch"),
+        ):
+            if taken:
+                raise ValueError(f"augment.local_clips and {name} exclude each other; set one of them")
 
     @property
     def places(self) -> dict[str, str]:

@@ -41,6 +41,7 @@ class AugmentSettings:
     size: side of the square output in pixels. area: share of the frame that a crop covers. aspect: its width / height.
     jitter: brightness, contrast, saturation, hue (hue in turns, at most 0.5). blur_sigma: output pixels.
     style: "physical" keeps flow a field of displacements; "reference" treats it as a picture, as published.
+    follow: share of the crops' centres that is drawn where things move (`draw_for`); 0: crops lie anywhere, as published.
     """
 
     size: int
@@ -53,6 +54,7 @@ class AugmentSettings:
     blur_p: float = 0.5
     flip_p: float = 0.5
     style: Style = "physical"
+    follow: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -64,9 +66,9 @@ class AugmentSettings:
                 raise UserError(f"augmentation: {name} is {(low, high)}; give two numbers, 0 < low <= high")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise UserError(f"augmentation: jitter is {self.jitter}; none may be negative, hue (the last) at most 0.5")
-        for name in ("jitter_p", "gray_p", "blur_p", "flip_p"):
+        for name in ("jitter_p", "gray_p", "blur_p", "flip_p", "follow"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augmentation: {name} is {getattr(self, name)}; a probability lies in 0 to 1")
+                raise UserError(f"augmentation: {name} is {getattr(self, name)}; it lies in 0 to 1")
         if self.style not in ("physical", "reference"):
             raise UserError(f"augmentation: style is {self.style!r}; allowed are 'physical' and 'reference'")
 
@@ -78,7 +80,8 @@ class ClipParameters:
     area, aspect: [B, CROP_TRIES], tries of share of the frame and width / height; position: [B, 2], x and y in [0, 1)
     of the room that the crop leaves. factors: [B, 4] brightness, contrast, saturation, hue shift in turns;
     order: [B, 4], the op (index into factors) done at each step. gray_channel: 0-2. sigma: output pixels.
-    flip, jitter, gray, blur: [B], whether done.
+    flip, jitter, gray, blur: [B], whether done. centre: [B, 2], x and y in [0, 1) of the frame where a crop's middle lies, as far
+    as the frame lets it; it takes the place of `position`.
     """
 
     area: Floats
@@ -92,13 +95,15 @@ class ClipParameters:
     gray_channel: Integers
     blur: Bools
     sigma: Floats
+    centre: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.flip)
 
     def rows(self, which: slice) -> ClipParameters:
         """The parameters of some of the clips."""
-        return ClipParameters(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ClipParameters(**{name: None if value is None else value[which] for name, value in kept.items()})
 
     def boxes(self, height: int, width: int) -> Integers:
         """Crops of a `height` x `width` frame: [B, 4] of top, left, height, width in whole pixels.
@@ -116,8 +121,12 @@ class ClipParameters:
         nearest = np.clip(width / height, self.aspect.min(axis=1), self.aspect.max(axis=1))
         w = np.where(none, np.clip(np.rint(height * nearest), 1, width), w).astype(np.int64)
         h = np.where(none, np.clip(np.rint(width / nearest), 1, height), h).astype(np.int64)
-        left = np.where(none, (width - w) // 2, np.floor(self.position[:, 0] * (width - w + 1)))
-        top = np.where(none, (height - h) // 2, np.floor(self.position[:, 1] * (height - h + 1)))
+        if self.centre is None:
+            x, y = (np.floor(self.position[:, axis] * (room + 1)) for axis, room in ((0, width - w), (1, height - h)))
+        else:
+            x = np.clip(np.rint(self.centre[:, 0] * width - w / 2), 0, width - w)
+            y = np.clip(np.rint(self.centre[:, 1] * height - h / 2), 0, height - h)
+        left, top = np.where(none, (width - w) // 2, x), np.where(none, (height - h) // 2, y)
         return np.stack([top, left, h, w], axis=1).astype(np.int64)
 
 
@@ -151,6 +160,55 @@ def draw(settings: AugmentSettings, keys: Sequence[tuple[int, ...]], full: npt.A
         blur=whole & (rest[:, 14] < settings.blur_p),
         sigma=_between(rest[:, 15], *settings.blur_sigma),
     )
+
+
+def draw_for(
+    settings: AugmentSettings, keys: Sequence[tuple[int, ...]], full: npt.ArrayLike, clips: Mapping[Decoded, Tensor]
+) -> ClipParameters:
+    """As `draw`, for decoded clips uint8 [B,T,H,W,C], whose motion the crops follow where the settings say so.
+
+    A crop's middle is drawn with density (1 - follow) / (H W) + follow e(x, y) / sum e, where e is the energy of motion
+    (`motion_energy`): the two numbers that place a crop otherwise are turned into a point by the inverse of the distribution of
+    columns, then of rows within the column. A clip without motion is cropped anywhere.
+    """
+    params = draw(settings, keys, full)
+    if not settings.follow or not len(params):
+        return params
+    energy = motion_energy(clips).double().cpu().numpy()
+    rows, height, width = energy.shape
+    total = energy.sum(axis=(1, 2), keepdims=True)
+    even = np.full_like(energy, 1 / (height * width))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        density = np.where(total > 0, (1 - settings.follow) * even + settings.follow * energy / total, even)
+    x = _inverse(density.sum(axis=1), params.position[:, 0])
+    column = np.minimum((x * width).astype(np.int64), width - 1)
+    y = _inverse(density[np.arange(rows), :, column], params.position[:, 1])
+    return replace(params, centre=np.stack([x, y], axis=1))
+
+
+def motion_energy(clips: Mapping[Decoded, Tensor]) -> Tensor:
+    """How much moves where, float32 [B, H/4, W/4] of uint8 clips [B,T,H,W,C], looked at in every fourth pixel.
+
+    Of flow the mean over time of |f - median f|^2, whose median over the frame is a panning camera's; without flow that of
+    squared differences between frames, which a moving camera fills.
+    """
+    if "flow" in clips:
+        field = clips["flow"][:, :, ::4, ::4].float()
+        camera = field.flatten(2, 3).median(dim=2).values[:, :, None, None]
+        return (field - camera).square().sum(dim=-1).mean(dim=1)
+    frames = clips["rgb"][:, :, ::4, ::4].float()
+    return (frames[:, 1:] - frames[:, :-1]).square().sum(dim=-1).mean(dim=1)
+
+
+def _inverse(weights: Floats, uniform: Floats) -> Floats:
+    """Points in [0, 1) of densities that are constant in each of n cells, weights [B, n], at uniform [B]: float64 [B]."""
+    edges = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+    cells = weights.shape[1]
+    cell = np.minimum((edges <= uniform[:, None]).sum(axis=1), cells - 1)
+    rows = np.arange(len(weights))
+    before = np.where(cell > 0, edges[rows, np.maximum(cell - 1, 0)], 0.0)
+    inside = (uniform - before) / np.maximum(edges[rows, cell] - before, 1e-300)
+    return np.asarray((cell + np.clip(inside, 0, 1 - 1e-9)) / cells)
 
 
 def draw_jitter(settings: AugmentSettings, keys: Sequence[tuple[int, ...]], p: float) -> ClipParameters:

@@ -24,6 +24,7 @@ class RandomUse(IntEnum):
     TEST_JITTER = 5  # colours of a test window, as published: (seed, video's content, first frame)
     DROPOUT = 6  # of a classifier's step: (seed, stage, step)
     SHUFFLE = 7  # of a batch over the workers, as published: (seed, stage, step)
+    SHORT = 8  # where a short clip begins: (seed, stage, epoch, video, number)
 
 
 class WeightUse(IntEnum):
@@ -42,7 +43,7 @@ def key(use: RandomUse, *parts: int) -> list[int]:
 def jitter_key(seed: int, video: int, start: int) -> Key:
     """The key of a test window's colours, for the generator of augmentation.
 
-    Keys of training clips end with the number of the clip, 0 or 1, and this one with the number of its use.
+    Keys of training clips end with the number of the clip, 0 or 1 (short ones: from 8 on), and this one with the number of its use.
     """
     return (int(RandomUse.TEST_JITTER), seed, video, start, int(RandomUse.TEST_JITTER))
 

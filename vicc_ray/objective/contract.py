@@ -97,8 +97,9 @@ class Objective(nn.Module):
 
         Args:
             embeddings: V tensors [n, D] of unit length, float32 or bfloat16, in the order f(x1), f(x2) of the encoder that
-                learns, then g(m2), g(m1) of the other stream's frozen encoder, which have no gradient. n may differ between
-                workers and may be 0; the loss is then 0 and still connected to its inputs.
+                learns, then g(m2), g(m1) of the other stream's encoder, which have no gradient; with `augment.local_clips` as many
+                more, of the learner's short clips. n may differ between workers and may be 0; the loss is then 0 and still
+                connected to its inputs.
             slots: int64 [n] in host memory, each sample's place in the global batch.
             step: optimiser steps of this stage so far.
 

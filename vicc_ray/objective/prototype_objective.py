@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vicc_ray.config import Experiment
+from vicc_ray.data.randomness import WeightUse, weight_seed
 from vicc_ray.objective.collapse import CollapseWatch
 from vicc_ray.objective.contract import Objective, ObjectiveStage
 from vicc_ray.objective.prototypes import Prototypes
@@ -48,10 +49,14 @@ class PrototypeObjective(Objective):
     def __init__(self, experiment: Experiment, stage: ObjectiveStage, seed: int) -> None:
         super().__init__(experiment, stage, seed)
         self.experiment = experiment
+        even = experiment.objective.even_prototypes
+        # Even ones are the same in every stage and stream.
+        source = weight_seed(WeightUse.OBJECTIVE, experiment.seed, 0) if even else seed
         self.prototypes = Prototypes(
             experiment.model.embedding_dim,
             experiment.objective.heads(stage.stream),
-            torch.Generator().manual_seed(seed),
+            torch.Generator().manual_seed(source),
+            even,
         )
         self.phases = prototype_phases(experiment, stage)
         self.prediction = _prediction(experiment, stage, self.phases.queue)
@@ -103,7 +108,9 @@ class PrototypeObjective(Objective):
     @torch.no_grad()
     def load_heads(self, heads: Sequence[Tensor]) -> None:
         """Take the stream's earlier prototypes where there are as many; with another number of them it begins anew."""
-        if [len(head) for head in heads] == list(self.prototypes.counts):
+        if not self.experiment.objective.even_prototypes and [len(head) for head in heads] == list(
+            self.prototypes.counts
+        ):
             for weight, saved in zip(self.prototypes.weights, heads, strict=True):
                 weight.copy_(saved)
 
@@ -124,6 +131,8 @@ class PrototypeObjective(Objective):
         """When the queue joins, and for how long the prototypes keep still."""
         phases = prototype_phases(experiment, stage)
         frozen = f"frozen for {phases.freeze_prototypes} steps" if phases.freeze_prototypes else "learnt"
+        if experiment.objective.even_prototypes:
+            frozen = "even, fixed"
         queue = f"{phases.queue} from step {phases.queue_start}" if phases.queue else "none"
         return {"queue": queue, "prototypes": frozen}
 
@@ -136,10 +145,17 @@ def _prediction(experiment: Experiment, stage: ObjectiveStage, queue: int) -> Sw
         assigned = tuple(view for view in assigned if view < stage.views) or None
     return SwappedPrediction(
         SwappedPredictionSettings(
-            settings.temperature, settings.epsilon, settings.iterations, settings.queue if queue else 0, assigned
+            settings.temperature,
+            settings.epsilon,
+            settings.iterations,
+            settings.queue if queue else 0,
+            assigned,
+            settings.guidance,
+            settings.neighbours,
         ),
         views=stage.views,
         dim=experiment.model.embedding_dim,
         global_batch=stage.global_batch,
         stage=stage.name,
+        short=experiment.augment.local_clips,
     )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+SPREADING = 500  # steps of the search for an even spread
+
 
 class Prototypes(nn.Module):
     """One bias-free [K_h, D] weight per head, rows of length 1; parameters ``weights.0``, ``weights.1``, ...
@@ -19,17 +21,23 @@ class Prototypes(nn.Module):
         counts: K_h of every head; the usual is one head.
         generator: source of the first directions (uniform on the sphere). None draws with seed 0, which is right
             when the weights are about to be loaded.
+        even: they are spread evenly over the sphere (`evenly_spread`) and take no gradient.
     """
 
-    def __init__(self, dim: int, counts: Sequence[int], generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, dim: int, counts: Sequence[int], generator: torch.Generator | None = None, even: bool = False
+    ) -> None:
         super().__init__()
         if dim < 1 or not counts or min(counts) < 2:
             raise ValueError(f"prototypes need dim >= 1 and at least 2 in every head, got dim={dim}, counts={counts}")
         source = generator if generator is not None else torch.Generator().manual_seed(0)
         self.dim = dim
         self.counts = tuple(counts)
-        draws = [torch.randn(count, dim, generator=source, device=source.device).cpu() for count in counts]
-        self.weights = nn.ParameterList([nn.Parameter(draw) for draw in draws])
+        if even:
+            draws = [evenly_spread(count, dim, source) for count in counts]
+        else:
+            draws = [torch.randn(count, dim, generator=source, device=source.device).cpu() for count in counts]
+        self.weights = nn.ParameterList([nn.Parameter(draw, requires_grad=not even) for draw in draws])
         self.normalise_()
 
     @torch.no_grad()
@@ -51,3 +59,39 @@ class Prototypes(nn.Module):
     def _scores(z: Tensor, weight: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(z.dtype, weight.dtype), torch.float32)
         return z.to(dtype) @ weight.to(dtype).T
+
+
+def evenly_spread(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors [count, dim] whose nearest ones are as far apart as can be found, turned at random; the same for one seed.
+
+    Up to dim + 1 of them are the corners of a regular simplex (every cosine -1 / (count - 1)), up to 2 dim those of a
+    cross-polytope (no cosine above 0), which are the best there are (Rankin, 1955). More are found by descent on the mean over
+    vectors of their largest cosine to another one (Mettes, van der Pol and Snoek, "Hyperspherical Prototype Networks", NeurIPS
+    2019), smoothed by a log-sum-exp that sharpens on the way. Takes memory and time of count^2.
+    """
+    # float64: what rounding leaves apart on different processors is far below what float32 shows.
+    draw = torch.randn(max(count, dim), dim, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+    turn, _ = torch.linalg.qr(draw[:dim])
+    if count <= dim + 1:
+        # Rows of the centred identity lie in count - 1 dimensions; an orthonormal basis of them gives the coordinates.
+        centred = torch.eye(count, dtype=torch.float64) - 1 / count
+        basis = torch.linalg.svd(centred)[2][: count - 1]
+        found = centred @ basis.T @ turn[: count - 1]
+    elif count <= 2 * dim:
+        found = torch.cat([turn, -turn])[:count]
+    else:
+        found = _descended(draw[:count])
+    return torch.nn.functional.normalize(found, dim=1).float()
+
+
+def _descended(points: Tensor) -> Tensor:
+    """Points [K, D] pushed apart on the sphere."""
+    points = torch.nn.functional.normalize(points, dim=1)
+    for step, sharpness in enumerate(torch.logspace(0, 2, SPREADING, dtype=torch.float64)):
+        cosines = points @ points.T
+        cosines.fill_diagonal_(-torch.inf)
+        # The gradient of mean_i log sum_j exp(t c_ij) / t; both points of a pair move, the less the sharper it is.
+        pull = torch.softmax(sharpness * cosines, dim=1)
+        reach = (0.5 + 1.5 * step / SPREADING) / sharpness
+        points = torch.nn.functional.normalize(points - reach * (pull + pull.T) @ points, dim=1)
+    return points

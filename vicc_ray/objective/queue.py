@@ -144,7 +144,7 @@ class QueueCopy:
     """The whole queue as of the last finished step, on every worker, for the restart after another worker's death.
 
     A worker has only its part of the queue to work with. The rows of each step travel with its gradients, in the same message,
-    so that one worker that is left has the rows of those that are gone; nothing is computed with them.
+    so that one worker that is left has the rows of those that are gone. Neighbours of embeddings are looked up in it too.
 
     Args:
         batches: global batches in the queue.
@@ -178,6 +178,15 @@ class QueueCopy:
         self._ring[self._newest] = self._underway
         self._pushed = min(self._pushed + self.shape[1], self.batches * self.shape[1])
         self._underway = None
+
+    def rows(self) -> Tensor | None:
+        """The embeddings [A, M, D] of the last finished steps' samples, in no special order; None where there are none."""
+        if self._ring is None:
+            return None
+        batches, views, rows, width = self._ring.shape
+        flat = self._ring.transpose(0, 1).reshape(views, batches * rows, width)
+        there = flat[0, :, -1] > 0
+        return flat[:, there, :-1] if bool(there.any()) else None
 
     def state_dict(self) -> dict[str, Any]:
         """As `Queue.state_dict`, from this worker alone."""

@@ -7,6 +7,18 @@ D embedding width, K_h prototypes of head h, S = sum of K_h, H heads, W workers.
     loss = 1/A sum_{i in A} 1/(V-1) sum_{j != i} mean_b( - sum_k q_i[b,k] log softmax(z_j C^T / T)[b,k] )
 
 (ViCC, Toering et al., WACV 2022, after SwAV, Caron et al., NeurIPS 2020.) With several heads, the mean over heads.
+
+Two options change q, none by default:
+
+    guidance w:    a view of the learner is assigned by Sinkhorn-Knopp on exp(z C^T / epsilon)^(1 - w) p^w, where p are the
+                   assignments (by plain Sinkhorn-Knopp) of the other stream's view of the same clip
+    neighbours v:  q becomes (1 - v) q + v q', where q' is the assignment of the queue's embedding that is nearest to z
+
+Guidance is entropic transport whose regulariser is the distance (KL) to a prior beside the entropy: with -S the cost and p the
+prior, epsilon' H(Q) - lambda KL(Q | p) is largest at Q = exp((S + lambda log p) / (epsilon' + lambda)) up to the scalings, and w =
+lambda / (epsilon' + lambda), epsilon = epsilon' (Peyre and Cuturi, "Computational Optimal Transport", 2019, section 4; guided by
+another modality: Coskun et al., "GOCA", ECCV 2022). Neighbours as targets: Dwibedi et al., "With a Little Help from My
+Friends", ICCV 2021; here by their assignments.
 """
 
 from __future__ import annotations
@@ -27,6 +39,8 @@ from vicc_ray.objective.prototypes import Prototypes
 from vicc_ray.objective.queue import Queue
 from vicc_ray.objective.sinkhorn import LogitsBlock, per_head_log_softmax, per_head_softmax, prototype_potentials
 
+# In a cross-stream stage f(x1) and g(m1), f(x2) and g(m2) show the same clip; views are f(x1), f(x2), g(m2), g(m1).
+_PARTNERS = {0: 3, 1: 2}
 # How far |z|^2 may be from 1: bfloat16 embeddings are, by rounding, a few thousandths off.
 UNIT_TOLERANCE = 0.02
 # Of the queue's logits in memory at a time; where there are more, they are computed again in each pass of Sinkhorn-Knopp.
@@ -47,6 +61,10 @@ class SwappedPredictionSettings:
     """Rows of the global queue per assigned view; 0 for none."""
     views_for_assignment: tuple[int, ...] | None = None
     """Views whose assignments are predicted; None for all."""
+    guidance: float = 0.0
+    """w, how much the other stream's assignments count as a prior of the learner's, in a cross-stream stage."""
+    neighbours: float = 0.0
+    """v, the share of a target that is the assignment of the nearest embedding of the queue."""
 
     def __post_init__(self) -> None:
         for name, allowed, good in (
@@ -54,6 +72,8 @@ class SwappedPredictionSettings:
             ("epsilon", "> 0", self.epsilon > 0),
             ("iterations", "at least 1", self.iterations >= 1),
             ("queue", "0 or more", self.queue >= 0),
+            ("guidance", "0 up to below 1", 0 <= self.guidance < 1),
+            ("neighbours", "0 to 1", 0 <= self.neighbours <= 1),
         ):
             if not good:
                 raise UserError(f"{name}: got {getattr(self, name)}, allowed is {allowed}")
@@ -118,10 +138,18 @@ class SwappedPrediction:
         dim: D.
         global_batch: rows that all workers together are planned to have per step.
         stage: name for error messages.
+        short: views after the V that predict all assignments and have none (temporal multi-crop); V counts them in the formula.
     """
 
     def __init__(
-        self, settings: SwappedPredictionSettings, *, views: int, dim: int, global_batch: int, stage: str
+        self,
+        settings: SwappedPredictionSettings,
+        *,
+        views: int,
+        dim: int,
+        global_batch: int,
+        stage: str,
+        short: int = 0,
     ) -> None:
         assigned = tuple(range(views)) if settings.views_for_assignment is None else settings.views_for_assignment
         if views < 2 or not assigned or len(set(assigned)) < len(assigned) or not set(assigned) <= set(range(views)):
@@ -130,10 +158,16 @@ class SwappedPrediction:
                 f"{list(range(views))}, at least one"
             )
         self.settings = settings
-        self.views = views
+        self.views = views + short
         self.assigned = assigned
         self.dim = dim
         self.stage = stage
+        # Places among the assigned views: of each view of the learner and of its prior, the other stream's view of that clip.
+        self.guided: tuple[tuple[int, int], ...] = ()
+        if settings.guidance and views == len(_PARTNERS) * 2:
+            if set(assigned) != set(range(views)):
+                raise UserError(f"guidance: needs the assignments of all views in stage {stage}, got {list(assigned)}")
+            self.guided = tuple((assigned.index(view), assigned.index(other)) for view, other in _PARTNERS.items())
         self.queue: Queue | None = None
         self.shared: list[Tensor] = []
         if settings.queue:
@@ -142,11 +176,11 @@ class SwappedPrediction:
     def __call__(
         self, embeddings: Sequence[Tensor], prototypes: nn.Module, *, slots: Tensor, use_queue: bool, step: int
     ) -> Outcome:
-        """Loss and assignments of one step; ``iterations + 1`` messages; every worker has to call it.
+        """Loss and assignments of one step; ``iterations + 1`` messages, twice that with guidance; every worker has to call it.
 
         Args:
-            embeddings: V tensors [n, D] of unit length. n may differ between workers and may be 0: the loss is then
-                0, with zero gradients, still connected to its inputs.
+            embeddings: V tensors [n, D] of unit length, then those of short views. n may differ between workers and may be 0:
+                the loss is then 0, with zero gradients, still connected to its inputs.
             prototypes: ``Prototypes``, or one wrapped by ``wrap_ddp``, already normalised; called once with
                 gradient, for all views together.
             slots: integers [n], place of every row in the global batch, for the queue.
@@ -213,14 +247,43 @@ class SwappedPrediction:
         )  # [A, S]
         # Reading the alarms waits for the device, so it comes when all of the above has been queued on it.
         self._raise_alarm(alarms.tolist(), step)
-        return per_head_softmax(logits + f.unsqueeze(1), prototypes.counts), rows
+        q = per_head_softmax(logits + f.unsqueeze(1), prototypes.counts)
+        if self.guided:
+            q[[own for own, _ in self.guided]] = self._guided(everything, logits, f, prototypes.counts)
+        in_use = self.settings.neighbours and self.queue is not None and use_queue and self.queue.full
+        past = self.queue.copy.rows() if self.queue is not None and in_use else None
+        if past is not None:
+            near = _nearest(z[list(self.assigned)], past.to(z))
+            theirs = per_head_softmax(self._logits_of(near, prototypes) + f.unsqueeze(1), prototypes.counts)
+            q = torch.lerp(q, theirs, self.settings.neighbours)
+        return q, rows
+
+    def _guided(
+        self, everything: Tensor | list[LogitsBlock], logits: Tensor, f: Tensor, counts: tuple[int, ...]
+    ) -> Tensor:
+        """Assignments [G, n, S] of the G guided views, from the logits of queue and batch and the potentials f [A, S] of all."""
+        own, prior = (list(places) for places in zip(*self.guided, strict=True))
+        weight = self.settings.guidance
+
+        def mixed(block: Tensor) -> Tensor:
+            known = per_head_log_softmax(block[prior] + f[prior].unsqueeze(1), counts)
+            return torch.lerp(block[own], known, weight)
+
+        blocks: Tensor | list[LogitsBlock]
+        if isinstance(everything, Tensor):
+            blocks = mixed(everything)
+        else:
+            blocks = [partial(lambda block: mixed(block()), block) for block in everything]
+        potentials = prototype_potentials(blocks, counts, self.settings.iterations)
+        return per_head_softmax(mixed(logits) + potentials.unsqueeze(1), counts)
+
+    def _logits_of(self, rows: Tensor, prototypes: Prototypes) -> Tensor:
+        """[A, N, S] of embeddings [A, N, D]."""
+        return _scores(prototypes, rows, prototypes.counts) / self.settings.epsilon
 
     def _with_queue(self, past: Tensor, prototypes: Prototypes, logits: Tensor) -> Tensor | list[LogitsBlock]:
         """The logits of the queue's rows ``past`` [A, M, D] and of the batch's: in one tensor, or in blocks where that is large."""
-
-        def of(rows: Tensor) -> Tensor:
-            return _scores(prototypes, rows, prototypes.counts) / self.settings.epsilon
-
+        of = partial(self._logits_of, prototypes=prototypes)
         views, _, width = logits.shape
         block = max(BLOCK_BYTES // (views * width * logits.element_size()), 1)
         if past.shape[1] <= block:
@@ -257,6 +320,14 @@ def _scores(prototypes: nn.Module, z: Tensor, counts: tuple[int, ...]) -> Tensor
     """Scores [V, N, S], heads side by side, of embeddings [V, N, D]; N may be 0."""
     views, rows, _ = z.shape
     return torch.cat(prototypes(z.flatten(0, 1)), dim=-1).view(views, rows, sum(counts))
+
+
+def _nearest(z: Tensor, past: Tensor) -> Tensor:
+    """For each row of z [A, n, D] the row of past [A, M, D] of the same view with the largest cosine: [A, n, D]."""
+    if not z.shape[1]:
+        return z
+    place = torch.bmm(z, past.transpose(1, 2)).argmax(dim=2)  # [A, n]
+    return past.gather(1, place.unsqueeze(2).expand(-1, -1, past.shape[2]))
 
 
 def _at_least_float32(z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vicc_ray.config import Decoded, Experiment, Stream
-from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augmented, draw, stream_input
+from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augmented, draw_for, stream_input
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
@@ -124,8 +124,8 @@ def _samples(
 def _clip(experiment: Experiment, stage: Stage, batch: Batch, clip: int, start: int) -> PreviewClip:
     """One clip of a batch of one sample."""
     settings = augment_settings(experiment)
-    params = draw(settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
     frames = {name: clips[:, clip] for name, clips in batch.clips.items()}
+    params = draw_for(settings, [keys[clip] for keys in batch.keys], batch.full[:, clip], frames)
     height, width = next(iter(frames.values())).shape[2:4]
     top, left, h, w = (int(value) for value in params.boxes(height, width)[0])
     return PreviewClip(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from vicc_ray import distributed
-from vicc_ray.config import ClassifierConfig, Experiment
+from vicc_ray.config import ClassifierConfig, Experiment, Stream
 from vicc_ray.data.augment import augmented, draw
 from vicc_ray.data.randomness import RandomUse, key
 from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_mask
@@ -107,6 +107,11 @@ class ClassifierTrainer:
     def encoder(self) -> Encoder:
         """The encoder under the head."""
         return self.classifier.encoder
+
+    @property
+    def encoders(self) -> list[tuple[str, Stream, Encoder]]:
+        """That one, by the stage's name."""
+        return [(self.stage.name, self.stage.stream, self.encoder)]
 
     def step(self, batch: Batch, step: int, measure: Callable[[Classified], None] | None = None) -> Classified:
         """One optimiser step, `step` counted from the stage's start; every worker calls it, also with no samples.

@@ -252,9 +252,12 @@ class _StageRun:
     def _recall(self, step: int) -> float | None:
         assert self.monitor is not None
         self.learner.share_statistics()  # all workers evaluate one and the same network
-        figures = self.monitor(self.learner.encoder, self.stage.stream)
-        self.recorder.add({"kind": "monitor", "stage": self.stage.name, "step": step, **figures})
-        return figures.get("R@1")
+        recalls = []
+        for name, stream, encoder in self.learner.encoders:
+            figures = self.monitor(encoder, stream)
+            self.recorder.add({"kind": "monitor", "stage": name, "step": step, **figures})
+            recalls.append(figures.get("R@1"))
+        return recalls[0]
 
     def _save(self, step: int, recall: float | None) -> None:
         state = {"step": step, "stage": self.stage.name, "trainer": self.learner.state_dict(), "best_recall": self.best}

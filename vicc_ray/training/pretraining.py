@@ -12,11 +12,12 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.randomness import WeightUse, weight_seed
 from vicc_ray.errors import UserError
 from vicc_ray.extensions import OBJECTIVES
-from vicc_ray.models.encoder import Encoder, EncoderSpec, build_encoder, check_clip_size
+from vicc_ray.models.encoder import Encoder, EncoderSpec, build_encoder, check_clip_size, empty_encoder
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
 from vicc_ray.objective import Objective
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import TrainingPlan, make_plan
+from vicc_ray.training.joint import JointTrainer
 from vicc_ray.training.schedule import Stage
 from vicc_ray.training.step import StageTrainer
 
@@ -36,33 +37,49 @@ class Pretraining:
         model, clip = experiment.model, experiment.clip
         spec = EncoderSpec(model.backbone, width=model.width, embedding_dim=model.embedding_dim)
         check_clip_size(spec, clip.frames, clip.size)
+        if experiment.augment.local_clips and empty_encoder(spec).clip is not None:
+            raise UserError(f"augment.local_clips: {model.backbone} takes clips of one length only; set 0")
         plan = make_plan(experiment, manifest)
-        names = [stage.name for stage in plan.stages]
-        return replace(plan, stages=plan.stages[: names.index(self.last) + 1]) if self.last else plan
+        if self.last is None:
+            return plan
+        (last,) = (stage.index for stage in plan.stages if self.last in stage.leaves)
+        return replace(plan, stages=plan.stages[: last + 1])
 
     def is_finished(self, folder: RunFolder, stage: Stage) -> bool:
-        """Whether the stage's encoder is there."""
-        return folder.encoder(stage.name).is_file()
+        """Whether the stage's encoders are there."""
+        return all(folder.encoder(name).is_file() for name in stage.leaves)
 
-    def open_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device) -> StageTrainer:
-        """The learner from its own stream's newest encoder, the guide from the other's."""
-        experiment = plan.experiment
-        objective = build_objective(experiment, stage)
-        if stage.starts_from is None:
-            learner = _fresh_encoder(plan, stage.stream)
-            _save(plan, folder, f"{STREAMS[stage.stream].title}-0", stage, learner, objective)
-        else:
-            start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
-            learner = start.build()
-            objective.load_heads(start.prototypes)
+    def open_stage(
+        self, plan: TrainingPlan, folder: RunFolder, stage: Stage, device: torch.device
+    ) -> StageTrainer | JointTrainer:
+        """The learner from its own stream's newest encoder, the guide from the other's, frozen or learning too."""
+        if stage.beside is not None:
+            return JointTrainer(*(_trainer(plan, folder, one, None, device) for one in (stage, stage.mirrored())))
         guide = load_encoder(folder.fetch(folder.encoder(stage.guided_by))).build() if stage.guided_by else None
-        return StageTrainer(experiment, stage, learner, objective, guide, device)
+        return _trainer(plan, folder, stage, guide, device)
 
-    def close_stage(self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: StageTrainer) -> None:
-        """Write the stage's encoder."""
-        encoder = learner.finish()
-        _save(plan, folder, stage.name, stage, encoder, learner.objective)
+    def close_stage(
+        self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: StageTrainer | JointTrainer
+    ) -> None:
+        """Write the stage's encoders."""
+        for side in learner.sides:
+            _save(plan, folder, side.stage.name, side.stage, side.finish(), side.objective)
         distributed.barrier()  # no worker opens the file before it is there
+
+
+def _trainer(
+    plan: TrainingPlan, folder: RunFolder, stage: Stage, guide: Encoder | None, device: torch.device
+) -> StageTrainer:
+    experiment = plan.experiment
+    objective = build_objective(experiment, stage)
+    if stage.starts_from is None:
+        learner = _fresh_encoder(plan, stage.stream)
+        _save(plan, folder, f"{STREAMS[stage.stream].title}-0", stage, learner, objective)
+    else:
+        start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
+        learner = start.build()
+        objective.load_heads(start.prototypes)
+    return StageTrainer(experiment, stage, learner, objective, guide, device)
 
 
 def build_objective(experiment: Experiment, stage: Stage) -> Objective:

@@ -2,13 +2,14 @@
 
 cycle 0     RGB-1               Flow-1               each encoder alone
 cycle 1..   RGB-2 | Flow guides   Flow-2 | RGB guides   the guide is the other stream's newest encoder, frozen
+       or   RGB-2 and Flow-2 in one stage, each guided by the other as it learns (schedule.cross.guide)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vicc_ray.config import STREAMS, Decoded, Duration, Experiment, Stream, decoded_for
 from vicc_ray.errors import UserError
@@ -31,6 +32,26 @@ class Stage:
     warm_up: int  # first steps, over which the learning rate rises linearly to the cosine
     steps_per_epoch: int
     global_batch: int
+    follows: bool = False  # whether crops follow what moves, so that flow is read also where no encoder takes it
+    beside: str | None = None  # name of the encoder that the guide leaves, where it learns too; None: it is frozen
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The encoders that it leaves."""
+        return (self.name,) if self.beside is None else (self.name, self.beside)
+
+    def mirrored(self) -> Stage:
+        """A stage in which both streams learn, seen from the other one."""
+        assert self.guide is not None and self.beside is not None
+        return replace(
+            self,
+            name=self.beside,
+            beside=self.name,
+            stream=self.guide,
+            guide=self.stream,
+            starts_from=self.guided_by,
+            guided_by=self.starts_from,
+        )
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -41,7 +62,7 @@ class Stage:
     @property
     def decoded(self) -> tuple[Decoded, ...]:
         """The clips that a batch of this stage holds."""
-        return decoded_for(self.streams)
+        return decoded_for((*self.streams, "flow") if self.follows else self.streams)
 
     @property
     def views(self) -> int:
@@ -74,8 +95,12 @@ def make_stages(experiment: Experiment, videos: int) -> list[Stage]:
     newest: dict[Stream, str] = {}
     first_step = 0
     for cycle in range(experiment.schedule.cycles + 1):
-        for stream in experiment.streams:
+        together = cycle > 0 and experiment.schedule.cross.guide != "frozen"
+        for stream in experiment.streams[:1] if together else experiment.streams:
             stage = _stage(experiment, videos, cycle, stream, newest, len(stages), first_step)
+            if together and stage.guide is not None:
+                stage = replace(stage, beside=_name(stage.guide, cycle, experiment.schedule.cycles))
+                newest[stage.guide] = str(stage.beside)
             stages.append(stage)
             newest[stream] = stage.name
             first_step = stage.end
@@ -120,6 +145,7 @@ def _stage(
         warm_up=steps(experiment.optim.warm_up, count),
         steps_per_epoch=per_epoch,
         global_batch=batch,
+        follows=experiment.augment.follow > 0 and experiment.clip.motion == "flow",
     )
 
 
@@ -158,6 +184,11 @@ def learning_rate(stage: Stage, step: int, lr: float, end_lr: float) -> float:
     return rise * (end_lr + (lr - end_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def _starts(stage: Stage) -> str:
+    both = (stage.starts_from, stage.guided_by) if stage.beside else (stage.starts_from,)
+    return " + ".join(name or "random" for name in both)
+
+
 def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, str]]:
     """One row a stage, for `vicc train --plan`."""
     optim = experiment.optim
@@ -167,9 +198,9 @@ def describe(stages: Sequence[Stage], experiment: Experiment) -> list[dict[str, 
         last = learning_rate(stage, stage.steps - 1, optim.lr, optim.end_lr)
         rows.append(
             {
-                "stage": stage.name,
-                "starts from": stage.starts_from or "random",
-                "guided by": stage.guided_by or "-",
+                "stage": " + ".join(stage.leaves),
+                "starts from": _starts(stage),
+                "guided by": "each other" if stage.beside else stage.guided_by or "-",
                 "steps": str(stage.steps),
                 "epochs": f"{stage.steps / stage.steps_per_epoch:.4g}",
                 "global batch": str(stage.global_batch),

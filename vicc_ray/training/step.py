@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vicc_ray import distributed
 from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
-from vicc_ray.data.augment import AugmentSettings, ClipParameters, augmented, draw
+from vicc_ray.data.augment import AugmentSettings, ClipParameters, augmented, draw_for
 from vicc_ray.data.randomness import RandomUse, key
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
@@ -29,6 +29,8 @@ from vicc_ray.training.graphs import graphed_inference, graphed_training
 from vicc_ray.training.optim import make_optimiser
 from vicc_ray.training.schedule import Stage, learning_rate
 from vicc_ray.training.survival import OwnState, Undo, running_statistics
+
+SHORT = 8  # the last word of the key of a sample's first short clip; its long clips have 0 and 1
 
 
 class StageTrainer:
@@ -99,6 +101,16 @@ class StageTrainer:
             return torch.compile(learner.backbone, dynamic=False)
         return None
 
+    @property
+    def sides(self) -> tuple[StageTrainer, ...]:
+        """The learners of the stage, each of which leaves an encoder."""
+        return (self,)
+
+    @property
+    def encoders(self) -> list[tuple[str, Stream, Encoder]]:
+        """Name, stream and encoder of each that learns."""
+        return [(side.stage.name, side.stage.stream, side.encoder) for side in self.sides]
+
     def warnings(self) -> list[str]:
         """Settings that this stage could not take as they are."""
         settings = self.experiment
@@ -121,33 +133,56 @@ class StageTrainer:
 
         `measure`: as in `Learner.step`.
         """
-        with self._kernels():
+        with self.kernels():
             return self._step(batch, step, measure)
 
     def _step(self, batch: Batch, step: int, measure: Callable[[StepOutcome], None] | None) -> StepOutcome:
-        learner_views, guide_views = self._views(batch)
+        learner_views, guide_views = self.views(batch)
+        short = self.short_views(batch)[self.stage.stream]
+        self.begin(step)
+        guided = self._guide(guide_views)
+        if self.micro_batch is None:
+            outcome = self._whole(learner_views, short, guided, batch.slots, step)
+        else:
+            outcome = self._in_parts(learner_views, guided, batch.slots, step)
+        self.settle(step)
+        if measure is not None:
+            measure(outcome)
+        self.apply(len(batch.slots))
+        return outcome
+
+    def begin(self, step: int) -> None:
+        """A step begins: nothing is computed yet."""
         self.undo.begin()
         self.undo_objective.begin()
         self._set_learning_rate(step)
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.before_forward(step)
-        guided = self._guide(guide_views)
-        forward = self._whole if self.micro_batch is None else self._in_parts
-        outcome = forward(learner_views, guided, batch.slots, step)
+
+    def settle(self, step: int) -> None:
+        """The backward pass is done: the gradients of all workers come together."""
         self._average_gradients()
         self.objective.after_backward(step)
         if self.experiment.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.experiment.optim.clip_norm)
-        if measure is not None:
-            measure(outcome)
+
+    def apply(self, rows: int) -> None:
+        """Change what lasts, by the gradients of a step with this many samples of this worker; sends no message."""
         self.objective.finish_step()
         self.optimiser.step()
-        self.rows += len(batch.slots)
+        self.rows += rows
         if self.averaged is not None:
             _average_(self.averaged, self.encoder, self.experiment.optim.ema)
         self.undo.end()
         self.undo_objective.end()
-        return outcome
+
+    def embed_averaged(self, views: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The embeddings of both views by the averaged weights, two [b, D] without gradient."""
+        assert self.averaged is not None
+        with torch.inference_mode(), self._autocast():
+            embeddings: Tensor = self.averaged(torch.cat(views))
+        # Copied out of inference mode, as the objective's graph holds on to them.
+        return list(embeddings.clone().chunk(2))
 
     @torch.no_grad()
     def share_statistics(self) -> None:
@@ -206,7 +241,7 @@ class StageTrainer:
         if self.averaged is not None and state["averaged"] is not None:
             self.averaged.load_state_dict(state["averaged"])
 
-    def _views(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    def views(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
         """Augmented network inputs, float [b, 3, T, size, size]: (x1, x2) of the learner and (m2, m1) of the guide."""
         with self._beside():
             pairs = self._augmented(batch)
@@ -221,14 +256,43 @@ class StageTrainer:
         m1, m2 = pairs[self.stage.guide]
         return (x1, x2), (m2, m1)
 
+    def short_views(self, batch: Batch) -> dict[Stream, list[Tensor]]:
+        """Network inputs of short clips cut out of the sample's two in turn, float [b, 3, t, size, size]; none without the setting.
+
+        Where a short clip begins is drawn for each sample; it is augmented as a clip of its own.
+        """
+        augment = self.experiment.augment
+        found: dict[Stream, list[Tensor]] = {stream: [] for stream in self.stage.streams}
+        for number in range(augment.local_clips):
+            long, length = number % 2, augment.local_frames
+            places = [keys[long][:-1] for keys in batch.keys]
+            first = [self._short_start(place, number) for place in places]
+            clips = {
+                name: torch.stack([clip[long, start : start + length] for clip, start in zip(both, first, strict=True)])
+                if len(first)
+                else both[:, long, :length]
+                for name, both in batch.clips.items()
+            }
+            sent = {name: self._sent(frames) for name, frames in clips.items()}
+            keys = [(*place, SHORT + number) for place in places]
+            params = draw_for(self.settings, keys, batch.full[:, long], sent)
+            for stream, view in self._augment(sent, params).items():
+                found[stream].append(view.contiguous(memory_format=self.layout))
+        return found
+
+    def _short_start(self, place: tuple[int, ...], number: int) -> int:
+        """The frame of its long clip that a short clip begins with."""
+        room = self.experiment.clip.frames - self.experiment.augment.local_frames
+        return int(np.random.default_rng(key(RandomUse.SHORT, *place, number)).integers(0, room + 1))
+
     def _augmented(self, batch: Batch) -> dict[Stream, list[Tensor]]:
         """Both clips of each stream, float [b, 3, T, size, size]."""
         pairs: dict[Stream, list[Tensor]] = {stream: [] for stream in self.stage.streams}
         sent = {name: self._sent(frames) for name, frames in batch.clips.items()}
         # Clip by clip: all first clips, then all second ones, so that the streams of a clip share their draw.
         for clip in (0, 1):
-            params = draw(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip])
             clips = {name: both[:, clip] for name, both in sent.items()}
+            params = draw_for(self.settings, [keys[clip] for keys in batch.keys], batch.full[:, clip], clips)
             for stream, view in self._augment(clips, params).items():
                 pairs[stream].append(view.contiguous(memory_format=self.layout))
         return pairs
@@ -269,19 +333,26 @@ class StageTrainer:
         # Copied out of inference mode, as the objective's graph holds on to them.
         return list(embeddings.clone().chunk(2))
 
-    def _whole(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> StepOutcome:
+    def _whole(
+        self, views: tuple[Tensor, Tensor], short: list[Tensor], guided: list[Tensor], slots: Tensor, step: int
+    ) -> StepOutcome:
         """Forward and backward of the whole share at once."""
-        x1, x2 = views
-        if self.experiment.objective.second_view_gradient:
-            with self._autocast():
-                learnt = self.parallel(x1, x2) if self.graphs is None else self.graphs.learner(x1, x2)
-        else:
-            with self._autocast():
-                (z1,) = self.parallel(x1)
-            learnt = [z1, self._second_view(x2, step)]
-        outcome = self._outcome([*learnt, *guided], slots, step)
-        self._backward(outcome.loss)
+        z1, z2, *rest = self.embed(views, short, step)
+        outcome = self.outcome([z1, z2, *guided, *rest], slots, step)
+        self.backward(outcome.loss)
         return outcome
+
+    def embed(self, views: tuple[Tensor, Tensor], short: Sequence[Tensor], step: int) -> list[Tensor]:
+        """The learner's embeddings of both views and of the short ones, [b, D] each.
+
+        With gradient, but for the second view where `objective.second_view_gradient` is false.
+        """
+        x1, x2 = views
+        with self._autocast():
+            if self.experiment.objective.second_view_gradient:
+                return list(self.parallel(x1, x2, *short) if self.graphs is None else self.graphs.learner(x1, x2))
+            z1, *rest = self.parallel(x1, *short)
+        return [z1, self._second_view(x2, step), *rest]
 
     def _in_parts(self, views: tuple[Tensor, Tensor], guided: list[Tensor], slots: Tensor, step: int) -> StepOutcome:
         """The same gradient with `optim.micro_batch` samples in memory at a time.
@@ -300,7 +371,7 @@ class StageTrainer:
             buffer.copy_(before)  # the first pass leaves no trace in the running statistics
         leaves = [torch.cat(view).requires_grad_() for view in zip(*parts, strict=True)]
         learnt = leaves if second else [leaves[0], self._second_view(views[1], step)]
-        outcome = self._outcome([*learnt, *guided], slots, step)
+        outcome = self.outcome([*learnt, *guided], slots, step)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         for chunk, chunk_grads in zip(_chunks(inputs, size), _chunks(grads, size), strict=True):
@@ -331,11 +402,13 @@ class StageTrainer:
         embeddings: list[Tensor] = self.encode(x)
         return embeddings[0]
 
-    def _outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> StepOutcome:
+    def outcome(self, embeddings: Sequence[Tensor], slots: Tensor, step: int) -> StepOutcome:
+        """What the objective makes of V embeddings [b, D]."""
         outcome: StepOutcome = self.objective(embeddings, slots=slots, step=step)
         return outcome
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of this worker's samples; on a GPU averaged over the workers meanwhile."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _average_gradients(self) -> None:
@@ -358,7 +431,7 @@ class StageTrainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @contextmanager
-    def _kernels(self) -> Iterator[None]:
+    def kernels(self) -> Iterator[None]:
         """How libraries choose their kernels, as the settings want it; afterwards as before."""
         cudnn = torch.backends.cudnn
         before = cudnn.benchmark
@@ -408,7 +481,7 @@ class _Views(nn.Module):
     Args:
         module: `encoder` is in it.
         backbone: what computes the encoder's backbone, None for itself.
-        joint: all views in one forward, so that batch norm sees them together.
+        joint: all views of a length in one forward, so that batch norm sees them together.
     """
 
     def __init__(self, module: nn.ModuleDict, backbone: Callable[[Tensor], Tensor] | None, joint: bool) -> None:
@@ -418,9 +491,12 @@ class _Views(nn.Module):
 
     def forward(self, *views: Tensor) -> list[Tensor]:
         """Embeddings [b, D] of each of the views [b, 3, T, h, w]; a worker without samples still takes part."""
-        if self.joint and len(views) > 1:
-            return list(self._encode(torch.cat(views)).chunk(len(views)))
-        return [self._encode(x) for x in views]
+        if not self.joint:
+            return [self._encode(x) for x in views]
+        groups: dict[int, list[Tensor]] = {}
+        for x in views:  # short views come after the long ones
+            groups.setdefault(x.shape[2], []).append(x)
+        return [z for group in groups.values() for z in self._encode(torch.cat(group)).chunk(len(group))]
 
     def _encode(self, x: Tensor) -> Tensor:
         embeddings: Tensor
@@ -448,6 +524,7 @@ def augment_settings(experiment: Experiment) -> AugmentSettings:
         blur_p=settings.blur_p,
         flip_p=settings.flip_p,
         style=settings.style,
+        follow=settings.follow,
     )
 
 

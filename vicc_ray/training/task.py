@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
-from vicc_ray.config import Experiment
+from vicc_ray.config import Experiment, Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder import Encoder
 from vicc_ray.runs.folder import RunFolder
@@ -36,7 +36,12 @@ class Learner(Protocol):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that the monitor measures the recall of."""
+        """The encoder of the stage's stream."""
+        ...
+
+    @property
+    def encoders(self) -> Sequence[tuple[str, Stream, Encoder]]:
+        """Name, stream and encoder of each that learns, the stage's own first: what the monitor measures the recall of."""
         ...
 
     def step(self, batch: Batch, step: int, measure: Callable[[Any], None] | None = None) -> Measured:

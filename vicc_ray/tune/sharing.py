@@ -89,9 +89,9 @@ def first_stage(stages: Sequence[Stage], named: Collection[str], shared: bool) -
         return next(stage for stage in stages if stage.guide is not None)
     needed: set[str | None] = set(named)
     for stage in reversed(stages):
-        if stage.name in needed:
+        if needed & set(stage.leaves):
             needed |= {stage.starts_from, stage.guided_by}
-    return next(stage for stage in stages if stage.name in needed)
+    return next(stage for stage in stages if needed & set(stage.leaves))
 
 
 def begin_at(
