@@ -47,7 +47,7 @@ def data_set(name: str, manifest: str | None, folder: Path) -> str:
     if manifest is not None:
         found, share = Manifest.read(manifest), SHARE
     elif name in MADE:
-        made = {"train_per_class": TRAIN + QUERY, "query_per_class": QUERY, "frames": 16}
+        made: dict[str, Any] = {"train_per_class": TRAIN + QUERY, "query_per_class": QUERY, "frames": 16}
         table = make_dataset(folder / "data", **made, motions=MADE[name])
         found, share = index(scan(table), workers=2), QUERY / (TRAIN + QUERY)
     else:

@@ -45,7 +45,7 @@ def _rms(*paths: Float) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_a_relation_is_what_it_is_called(kind: str, relation: str) -> None:
-    times = np.arange(801, dtype=np.float32) / 10
+    times = (np.arange(801) / 10).astype(np.float32)
     first, second = relation_paths(f"{kind}-{relation}", times, 2.0, 8.0, 1.0, 0.7, -1)
     assert not first[0].any() and not second[0].any()
     assert 10 * _rms(first, second) == pytest.approx(2.0, rel=0.01), "every class has the same speed"

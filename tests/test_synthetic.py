@@ -21,7 +21,7 @@ from vicc_ray.data.motion_sets import CLASSES, draw_scene, render, trajectory
 from vicc_ray.data.synthetic import VideoKey, make_clip, make_dataset
 from vicc_ray.errors import UserError
 
-SMALL = {"train_per_class": 1, "query_per_class": 1, "frames": 6, "size": 32}
+SMALL: dict[str, Any] = {"train_per_class": 1, "query_per_class": 1, "frames": 6, "size": 32}
 FRAMES, SIZE = 13, 64
 TRAIN, QUERY = 12, 8
 

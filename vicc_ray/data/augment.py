@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,9 @@ class ClipParameters:
 
     def rows(self, which: slice) -> ClipParameters:
         """The parameters of some of the clips."""
-        kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ClipParameters(**{name: None if value is None else value[which] for name, value in kept.items()})
+        kept: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        some: dict[str, Any] = {name: None if value is None else value[which] for name, value in kept.items()}
+        return ClipParameters(**some)
 
     def boxes(self, height: int, width: int) -> Integers:
         """Crops of a `height` x `width` frame: [B, 4] of top, left, height, width in whole pixels.

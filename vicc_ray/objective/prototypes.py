@@ -92,6 +92,7 @@ def _descended(points: Tensor) -> Tensor:
         cosines.fill_diagonal_(-torch.inf)
         # The gradient of mean_i log sum_j exp(t c_ij) / t; both points of a pair move, the less the sharper it is.
         pull = torch.softmax(sharpness * cosines, dim=1)
-        reach = (0.5 + 1.5 * step / SPREADING) / sharpness
+        done = step / SPREADING
+        reach = (0.5 + 6 * done * (1 - done)) / sharpness
         points = torch.nn.functional.normalize(points - reach * (pull + pull.T) @ points, dim=1)
     return points

@@ -80,7 +80,7 @@ class JointTrainer:
                 side.backward(outcome.loss)
             for side in self.sides:
                 side.settle(step)
-            both = JointOutcome(*outcomes, second.stage.stream)
+            both = JointOutcome(outcomes[0], outcomes[1], second.stage.stream)
             if measure is not None:
                 measure(both)
             for side in self.sides:

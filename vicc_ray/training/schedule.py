@@ -98,9 +98,10 @@ def make_stages(experiment: Experiment, videos: int) -> list[Stage]:
         together = cycle > 0 and experiment.schedule.cross.guide != "frozen"
         for stream in experiment.streams[:1] if together else experiment.streams:
             stage = _stage(experiment, videos, cycle, stream, newest, len(stages), first_step)
-            if together and stage.guide is not None:
-                stage = replace(stage, beside=_name(stage.guide, cycle, experiment.schedule.cycles))
-                newest[stage.guide] = str(stage.beside)
+            guide = stage.guide
+            if together and guide is not None:
+                newest[guide] = _name(guide, cycle, experiment.schedule.cycles)
+                stage = replace(stage, beside=newest[guide])
             stages.append(stage)
             newest[stream] = stage.name
             first_step = stage.end
