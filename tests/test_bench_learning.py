@@ -137,7 +137,7 @@ def test_the_published_row_is_what_was_published() -> None:
         epochs = published.length.value
         for name in ("queue_start", "freeze_prototypes"):
             assert getattr(mine, name).value == pytest.approx(100 * getattr(published, name).value / epochs, rel=1e-3)
-    assert ours.schedule.single.length.value / ours.schedule.cross.length.value == 3
+    assert ours.schedule.single.stage_length("rgb").value / ours.schedule.cross.stage_length("rgb").value == 3
 
 
 @pytest.mark.parametrize(

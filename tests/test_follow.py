@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_step import _batch, _trainer  # type: ignore[attr-defined]
+from test_step import _batch, _trainer
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor
 

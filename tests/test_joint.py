@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
-from test_run import PlainHost, Stopped, _losses, _open  # type: ignore[attr-defined]
-from test_step import _batch, _encoder  # type: ignore[attr-defined]
+from test_run import PlainHost, Stopped, _losses, _open
+from test_step import _batch, _encoder
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm

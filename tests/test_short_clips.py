@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
-from test_step import _batch, _encoder, _gradients, _trainer  # type: ignore[attr-defined]
+from test_step import _batch, _encoder, _gradients, _trainer
 from tiny import tiny_experiment, tiny_plan
 
 from vicc_ray import distributed
