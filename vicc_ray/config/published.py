@@ -29,6 +29,7 @@ UNPUBLISHED = frozenset(
     {
         "name", "runs", "data.max_refused", "data.decoder", "data.interlaced", "data.decode_timeout", "data.max_pixels",
         "clip.source", "clip.store", "flow.source", "flow.store", "flow.weights", "model.backbone", "optim.micro_batch",
+        "augment.local_frames",
         "linear.momentum", "linear.global_batch", "finetune.momentum", "evaluate.retrieval", "evaluate.monitor_every",
         "evaluate.monitor_videos", "evaluate.neighbours",
     }
