@@ -86,11 +86,9 @@ def packed(manifest: Manifest, experiment: Experiment, folder: Path) -> str:
     where = folder / f"store-{size[0]}x{size[1]}-{flow.algorithm}-{flow.bound:g}"
     header = Header(size, experiment.data.interlaced, picture_facts(), made, float(flow.bound))
     store = PackedStore.create(str(where), header)
-    rows = list(manifest.videos)
-    missing = {stream: {row.id for row in store.missing(rows, stream)} for stream in _BOTH}
-    lacking = [[stream for stream in _BOTH if row.id in missing[stream]] for row in rows]
+    rows = manifest.videos
     packer = Packer(store, flow, experiment.data.interlaced)
-    for work in split_work(rows, lacking):
+    for work in split_work(rows, _BOTH, np.stack([store.lacks(rows, stream) for stream in _BOTH], 1)):
         done = packer(work)
         if done.refused or done.not_written:
             raise UserError(f"{where}: {done.not_written or done.refused}")
