@@ -195,11 +195,11 @@ class Contender:
         clock = _Clock(self.device)
         trainer: Any = self.trainer
         watched: list[tuple[Any, str, str]] = [
-            (trainer, "_views", "augment"),
+            (trainer, "views", "augment"),
             (trainer, "_guide", "encode guide"),
             (trainer.encode, "forward", "encode learning"),
-            (trainer, "_outcome", "objective"),
-            (trainer, "_backward", "backward"),
+            (trainer, "outcome", "objective"),
+            (trainer, "backward", "backward"),
             (trainer, "_average_gradients", "collectives"),
             (trainer.optimiser, "step", "optimiser"),
         ]

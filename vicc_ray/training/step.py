@@ -408,7 +408,7 @@ class StageTrainer:
         return outcome
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients of this worker's samples; on a GPU averaged over the workers meanwhile."""
+        """The gradients of this worker's samples, of a loss float32 []; on a GPU averaged over the workers meanwhile."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _average_gradients(self) -> None:
