@@ -208,7 +208,8 @@ def test_verbs_that_start_ray(place: Path) -> None:
     assert len(process("unpack", "packed", name, "--json", cwd=place)["files"]) == 2
     assert process("flow", "videos.parquet", "--store", "flows", "--size", "32x32", "--json", cwd=place)["videos"] == 24
     words = ["tiny.yaml", "--set", "name=new", "--json"]
-    assert process("train", *words, cwd=place)["encoders"] == ["Flow-1", "Flow-2", "RGB-1", "RGB-2"]
+    trained = process("train", *words, cwd=place)["encoders"]
+    assert trained == ["Flow-0", "Flow-1", "Flow-2", "RGB-0", "RGB-1", "RGB-2"]
     (judged,) = process("evaluate", "runs/new", "--json", cwd=place)["evaluations"]
     assert judged["protocol"] == "retrieval"
     made = process("embed", "runs/new", "videos.parquet", "--out", "vectors", "--json", cwd=place)
