@@ -55,7 +55,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The site; a warning is an error. Pages of the reference are made from the code (docs/reference_pages.py).
+# The site; a warning is an error. It shows what `make tutorial` kept in the notebook. Pages of the reference are made from the code (docs/reference_pages.py).
 docs: setup
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
