@@ -173,7 +173,7 @@ def _is_finished(run: RunFolder) -> bool:
         stages = make_stages(experiment, videos)
     except UserError:  # no manifest, as of imported runs
         return False
-    return all(run.encoder(stage.name).is_file() for stage in stages)
+    return all(run.encoder(name).is_file() for stage in stages for name in stage.leaves)
 
 
 def _is_classified(run: RunFolder, parent: RunFolder) -> bool:

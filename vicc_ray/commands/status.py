@@ -62,7 +62,7 @@ def read_status(folder: RunFolder) -> Status:
     events = read_events(folder.events)
     last = records[-1] if records else None
     step = int(last["step"]) if last else 0
-    done = [stage.name for stage in stages if folder.encoder(stage.name).is_file()]
+    done = [stage.name for stage in stages if all(folder.encoder(name).is_file() for name in stage.leaves)]
     finished = len(done) == len(stages)
     step = stages[-1].end if finished else step
     stage, within = locate(stages, min(step, stages[-1].end - 1))

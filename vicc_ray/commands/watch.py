@@ -119,7 +119,7 @@ class Watched:
     @property
     def finished(self) -> bool:
         """Whether every stage's encoder is there."""
-        return all(self.folder.encoder(stage.name).is_file() for stage in self.stages)
+        return all(self.folder.encoder(name).is_file() for stage in self.stages for name in stage.leaves)
 
     @property
     def abandoned(self) -> bool:
@@ -224,7 +224,7 @@ def view(run: Watched) -> RenderableType:
     bars = Table.grid(padding=(0, 2))
     for stage in run.stages:
         done = min(max(run.step - stage.first_step, 0), stage.steps)
-        complete = run.folder.encoder(stage.name).is_file()
+        complete = all(run.folder.encoder(name).is_file() for name in stage.leaves)
         bar = ProgressBar(total=stage.steps, completed=stage.steps if complete else done, width=28)
         bars.add_row(stage.name, bar, f"{stage.steps if complete else done} of {stage.steps}")
     charts = [_panel("loss", chart(sorted(run.loss.items())))]
