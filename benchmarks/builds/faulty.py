@@ -106,10 +106,10 @@ def _kept(turn: Turn) -> dict[str, float]:
         state = max(file.stat().st_size for file in run.run_folder.path.glob(f"checkpoints/*/{STATE_FILE}"))
         keepers = run.processes("Keeper")
         run.wait(lambda: all(private_memory(pid) > state for pid in keepers), "a copy on each node", 300)
-        kept, shared = (sum(map(size, keepers)) / NODES for size in (private_memory, memory))
+        kept, own = (sum(map(size, keepers)) / NODES for size in (memory, private_memory))
     figures = {
         "MiB of keepers on a node": kept,
-        "... with their shares of common pages": shared,
+        "... of which no other process has": own,
         "MiB of the state": state,
     }
     return {name: size / 2**20 for name, size in figures.items()} | {KEPT: kept / state}
