@@ -324,7 +324,7 @@ def test_a_keeper_holds_the_newest_step_once() -> None:
     assert keeper.newest()[0] == 3
     _give(keeper, 1, 5, b"new")
     assert (keeper.state_of(5), sorted(keeper.newest()[1])) == (b"new", [1, 2])
-    assert keeper.state_of(3) == b""
+    assert keeper.state_of(3) is None
     keeper.forget()
     assert keeper.newest() == (-1, {})
 
@@ -342,7 +342,7 @@ def test_a_state_that_came_in_part_is_none_and_the_one_before_it_stays() -> None
     keeper.take(1, 4, 2, b"wer")
     keeper.take(1, 4, 2, b"wer")  # sent again
     keeper.keep(1, _kept(4), 5)
-    assert (keeper.newest()[0], keeper.state_of(4), keeper.state_of(3)) == (4, b"newer", b"")
+    assert (keeper.newest()[0], keeper.state_of(4), keeper.state_of(3)) == (4, b"newer", None)
     keeper.take(0, 4, 2, b"late")
     assert keeper.state_of(4) == b"newer"
 

@@ -11,7 +11,7 @@ import ctypes
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -97,10 +97,17 @@ class Keeper:
         whole = self._whole()
         return whole, self.steps[whole].workers if whole >= 0 else {}
 
-    def state_of(self, step: int, start: int = 0) -> bytes:
-        """A part of the state of a step, from byte `start` on; empty at its end, and where the step is not here."""
+    def state_of(self, step: int, start: int = 0) -> bytes | None:
+        """A part of the state of a step, from byte `start` on; empty at its end, None where the step is not here (any more)."""
         state = self.steps[step].state if step in self.steps else b""
-        return bytes(state[start : start + PART_BYTES])
+        return bytes(state[start : start + PART_BYTES]) if state else None
+
+    def copy(self, other: ActorHandle, step: int, workers: dict[int, Kept]) -> None:
+        """Take a step that another keeper holds whole, with its workers' statistics, unless as new a one is here."""
+        if step > self._whole():
+            with suppress(RayError):  # the other one goes meanwhile: what is here stays
+                if state := _state(other, step):
+                    self.steps = {step: _Step(state, {}, dict(workers))}
 
     def forget(self) -> None:
         """Hold nothing: what was kept is not sound."""
@@ -147,36 +154,55 @@ class Keepers:
             return found
         return None
 
+    def spread(self, nodes: Collection[str]) -> None:
+        """Where one of these nodes alone holds the newest step, let another one copy it, while new workers start.
 
-def kept_state(session: str) -> tuple[int, State] | None:
-    """The newest step that a keeper of the run holds and the state to go on from, of all nodes that live."""
-    found: dict[str, tuple[int, dict[int, Kept]]] = {}
-    handles = _handles(session)
+        So that no node's death takes the only copy, also of a step that one worker alone came to hand over.
+        """
+        found = _newest({node: handle for node, handle in self.handles.items() if node in nodes}, OTHERS_SECONDS)
+        step = max((step for step, _ in found.values()), default=-1)
+        holders = [node for node, (held, _) in found.items() if held == step]
+        others = sorted(found.keys() - set(holders))
+        if step >= 0 and len(holders) == 1 and others:
+            self.handles[others[0]].copy.remote(self.handles[holders[0]], step, found[holders[0]][1])
+
+
+def _newest(handles: Mapping[str, ActorHandle], seconds: float) -> dict[str, tuple[int, dict[int, Kept]]]:
+    """What each keeper that answers in so many seconds holds: its newest step and the statistics of that step's workers."""
     calls = {node: handle.newest.remote() for node, handle in handles.items()}
-    ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_SECONDS) if calls else None
+    ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds) if calls else None
+    found = {}
     for node, call in calls.items():
         with suppress(RayError):
             found[node] = ray.get(call, timeout=0.1)
-    newest = max((step for step, _ in found.values()), default=-1)
-    if newest < 0:
-        return None
-    holders = [node for node, (step, _) in found.items() if step == newest]
+    return found
+
+
+def kept_state(session: str) -> tuple[int, State] | None:
+    """The newest step that a keeper of the run holds and the state to go on from, of all nodes that live."""
+    handles = _handles(session)
+    found = _newest(handles, ANSWER_SECONDS)
     here = ray.get_runtime_context().get_node_id()
-    for node in sorted(holders, key=lambda node: node != here):
-        with suppress(RayError):
-            state = _state(handles[node], newest)
-            if state:
-                workers = [kept for holder in holders for _, kept in sorted(found[holder][1].items())]
-                return newest, merged(state, workers)
+    # The newest first; an older one counts where the node that held the newest has gone since.
+    for step in sorted({step for step, _ in found.values() if step >= 0}, reverse=True):
+        holders = [node for node, (held, _) in found.items() if held == step]
+        for node in sorted(holders, key=lambda node: node != here):
+            with suppress(RayError):
+                state = _state(handles[node], step)
+                if state:
+                    workers: dict[int, Kept] = {}
+                    for holder in holders:  # a copy names the same workers again
+                        workers |= found[holder][1]
+                    return step, merged(state, [workers[rank] for rank in sorted(workers)])
     return None
 
 
 def _state(keeper: ActorHandle, step: int) -> bytes:
-    """The state that a keeper holds of a step; empty where it holds none."""
+    """The state that a keeper holds of a step; empty where it holds none, or has let it go before it was here whole."""
     state = io.BytesIO()
     while part := ray.get(keeper.state_of.remote(step, state.tell()), timeout=ANSWER_SECONDS):
         state.write(part)
-    return state.getvalue()
+    return b"" if part is None else state.getvalue()
 
 
 def forget(session: str) -> None:

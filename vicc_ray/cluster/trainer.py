@@ -87,6 +87,7 @@ class HandOver(WorkerGroupCallback):  # type: ignore[misc]
         living = living_nodes()
         self.keepers.on([worker.metadata.node_id for worker in workers if worker.metadata.node_id in living])
         collect([worker for worker in workers if worker.metadata.node_id in living])
+        self.keepers.spread(living)
 
 
 class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]

@@ -1,0 +1,67 @@
+"""Keepers of two nodes: what one worker alone came to hand over is on another node before its own can go."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.nodes import local_cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+# The first node's keeper has step 7 of worker 1, the second's step 3 of worker 0. Where the copy was made, and what is gone on from
+# when the first keeper is no more; and what is where the second had been as new all along.
+_DRIVER = """
+import io, json, sys, time
+import ray, torch
+from vicc_ray.cluster import keeper as keepers
+from vicc_ray.training.survival import Kept
+
+def packed(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+def give(handle, rank, step):
+    state = packed({"step": step, "trainer": {"encoder": {"running_mean": torch.zeros(1)}}, "much": torch.zeros(1 << 20)})
+    for start in range(0, len(state), 1 << 16):
+        ray.get(handle.take.remote(rank, step, start, state[start : start + (1 << 16)]))
+    statistics = packed({"running_mean": torch.full((1,), float(step))})
+    ray.get(handle.keep.remote(rank, Kept(step, "encoder", 4, statistics), len(state)))
+
+ray.init(address=sys.argv[1], namespace="vicc_ray")
+head = ray.get_runtime_context().get_node_id()
+first, second = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != head)
+run = keepers.Keepers("session")
+run.on([first, second])
+give(run.handles[second], 0, 3)
+give(run.handles[first], 1, 7)
+run.spread({first})
+alone = ray.get(run.handles[second].newest.remote())[0]
+run.spread({first, second})
+step, workers = ray.get(run.handles[second].newest.remote())
+both = keepers.kept_state("session")
+ray.kill(run.handles[first])
+step_left, state_left = keepers.kept_state("session")
+print(json.dumps({
+    "alone": alone, "copied": [step, sorted(workers)], "both": both[0], "left": step_left, "whole": state_left["much"].numel(),
+    "mean": [float(state["trainer"]["encoder"]["running_mean"]) for state in (both[1], state_left)],
+}))
+"""
+
+
+def test_the_only_copy_of_a_step_is_copied_to_another_node() -> None:
+    with local_cluster(2) as cluster:
+        command = [sys.executable, "-c", _DRIVER, cluster.address]
+        done = subprocess.run(
+            command, env=cluster.environment, capture_output=True, text=True, timeout=200, check=False
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = {"alone": 3, "copied": [7, [1]], "both": 7, "left": 7, "whole": 1 << 20}
+    assert {name: found[name] for name in expected} == expected
+    # One worker's statistics alone are those of the state as it handed it over; they are not averaged with themselves.
+    assert found["mean"] == [0.0, 0.0]
