@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ from vicc_ray.training.survival import Finished
 # Seconds before the end of a dataset at which the next one begins: its decode actors take some to start on busy machines. Both
 # keep decoded blocks in the meantime, so not from the beginning.
 LEAD_SECONDS = 10.0
+# Seconds from a dataset's first block until processes are started for what comes after a failure: the first steps have the cores.
+SPARE_DELAY = 5.0
 # Blocks whose pace says when that is.
 RECENT = 8
 
@@ -52,9 +55,12 @@ class RayHost:
         folder: RunFolder,
         resources: ResourcePlan,
         survivor: Survivor,
+        spares: bool = False,
     ) -> None:
+        # spares: whether this node keeps processes that wait for the next group's worker and decode actors
         self.plan, self.rows, self.stores = plan, rows, stores  # the plan's videos are in the object store too
         self.folder, self.resources, self.survivor = folder, resources, survivor
+        self.spares = spares
         self.device: torch.device = get_device()
         self.stream: Iterator[Block] = iter(())
         self.versions = versions()
@@ -148,8 +154,9 @@ class RayHost:
             problem = str(error)
         agree(problem)
         first, *left = segments(first_step, self.plan.steps)
-        rounds = -(-len(monitored) // distributed.world_size())
-        return self._drain(_Segment(partial(self._dataset, first, monitored, None), rounds + len(first)), left)
+        length = -(-len(monitored) // distributed.world_size()) + len(first)
+        dataset = partial(self._dataset, first, monitored, None)
+        return self._drain(_Segment(dataset, length, self._spares(1 + self._decoders_here())), left)
 
     def _drain(self, segment: _Segment, left: Sequence[range]) -> Iterator[Block]:
         for steps in left:
@@ -158,10 +165,21 @@ class RayHost:
             for number, block in enumerate(segment.blocks()):
                 recent.append(time.monotonic())
                 if following is None and ends_soon(number, segment.length, recent):
-                    following = _Segment(partial(self._dataset, steps, (), _pace(recent)), len(steps))
+                    following = self._following(steps, _pace(recent))
                 yield block
-            segment = following or _Segment(partial(self._dataset, steps, (), _pace(recent)), len(steps))
+            segment = following or self._following(steps, _pace(recent))
         yield from segment.blocks()
+
+    def _following(self, steps: range, pace: float) -> _Segment:
+        return _Segment(partial(self._dataset, steps, (), pace), len(steps), self._spares(self._decoders_here()))
+
+    def _spares(self, number: int) -> int:
+        return number if self.spares else 0
+
+    def _decoders_here(self) -> int:
+        """Decode actors of this worker that start on its own node."""
+        decoders = self.resources.decoders(distributed.world_size())
+        return 0 if decoders.labels else decoders.share(distributed.rank(), distributed.world_size()).actors
 
     def _dataset(self, steps: range, monitored: Sequence[VideoRow], pace: float | None) -> Iterator[Block]:
         rank, workers = distributed.rank(), distributed.world_size()
@@ -194,14 +212,17 @@ def _pace(recent: Sequence[float]) -> float:
 class _Segment:
     """One dataset of the stream, of `length` blocks; made in a thread, where it decodes from this moment.
 
-    Handing Ray a thousand blocks takes most of a second, in which training goes on.
+    Handing Ray a thousand blocks takes most of a second, in which training goes on. `spares`: processes that are started when it
+    is under way, in the place of those that its actors took.
     """
 
-    def __init__(self, dataset: Callable[[], Iterator[Block]], length: int) -> None:
+    def __init__(self, dataset: Callable[[], Iterator[Block]], length: int, spares: int = 0) -> None:
         self.length = length
         pool = ThreadPoolExecutor(1, thread_name_prefix="next-dataset")
         self.first: Future[tuple[Block, Iterator[Block]]] = pool.submit(_begin, dataset)
         pool.shutdown(wait=False)
+        if spares:
+            self.first.add_done_callback(partial(_add_spares, spares))
 
     def blocks(self) -> Iterator[Block]:
         """This worker's blocks."""
@@ -213,3 +234,9 @@ class _Segment:
 def _begin(dataset: Callable[[], Iterator[Block]]) -> tuple[Block, Iterator[Block]]:
     blocks = dataset()
     return next(blocks), blocks
+
+
+def _add_spares(number: int, _: object) -> None:
+    later = threading.Timer(SPARE_DELAY, ray_private.start_spares, (number,))
+    later.daemon = True
+    later.start()

@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from vicc_ray import distributed
+from vicc_ray.cluster import ray_private
 from vicc_ray.runs.checkpoint import State
 from vicc_ray.runs.folder import versions
 from vicc_ray.training.survival import Finished, Kept, merged
@@ -63,6 +64,10 @@ class Keeper:
 
     def __init__(self) -> None:
         self.steps: dict[int, _Step] = {}
+
+    def start_spares(self) -> None:
+        """Let a worker and its decode actor find processes that wait for them, on a node that has just come."""
+        ray_private.start_spares(2)
 
     def versions(self) -> dict[str, str]:
         """Of the packages that results depend on, on this node."""

@@ -28,6 +28,7 @@ from vicc_ray.cluster.progress import RunProgress
 from vicc_ray.cluster.resources import ResourcePlan, plan_local, this_machine
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.cluster.trainer import RunTrainer
+from vicc_ray.cluster.warm import start as warm
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.identity import flow_identity
@@ -138,12 +139,14 @@ def _fit(
     ray_private.keep_data_actors_here()
     elastic = resources.min_workers != resources.workers
     session = uuid4().hex
+    spares = warm.is_on() and not alone
     make_trainer = partial(
         RunTrainer,
         _worker,
         session=session,
         folder=str(folder),
         alone=alone,
+        spares=spares,
         train_loop_config={
             "task": task,
             # Once a node, for all workers and decode actors there.
@@ -154,6 +157,7 @@ def _fit(
             "folder": str(folder),
             "resources": resources,
             "session": session,
+            "spares": spares,
         },
         torch_config=TorchConfig(timeout_s=int(max(START_SECONDS, settings.collective_timeout))),
         scaling_config=ScalingConfig(
@@ -275,7 +279,9 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         folder.pull(alone=True)  # each worker has a mirror of its own
         torch.set_num_threads(_threads(experiment))
         ray_private.decode_to_the_end()
-        host = RayHost(plan, settings["rows"], settings["stores"], folder, settings["resources"], mine)
+        host = RayHost(
+            plan, settings["rows"], settings["stores"], folder, settings["resources"], mine, settings["spares"]
+        )
         start = {"session": session, "nodes": _nodes(), "requester": ray_private.requester()}
         mine.copies = distributed.first_with(ray.get_runtime_context().get_node_id())
         restored = restore(folder, start, experiment.train.max_failures, lambda: kept_state(session))

@@ -5,6 +5,7 @@ None of it is needed for a right result: where it fails, something takes longer 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -19,6 +20,11 @@ _SINGLE_ACTORS = (
     (f"{_DATA}.execution.node_trackers.actor_location", "get_or_create_actor_location_tracker"),
     (f"{_DATA}.cluster_autoscaler.default_autoscaling_coordinator", "get_or_create_autoscaling_coordinator"),
 )
+
+# How long a worker that waits for its first actor may do so; Ray ends others that are idle after a second.
+SPARE_SECONDS = 7 * 24 * 3600
+# Between two that are started: a node of one CPU starts one at a time and forgets what else it was to start.
+SPARE_PAUSE = 1.5
 
 
 def requester() -> str | None:
@@ -96,6 +102,28 @@ def remove_placement_groups(names: Iterable[str] | None) -> None:
         for name, facts in placement_group_table().items():
             if facts["state"] != "REMOVED" and (chosen is None or name in chosen):
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+
+def start_spares(number: int) -> None:
+    """Let this node start so many worker processes that wait for actors of this job with this process' environment.
+
+    Ray's nodes have a call for it that Python has no name for. It starts one process a call, whatever the number in it (2.60).
+    """
+    with suppress(Exception):
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import node_manager_pb2 as messages
+        from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+        context = ray.get_runtime_context()
+        (node,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        request = messages.PrestartWorkersRequest(
+            job_id=bytes.fromhex(context.get_job_id()), keep_alive_duration_secs=SPARE_SECONDS, num_workers=1
+        )
+        request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
+        with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+            for _ in range(number):
+                NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=5)
+                time.sleep(SPARE_PAUSE)
 
 
 def keep_data_actors_here() -> None:

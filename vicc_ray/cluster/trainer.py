@@ -34,18 +34,19 @@ TICK_SECONDS = 5.0
 class RunTrainer(TorchTrainer):  # type: ignore[misc]
     """`TorchTrainer` that starts no worker on a node that is gone.
 
-    `alone`: the cluster ends with this driver, so nothing of the run outlives it that would have to be cleaned up.
+    `alone`: the cluster ends with this driver, so nothing of the run outlives it that would have to be cleaned up. `spares`: nodes
+    keep processes that wait for the next group's actors.
     """
 
-    def __init__(self, *arguments: Any, session: str, folder: str, alone: bool, **settings: Any) -> None:
-        self.session, self.folder, self.alone = session, folder, alone
+    def __init__(self, *arguments: Any, session: str, folder: str, alone: bool, spares: bool, **settings: Any) -> None:
+        self.session, self.folder, self.alone, self.spares = session, folder, alone, spares
         self.interrupted = False
         super().__init__(*arguments, **settings)
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         """Ray Train's own, with another choice of the number of workers where that is free."""
         if self.scaling_config.elasticity_enabled:
-            parts["scaling_policy"] = LivingNodes(self.scaling_config, self.session, self.folder)
+            parts["scaling_policy"] = LivingNodes(self.scaling_config, self.session, self.folder, self.spares)
         parts["callbacks"] = [HandOver(self.session), *parts["callbacks"]]  # before the group's messages are ended
         if self.alone:
             parts["callbacks"] = [
@@ -98,9 +99,9 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
     imported.
     """
 
-    def __init__(self, scaling_config: Any, session: str, folder: str) -> None:
+    def __init__(self, scaling_config: Any, session: str, folder: str, spares: bool = False) -> None:
         super().__init__(scaling_config)
-        self.keepers, self.folder = Keepers(session), folder
+        self.keepers, self.folder, self.spares = Keepers(session), folder, spares
         self.versions = versions()
         self.seen: set[str] = set()
         self.ready: set[str] = set()
@@ -155,6 +156,8 @@ class LivingNodes(ElasticScalingPolicy):  # type: ignore[misc]
             _note(self.folder, f"node {node[:8]} is left out: {_difference(theirs, self.versions)}")
             return False
         self.ready.add(node)
+        if self.running and self.spares:
+            self.keepers.handles[node].start_spares.remote()
         return True
 
 
