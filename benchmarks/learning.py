@@ -52,6 +52,8 @@ _PUBLISHED: dict[str, Any] = {
 }
 _LARS: dict[str, Any] = {"optim.name": "lars", "optim.lr": 0.6, "optim.end_lr": 0.0006}
 
+_STARTED: dict[str, Any] = {"schedule.cross.prototypes": "guide"}
+
 _JOINT: dict[str, Any] = {"schedule.cross.guide": "learning", "schedule.cross.length": "152 steps"}
 
 # Name -> differences from the shipped quickstart. Sizes (clips, networks, batches of 32, samples in all) are the same in every row.
@@ -70,6 +72,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "joint": _JOINT,
     "joint, averaged": _JOINT | {"schedule.cross.guide": "averaged", "optim.ema": 0.97},
     "guided": {"objective.guidance": 0.5},
+    "guide's prototypes": _STARTED,
+    "guide's assignments": {"objective.views_for_assignment": [2, 3]},
+    "guide's prototypes and assignments": _STARTED | {"objective.views_for_assignment": [2, 3]},
     "joint, guided": _JOINT | {"objective.guidance": 0.5},
     "even prototypes": {"objective.even_prototypes": True},
     "joint, even prototypes": _JOINT | {"objective.even_prototypes": True},

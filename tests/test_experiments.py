@@ -104,6 +104,7 @@ RECIPE = {
     "schedule.cross.queue_start": "25 epochs",
     "schedule.cross.freeze_prototypes": "0 epochs",
     "schedule.cross.guide": "frozen",
+    "schedule.cross.prototypes": "own",
     "optim.name": "lars",
     "optim.lr": 0.6,
     "optim.end_lr": 0.0006,

@@ -204,3 +204,40 @@ def test_a_worker_that_is_left_has_all_of_it(videos: Manifest) -> None:
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         _experiment(changes)
+
+
+FROZEN: dict[str, Any] = {"schedule": {"cross": {"length": "4 steps", "global_batch": 8, "queue_start": "2 steps"}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts"),
+    [
+        (FROZEN, {"RGB-2": "RGB-1", "Flow-2": "Flow-1"}),
+        (FROZEN | {"prototypes": "guide"}, {"RGB-2": "Flow-1", "Flow-2": "RGB-2"}),
+        (LEARNING, {"RGB-2": "RGB-1", "Flow-2": "Flow-1"}),
+        (LEARNING | {"prototypes": "guide"}, {"RGB-2": "Flow-1", "Flow-2": "Flow-1"}),
+    ],
+)
+def test_where_prototypes_of_cross_stream_stages_start(
+    videos: Manifest, tmp_path: Path, changes: dict[str, Any], starts: dict[str, str]
+) -> None:
+    """The guide's: what it assigns means something before the learner has found prototypes of its own."""
+    cross = changes["schedule"]["cross"] | {"prototypes": changes.get("prototypes", "own")}
+    plan = tiny_plan(_experiment({"schedule": {"cross": cross}}), videos)
+    folder = _open(plan, tmp_path / "run", videos)
+    single = replace(plan, stages=tuple(stage for stage in plan.stages if stage.single))
+    train(Pretraining(), single, folder, PlainHost(single), None, None)
+    for stage in plan.stages[2:]:
+        learner = Pretraining().open_stage(plan, folder, stage, CPU)
+        for side in learner.sides:
+            expected = load_encoder(folder.encoder(starts[side.stage.name])).prototypes
+            torch.testing.assert_close(side.objective.heads(), expected)
+        Pretraining().close_stage(plan, folder, stage, learner)  # untrained, for the next one
+
+
+def test_the_guides_prototypes_need_as_many_in_both_streams() -> None:
+    with pytest.raises(UserError, match=r"schedule\.cross\.prototypes: guide needs as many"):
+        tiny_experiment(
+            schedule={"cross": FROZEN["schedule"]["cross"] | {"prototypes": "guide"}},
+            objective={"prototypes": {"rgb": 8, "flow": 4}},
+        )

@@ -381,6 +381,12 @@ class CrossConfig(StageConfig):
         description="the other stream's encoder: frozen: as published, the streams take turns; learning: both learn in one stage, "
         "each from the other as it is at that step; averaged: likewise, each from the other's averaged weights (optim.ema)",
     )
+    prototypes: Literal["own", "guide"] = Field(
+        "own",
+        description="where a stage's prototypes start: own: as its stream's stage before left them, as published; guide: as the "
+        "guide's are, so that its assignments mean something from the first step (where both streams learn, RGB takes the motion "
+        "stream's)",
+    )
 
 
 class ScheduleConfig(Section):
@@ -669,6 +675,10 @@ class Experiment(Section):
                     raise ValueError(f"train.cuda_graphs and {name} exclude each other; set one of them")
         self._check_joint()
         self._check_short()
+        if self.schedule.cross.prototypes == "guide" and self.objective.heads("rgb") != self.objective.heads("flow"):
+            raise ValueError(
+                "schedule.cross.prototypes: guide needs as many prototypes in both streams; set objective.prototypes to one number"
+            )
         if self.optim.end_lr > self.optim.lr:
             raise ValueError(f"optim.end_lr: {self.optim.end_lr:g} is above optim.lr {self.optim.lr:g}")
         for kind in ("single", "cross"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from vicc_ray import distributed
 from vicc_ray.config import STREAMS, Experiment, Stream
@@ -54,9 +55,12 @@ class Pretraining:
     ) -> StageTrainer | JointTrainer:
         """The learner from its own stream's newest encoder, the guide from the other's, frozen or learning too."""
         if stage.beside is not None:
-            return JointTrainer(*(_trainer(plan, folder, one, None, device) for one in (stage, stage.mirrored())))
+            sides = (stage, stage.mirrored())
+            return JointTrainer(
+                *(_trainer(plan, folder, one, None, _heads(plan, folder, one), device) for one in sides)
+            )
         guide = load_encoder(folder.fetch(folder.encoder(stage.guided_by))).build() if stage.guided_by else None
-        return _trainer(plan, folder, stage, guide, device)
+        return _trainer(plan, folder, stage, guide, _heads(plan, folder, stage), device)
 
     def close_stage(
         self, plan: TrainingPlan, folder: RunFolder, stage: Stage, learner: StageTrainer | JointTrainer
@@ -67,8 +71,30 @@ class Pretraining:
         distributed.barrier()  # no worker opens the file before it is there
 
 
+def _heads(plan: TrainingPlan, folder: RunFolder, stage: Stage) -> list[Tensor] | None:
+    """The prototypes that a stage starts with, [K_h, D] of each head; None: new ones.
+
+    Where both streams learn in one stage, `stage.guided_by` is the other one's encoder before it.
+    """
+    if stage.starts_from is None:
+        return None
+    source = stage.starts_from
+    if (
+        plan.experiment.schedule.cross.prototypes == "guide"
+        and stage.guided_by
+        and not (stage.beside and stage.stream != "rgb")
+    ):
+        source = stage.guided_by
+    return load_encoder(folder.fetch(folder.encoder(source))).prototypes
+
+
 def _trainer(
-    plan: TrainingPlan, folder: RunFolder, stage: Stage, guide: Encoder | None, device: torch.device
+    plan: TrainingPlan,
+    folder: RunFolder,
+    stage: Stage,
+    guide: Encoder | None,
+    heads: list[Tensor] | None,
+    device: torch.device,
 ) -> StageTrainer:
     experiment = plan.experiment
     objective = build_objective(experiment, stage)
@@ -76,9 +102,9 @@ def _trainer(
         learner = _fresh_encoder(plan, stage.stream)
         _save(plan, folder, f"{STREAMS[stage.stream].title}-0", stage, learner, objective)
     else:
-        start = load_encoder(folder.fetch(folder.encoder(stage.starts_from)))
-        learner = start.build()
-        objective.load_heads(start.prototypes)
+        learner = load_encoder(folder.fetch(folder.encoder(stage.starts_from))).build()
+    if heads is not None:
+        objective.load_heads(heads)
     return StageTrainer(experiment, stage, learner, objective, guide, device)
 
 
