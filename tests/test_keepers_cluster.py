@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ from benchmarks.nodes import local_cluster
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 # The first node's keeper has step 7 of worker 1, the second's step 3 of worker 0. Where the copy was made, and what is gone on from
-# when the first keeper is no more; and what is where the second had been as new all along.
+# when the first keeper is no more. Then a worker of a third node, whose keeper dies between two hand-overs.
 _DRIVER = """
 import io, json, sys, time
 import ray, torch
 from vicc_ray.cluster import keeper as keepers
-from vicc_ray.training.survival import Kept
+from vicc_ray.training.survival import Finished, Kept, OwnState
 
 def packed(content):
     file = io.BytesIO()
@@ -46,22 +47,46 @@ step, workers = ray.get(run.handles[second].newest.remote())
 both = keepers.kept_state("session")
 ray.kill(run.handles[first])
 step_left, state_left = keepers.kept_state("session")
+
+run.on([head])
+worker = keepers.Survivor("session", 2)
+own = OwnState({"encoder": {"running_mean": torch.zeros(1)}}, "encoder", ["running_mean"], 1)
+worker.last = Finished(9, {}, lambda: own)
+worker.end(sound=True)
+before = worker.answer(20), ray.get(run.handles[head].newest.remote())[0]
+ray.kill(run.handles[head])
+run.on([head])
+worker.handed.clear()
+worker.last = Finished(11, {}, lambda: own)
+after = worker.answer(20), ray.get(run.handles[head].newest.remote())[0]
 print(json.dumps({
+    "handed": before, "handed to the next": after,
     "alone": alone, "copied": [step, sorted(workers)], "both": both[0], "left": step_left, "whole": state_left["much"].numel(),
     "mean": [float(state["trainer"]["encoder"]["running_mean"]) for state in (both[1], state_left)],
 }))
 """
 
 
-def test_the_only_copy_of_a_step_is_copied_to_another_node() -> None:
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What the driver saw."""
     with local_cluster(2) as cluster:
         command = [sys.executable, "-c", _DRIVER, cluster.address]
         done = subprocess.run(
             command, env=cluster.environment, capture_output=True, text=True, timeout=200, check=False
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    shown: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return shown
+
+
+def test_the_only_copy_of_a_step_is_copied_to_another_node(found: dict[str, Any]) -> None:
     expected = {"alone": 3, "copied": [7, [1]], "both": 7, "left": 7, "whole": 1 << 20}
     assert {name: found[name] for name in expected} == expected
     # One worker's statistics alone are those of the state as it handed it over; they are not averaged with themselves.
     assert found["mean"] == [0.0, 0.0]
+
+
+def test_a_worker_whose_keeper_died_hands_over_to_the_one_after_it(found: dict[str, Any]) -> None:
+    assert found["handed"] == [9, 9]
+    assert found["handed to the next"] == [11, 11]

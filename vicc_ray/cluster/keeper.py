@@ -301,22 +301,26 @@ class Survivor:
     def _hand_over(self) -> None:
         if self.last is None:
             return
-        with suppress(RayError, ValueError):  # no keeper: the checkpoint counts
-            node = ray.get_runtime_context().get_node_id()
-            self.keeper = self.keeper or ray.get_actor(_name(self.session, node), NAMESPACE)
-            whole = ray.get(self.keeper.wants_state.remote(self.last.step), timeout=ANSWER_SECONDS)
-            kept = self.last.take(whole)
-            if kept is not None:
-                state, rank = memoryview(kept.state), self.rank
-                for start in range(0, len(state), PART_BYTES):
-                    part = _pieces(state[start : start + PART_BYTES])
-                    ray.get(self.keeper.take.remote(rank, kept.step, start, *part), timeout=ANSWER_SECONDS)
-                last = self.keeper.keep.remote(rank, replace(kept, state=b""), len(state))
-                ray.get(last, timeout=ANSWER_SECONDS)
-                if self.requested.is_set() or self.ended.is_set():
-                    self.handed.set()
+        for _ in range(2):
+            with suppress(RayError, ValueError):  # no keeper: the checkpoint counts
+                self._give(self.last)
+                return
+            self.keeper = None  # it died, and another one has its name by now
+
+    def _give(self, last: Finished) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        self.keeper = self.keeper or ray.get_actor(_name(self.session, node), NAMESPACE)
+        kept = last.take(ray.get(self.keeper.wants_state.remote(last.step), timeout=ANSWER_SECONDS))
+        if kept is None:
             return
-        self.keeper = None  # a new one may have come
+        state = memoryview(kept.state)
+        for start in range(0, len(state), PART_BYTES):
+            part = _pieces(state[start : start + PART_BYTES])
+            ray.get(self.keeper.take.remote(self.rank, kept.step, start, *part), timeout=ANSWER_SECONDS)
+        whole = self.keeper.keep.remote(self.rank, replace(kept, state=b""), len(state))
+        ray.get(whole, timeout=ANSWER_SECONDS)
+        if self.requested.is_set() or self.ended.is_set():
+            self.handed.set()
 
 
 def _pieces(part: memoryview) -> list[bytes]:
