@@ -30,6 +30,7 @@ from vicc_ray.archive.library import FEW, Library
 from vicc_ray.archive.page import Card, Page, Strip, clock, write_page
 from vicc_ray.archive.search import search
 from vicc_ray.archive.store import Archive, ArchiveInfo, Maker, Segments, create_archive, open_archive
+from vicc_ray.cluster import stream as ray_stream
 from vicc_ray.cluster.decode_actors import DecodeWindows
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import WINDOWS_A_BLOCK
@@ -451,8 +452,8 @@ class OneProcess:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.stop_after: int | None = None
         self.blocks = 0
-        patch.setattr(embedding, "evaluation_windows", lambda *arguments: arguments)
-        patch.setattr(embedding, "through_models", self.through)
+        patch.setattr(ray_stream, "_evaluation_windows", lambda *arguments: arguments)
+        patch.setattr(ray_stream, "_through_models", self.through)
         patch.setattr("vicc_ray.commands.embed.ray_session", self.session)
 
     def session(self, *_: Any) -> Any:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tiny import tiny_experiment, tiny_plan
 
+from vicc_ray.cluster import stream as ray_stream
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_windows
 from vicc_ray.cluster.host import ends_soon
-from vicc_ray.cluster.resources import Decoders
+from vicc_ray.cluster.resources import Decoders, ResourcePlan
 from vicc_ray.cluster.stream import segments, units_of
-from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.samples import read_clips
 from vicc_ray.training.batches import decode_share
 from vicc_ray.training.monitor import monitor_plan
@@ -133,3 +137,29 @@ def test_the_next_dataset_begins_10_s_before_it_is_needed(pace: float, begins: i
     assert min(block for block in range(128) if ends_soon(block, 128, taken[max(block - 8, 0) : block + 2])) == begins
     paused = [*taken[:60], *(moment + 30 for moment in taken[60:])]  # an evaluation: nothing of the pace
     assert ends_soon(62, 128, paused[54:64]) == (begins <= 62)
+
+
+def test_windows_of_an_evaluation_go_through_several_datasets_in_order(
+    videos: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an actor is sent of each is its own videos and windows; the numbers that come out are those of all videos."""
+    rows = videos.select("train")
+    windows = np.array([(row, start) for row in (1, 2, 5, 9, 10) for start in (0, 2, 4)])
+    sent: list[int] = []
+
+    def evaluation_windows(part: Sequence[VideoRow], chosen: NDArray[np.int64], *_: Any) -> Iterator[Any]:
+        sent.append(len(part))
+        for number, start in chosen.tolist():
+            yield {"video": np.array([number]), "id": part[number].id, "start": np.array([start])}
+
+    monkeypatch.setattr(ray_stream, "_evaluation_windows", evaluation_windows)
+    monkeypatch.setattr(ray_stream, "_through_models", lambda blocks, *_: blocks)
+    monkeypatch.setattr(ray_stream, "SEGMENT_BLOCKS", 1)
+    monkeypatch.setattr(ray_stream, "WINDOWS_A_BLOCK", 4)
+    parts = list(ray_stream.in_parts(windows))
+    assert [len(part) for part in parts] == [4, 4, 4, 3]
+    plan = ResourcePlan(1, 1, False, 1, 1, 1 << 28)
+    blocks = ray_stream.modelled_windows(rows, parts, tiny_experiment(), ("rgb",), object, (), plan, lambda _: None)
+    found = [(int(block["video"][0]), int(block["start"][0]), block["id"]) for block in blocks]
+    assert found == [(row, start, rows[row].id) for row, start in windows.tolist()]
+    assert sent == [2, 2, 2, 1]

@@ -22,9 +22,7 @@ from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import (
     SEGMENT_BLOCKS,
     WINDOWS_A_BLOCK,
-    evaluation_windows,
-    shared_stores,
-    through_models,
+    modelled_windows,
 )
 from vicc_ray.config import Experiment, decoded_for
 from vicc_ray.data.manifest import VideoRow
@@ -127,22 +125,13 @@ def _blocks(
 ) -> Iterator[Block]:
     """Features of the windows of all blocks to be made, `video` being the row's number; some thousand blocks a data set."""
     decoded = decoded_for(encoder.stream for encoder in encoders)
-    paths = {encoder.name: encoder.shared_name for encoder in encoders}
-    rows, stores, chosen = Rows.of(plan.rows), shared_stores(experiment, decoded), plan.blocks
-    for first in range(0, len(chosen), SEGMENT_BLOCKS):
-        windows = np.concatenate([plan.of_block(block) for block in chosen[first : first + SEGMENT_BLOCKS]])
-        numbers, place = np.unique(windows[:, 0], return_inverse=True)
-        clips = evaluation_windows(
-            rows.take(numbers),
-            np.stack([place, windows[:, 1]], 1),
-            experiment,
-            resources.decoders(resources.workers),
-            decoded,
-            stores,
-        )
-        arguments = paths, experiment, resources.use_gpu, 1
-        for block in through_models(clips, EncodeWindows, arguments, resources, on_windows):
-            yield {**block, "video": numbers[block["video"]]}
+    chosen = plan.blocks
+    parts = (
+        np.concatenate([plan.of_block(block) for block in chosen[first : first + SEGMENT_BLOCKS]])
+        for first in range(0, len(chosen), SEGMENT_BLOCKS)
+    )
+    arguments = {encoder.name: encoder.shared_name for encoder in encoders}, experiment, resources.use_gpu, 1
+    return modelled_windows(plan.rows, parts, experiment, decoded, EncodeWindows, arguments, resources, on_windows)
 
 
 def _not_finite(mean: VideoMeans, names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ and the worker checks it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import Any
@@ -30,7 +30,7 @@ from vicc_ray.cluster.resources import (
     tasks_an_actor,
     training_buffer_bytes,
 )
-from vicc_ray.config import CHANNELS, Decoded, Experiment
+from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.rows import Rows
 from vicc_ray.data.store.checking import open_stores, with_absolute_stores
@@ -158,17 +158,54 @@ def step_runs(stages: Sequence[Stage], steps: range, most: int) -> Iterator[rang
         start = stop
 
 
-def evaluation_windows(
+def modelled_windows(
+    videos: Sequence[VideoRow],
+    parts: Iterable[NDArray[np.int64]],
+    experiment: Experiment,
+    streams: Sequence[Decoded],
+    actor: type,
+    arguments: tuple[Any, ...],
+    resources: ResourcePlan,
+    on_windows: Callable[[int], None],
+) -> Iterator[Block]:
+    """What model actors, `actor(*arguments)` each, make of windows (video number, first frame), in order, 16 a block.
+
+    Each of `parts`, int64 [w, 2], is a dataset of its own, for which an actor is sent its videos and windows only: cut them with
+    `in_parts`, so that neither Ray's books nor what an actor holds grow with the number of videos. `on_windows` is called with
+    the number of windows that have just been finished. Columns: video, start, key, refused and what the actor adds.
+    """
+    rows, stores = Rows.of(videos), _shared_stores(experiment, streams)
+    for windows in parts:
+        numbers, place = np.unique(windows[:, 0], return_inverse=True)
+        decoded = _evaluation_windows(
+            rows.take(numbers),
+            np.stack([place, windows[:, 1]], 1),
+            experiment,
+            resources.decoders(resources.workers),
+            streams,
+            stores,
+        )
+        for block in _through_models(decoded, actor, arguments, resources, on_windows):
+            yield {**block, "video": numbers[block["video"]]}
+
+
+def in_parts(windows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Windows, int64 [W, 2], as the parts that a dataset each is made of."""
+    size = SEGMENT_BLOCKS * WINDOWS_A_BLOCK
+    return (windows[first : first + size] for first in range(0, len(windows), size))
+
+
+def _evaluation_windows(
     videos: Sequence[VideoRow],
     windows: NDArray[np.int64],
     experiment: Experiment,
     decoders: Decoders,
-    streams: Sequence[Decoded] = tuple(CHANNELS),
-    stores: ray.ObjectRef | None = None,
+    streams: Sequence[Decoded],
+    stores: ray.ObjectRef | None,
 ) -> Dataset:
     """Windows (video number, first frame), int64 [W, 2], as a dataset of blocks of WINDOWS_A_BLOCK rows, in order.
 
-    Columns: video, start, key, refused and the streams named. `stores`: as `shared_stores` gives them, where they are there.
+    Columns: video, start, key, refused and the streams named. `stores`: as `_shared_stores` gives them.
     """
     buffer = buffer_bytes(experiment.clip, clips=WINDOWS_A_BLOCK, blocks=4 + 2 * decoders.actors)
     experiment = with_absolute_stores(experiment)
@@ -178,13 +215,13 @@ def evaluation_windows(
     return decode_units(units, DecodeListed, arguments, decoders, buffer)
 
 
-def shared_stores(experiment: Experiment, streams: Sequence[Decoded]) -> ray.ObjectRef | None:
+def _shared_stores(experiment: Experiment, streams: Sequence[Decoded]) -> ray.ObjectRef | None:
     """The stores that an experiment's clips of these streams come from, in Ray's object store; None where there are none."""
     found = open_stores(with_absolute_stores(experiment), streams)
     return ray.put(found) if found else None
 
 
-def through_models(
+def _through_models(
     decoded: Dataset,
     actor: type,
     arguments: tuple[Any, ...],

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.cluster.stream import evaluation_windows, through_models
+from vicc_ray.cluster.stream import in_parts, modelled_windows
 from vicc_ray.config import Experiment
 from vicc_ray.data.refusals import check_share
 from vicc_ray.data.rows import Rows
@@ -70,7 +70,16 @@ def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads
     videos, windows = part.videos, part.windows(experiment)
     check_stored(experiment, videos, tuple(part.decoded))
     paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
-    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.decoded)
     arguments = paths, experiment, resources.use_gpu, threads, part.sides[0].jitter
     with Counter("evaluating windows", len(windows)) as counter:
-        write_means(part, through_models(decoded, EncodeWindows, arguments, resources, counter.advance))
+        blocks = modelled_windows(
+            videos,
+            in_parts(windows),
+            experiment,
+            part.decoded,
+            EncodeWindows,
+            arguments,
+            resources,
+            counter.advance,
+        )
+        write_means(part, blocks)

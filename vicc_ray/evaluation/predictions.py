@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.cluster.resources import ResourcePlan
-from vicc_ray.cluster.stream import evaluation_windows, through_models
+from vicc_ray.cluster.stream import in_parts, modelled_windows
 from vicc_ray.config import STREAMS, Experiment, decoded_for, stream_titled
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.store.checking import check_stored
@@ -43,9 +43,10 @@ def classify_videos(
     clips = decoded_for(file.stream for file in opened.values())
     check_stored(experiment, videos, tuple(clips))
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
-    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), clips)
     arguments = dict(files), experiment, resources.use_gpu, threads
-    shown = through_models(decoded, ClassifyWindows, arguments, resources, on_progress)
+    shown = modelled_windows(
+        videos, in_parts(windows), experiment, clips, ClassifyWindows, arguments, resources, on_progress
+    )
     return mean_over_windows(shown, videos, tuple(files), classes)
 
 
