@@ -83,8 +83,8 @@ def packed(manifest: Manifest, experiment: Experiment, folder: Path) -> str:
     """The store of the manifest's videos at an experiment's size and flow, below `folder`; what is missing is packed."""
     flow, size = experiment.flow, experiment.clip.decode_size
     made = json.loads(fingerprint(flow.algorithm, flow.weights, experiment.data.interlaced, flow.options))
-    where = folder / f"store-{size[0]}x{size[1]}-{flow.algorithm}-{flow.bound:g}"
-    header = Header(size, experiment.data.interlaced, picture_facts(), made, float(flow.bound))
+    where = folder / f"store-{size[0]}x{size[1]}-{flow.algorithm}-{flow.pixels:g}"
+    header = Header(size, experiment.data.interlaced, picture_facts(), made, float(flow.pixels))
     store = PackedStore.create(str(where), header)
     rows = manifest.videos
     packer = Packer(store, flow, experiment.data.interlaced)

@@ -195,7 +195,11 @@ class FlowConfig(Section):
         "codec's own; raft: a network; or one of another package (docs/extending.md)",
     )
     options: dict[str, Any] = Field({}, description="settings of a flow algorithm of another package")
-    bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
+    bound: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        20.0,
+        description="pixels a frame at which displacements are clipped before 8 bits; auto: the store's, or what a sample of the "
+        "training videos needs, written into the run as a number",
+    )
     source: Literal["stream", "store"] = Field(
         "stream",
         description="stream: measured while streaming, or what clip.store holds; store: read from a store of its own",
@@ -214,6 +218,15 @@ class FlowConfig(Section):
         if self.algorithm == "raft" and self.source == "stream" and not self.weights:
             raise ValueError("weights: is not set; algorithm: raft needs a file with its weights")
         return self
+
+    @property
+    def pixels(self) -> float:
+        """The bound in pixels; UserError where it is auto still."""
+        if self.bound == "auto":
+            raise UserError(
+                "flow.bound: auto becomes a number where a run, a store or a sweep begins; here give the number, such as 20"
+            )
+        return self.bound
 
 
 class AugmentConfig(Section):

@@ -176,7 +176,7 @@ def _decoded(experiment: Experiment, stream: Decoded, clip: Tensor) -> Frames:
     frames = clip[strip_frames(len(clip))].numpy()
     if stream == "rgb":
         return Frames(picture=frames)
-    return Frames(field=torch.from_numpy(dequantise(frames, experiment.flow.bound)).permute(0, 3, 1, 2))
+    return Frames(field=torch.from_numpy(dequantise(frames, experiment.flow.pixels)).permute(0, 3, 1, 2))
 
 
 def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stream, Frames]:
@@ -191,7 +191,7 @@ def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stre
         # Differences have no mean: none of them is shown as middle gray.
         codes = frames * std * 255 + 128 if stream == "difference" else (frames * std + mean) * 255
         if stream == "flow" and experiment.augment.style == "physical":
-            bound = experiment.flow.bound
+            bound = experiment.flow.pixels
             strips[stream] = Frames(field=codes[:, [2, 1]] * (2 * bound / 255) - bound)
         else:
             strips[stream] = Frames(picture=codes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
