@@ -26,7 +26,7 @@ from vicc_ray.cluster.stream import (
     shared_stores,
     through_models,
 )
-from vicc_ray.config import Experiment, decoded_for
+from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.rows import Places, Rows
 from vicc_ray.errors import UserError
@@ -126,7 +126,7 @@ def _blocks(
     on_windows: Callable[[int], None],
 ) -> Iterator[Block]:
     """Features of the windows of all blocks to be made, `video` being the row's number; some thousand blocks a data set."""
-    decoded = decoded_for(encoder.stream for encoder in encoders)
+    decoded = experiment.decoded_at_test(encoder.stream for encoder in encoders)
     paths = {encoder.name: encoder.shared_name for encoder in encoders}
     rows, stores, chosen = Rows.of(plan.rows), shared_stores(experiment, decoded), plan.blocks
     for first in range(0, len(chosen), SEGMENT_BLOCKS):

@@ -6,14 +6,14 @@ Defaults live here and nowhere else; an experiment file is a small set of differ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from vicc_ray import storage
-from vicc_ray.config.streams import Motion, Stream
+from vicc_ray.config.streams import Decoded, Motion, Stream, decoded_for
 from vicc_ray.config.values import (
     BUDGET_SCHEMA,
     LENGTH_SCHEMA,
@@ -543,6 +543,13 @@ class EvaluateConfig(Section):
     crops: Literal["ten", "five", "centre"] = Field(
         "ten", description="crops a window in the test of classifiers; ten: centre and corners, and flipped"
     )
+    motion_crop: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="a window is seen in a square crop that lies where things move (by flow beyond the camera's, or by frame "
+        "differences with clip.motion: difference); its side as a share of the frame's shorter one; 0: the middle square, whole",
+    )
     ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
     monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor uses")
@@ -733,6 +740,11 @@ class Experiment(Section):
     def streams(self) -> tuple[Stream, Stream]:
         """RGB and the motion stream, in the order in which they are trained."""
         return ("rgb", self.clip.motion)
+
+    def decoded_at_test(self, streams: Iterable[Stream]) -> tuple[Decoded, ...]:
+        """The clips that windows of some streams are made from at test: their own, and flow where crops follow it."""
+        follows = self.evaluate.motion_crop > 0 and self.clip.motion == "flow"
+        return decoded_for((*streams, "flow") if follows else streams)
 
     @property
     def run_folder(self) -> str:

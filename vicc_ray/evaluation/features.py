@@ -68,9 +68,10 @@ def _check_refused(files: Sequence[FeatureFile], experiment: Experiment) -> None
 
 def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads: int) -> None:
     videos, windows = part.videos, part.windows(experiment)
-    check_stored(experiment, videos, tuple(part.decoded))
+    clips = part.decoded(experiment)
+    check_stored(experiment, videos, clips)
     paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
-    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), part.decoded)
+    decoded = evaluation_windows(videos, windows, experiment, resources.decoders(resources.workers), clips)
     arguments = paths, experiment, resources.use_gpu, threads, part.sides[0].jitter
     with Counter("evaluating windows", len(windows)) as counter:
         write_means(part, through_models(decoded, EncodeWindows, arguments, resources, counter.advance))

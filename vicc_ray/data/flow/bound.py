@@ -35,8 +35,8 @@ from vicc_ray.errors import UserError
 
 # The sample: at most so many videos, consecutive fields of each, and every fourth pixel of them in both directions.
 VIDEOS, FIELDS, EVERY = 64, 8, 4
-# Of |u| and |v| over the sample. What moves along one axis in 2 % of the picture is a hundredth of these numbers: the 99th percentile
-# would clip all of its motion.
+# Of |u| and |v| over the sample. What moves along one axis in 2 % of the picture is 1 % of these numbers: the 99th percentile would
+# clip all of its motion.
 QUANTILE = 0.999
 # What it is rounded up to, 1 and 1.5 times powers of two: a sample that is a little different gives the same number.
 GRID = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
