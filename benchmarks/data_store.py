@@ -108,7 +108,7 @@ def _bare(experiment: Experiment, row: VideoRow) -> int:
             size += sum(packet.size for packet in rgb.encode(frame))
         joined = images if last is None else np.concatenate([last, images])
         last = images[-1:]
-        for codes in quantise(flow_of_frames(algorithm, joined), flow.bound):
+        for codes in quantise(flow_of_frames(algorithm, joined), flow.pixels):
             picture = np.pad(np.concatenate([codes[..., 0], codes[..., 1]]), ((0, 0), (0, width % 2)), mode="edge")
             size += sum(packet.size for packet in gray.encode(VideoFrame.from_ndarray(picture, format="gray")))
     return size + int(sum(packet.size for coder in (rgb, gray) for packet in coder.encode(None)))
@@ -155,7 +155,7 @@ def compare(experiment: Experiment, videos: Sequence[VideoRow], folder: str) -> 
                 found.append(peak_signal_noise(reader.read(row, "rgb", numbers), images))
                 codes = reader.read(row, "flow", numbers[:-1])
                 field = flow_between(images, experiment.flow.algorithm)
-                errors.append(float(np.abs(dequantise(codes, experiment.flow.bound) - field).mean()))
+                errors.append(float(np.abs(dequantise(codes, experiment.flow.pixels) - field).mean()))
                 jpeg += sum(_jpeg(image) for image in images[::JPEG_EVERY])
                 frames += len(images[::JPEG_EVERY])
     index = store.index("rgb")

@@ -82,10 +82,8 @@ def hold_out(rows: list[VideoRow], share: float) -> list[VideoRow]:
 def packed(manifest: Manifest, experiment: Experiment, folder: Path) -> str:
     """The store of the manifest's videos at an experiment's size and flow, below `folder`; what is missing is packed."""
     flow, size = experiment.flow, experiment.clip.decode_size
-    made = json.loads(fingerprint(flow.algorithm, flow.weights, experiment.data.interlaced, flow.options))
-    where = folder / f"store-{size[0]}x{size[1]}-{flow.algorithm}-{flow.bound:g}"
-    header = Header(size, experiment.data.interlaced, picture_facts(), made, float(flow.bound))
-    store = PackedStore.create(str(where), header)
+    where = folder / f"store-{size[0]}x{size[1]}-{flow.algorithm}-{flow.pixels:g}"
+    store = empty_store(experiment, str(where))
     rows = manifest.videos
     packer = Packer(store, flow, experiment.data.interlaced)
     for work in split_work(rows, _BOTH, np.stack([store.lacks(rows, stream) for stream in _BOTH], 1)):
@@ -98,6 +96,14 @@ def packed(manifest: Manifest, experiment: Experiment, folder: Path) -> str:
             seal(store, keys)
         store.forget(stream)
     return str(where)
+
+
+def empty_store(experiment: Experiment, where: str) -> PackedStore:
+    """A store of pictures and flow of an experiment's settings at `where`, with nothing in it yet; or the one that is there."""
+    flow, interlaced = experiment.flow, experiment.data.interlaced
+    made = json.loads(fingerprint(flow.algorithm, flow.weights, interlaced, flow.options))
+    header = Header(experiment.clip.decode_size, interlaced, picture_facts(), made, float(flow.pixels))
+    return PackedStore.create(where, header)
 
 
 def windows(experiment: Experiment, rows: list[VideoRow], streams: tuple[Decoded, ...]) -> Iterator[Clips]:

@@ -19,6 +19,7 @@ from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
 from vicc_ray.data.augment import stream_input
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.errors import UserError
 from vicc_ray.metrics.fusion import fused_recall_at_k
@@ -154,8 +155,9 @@ def _features(folder: RunFolder, names: list[str], experiment: Experiment, rows:
     cpu = torch.device("cpu")
     encoders = {name: arrange(file.build(), experiment.train, cpu).eval() for name, file in files.items()}
     found: dict[str, list[Table]] = {name: [] for name in names}
-    for clips in windows(experiment, rows, ("rgb", "flow")):
-        tensors: Mapping[Decoded, torch.Tensor] = {stream: torch.from_numpy(array) for stream, array in clips.items()}
+    for clips in windows(experiment, rows, experiment.decoded_at_test(file.stream for file in files.values())):
+        whole: Mapping[Decoded, torch.Tensor] = {stream: torch.from_numpy(array) for stream, array in clips.items()}
+        tensors = motion_crops(whole, experiment.evaluate.motion_crop)
         inputs: dict[Stream, torch.Tensor] = {}
         for name, encoder in encoders.items():
             stream = files[name].stream

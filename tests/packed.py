@@ -34,7 +34,7 @@ def header_of(
         json.loads(fingerprint(flow.algorithm, flow.weights, interlaced, flow.options)) if "flow" in streams else None
     )
     pictures = picture_facts() if "rgb" in streams else None
-    return Header(size, interlaced, pictures, made, float(flow.bound) if made else None)
+    return Header(size, interlaced, pictures, made, float(flow.pixels) if made else None)
 
 
 def make_store(

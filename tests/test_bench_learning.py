@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from tiny import TINY
+from tiny import TINY, tiny_experiment
 
-from benchmarks import learning, run_bench
-from benchmarks.learning_data import HELD_OUT, hold_out, naive_features
+from benchmarks import learning, learning_cost, run_bench
+from benchmarks.learning_data import HELD_OUT, hold_out, naive_features, windows
 from benchmarks.learning_run import RunResult
-from vicc_ray.config import load_experiment
+from vicc_ray.config import load_experiment, without_places
+from vicc_ray.config.published import shipped_experiment
+from vicc_ray.data.flow.bound import with_bound
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.store.store import PackedStore
 from vicc_ray.errors import UserError
+from vicc_ray.training.pretraining import Pretraining
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +143,93 @@ def test_the_published_row_is_what_was_published() -> None:
         for name in ("queue_start", "freeze_prototypes"):
             assert getattr(mine, name).value == pytest.approx(100 * getattr(published, name).value / epochs, rel=1e-3)
     assert ours.schedule.single.stage_length("rgb").value / ours.schedule.cross.stage_length("rgb").value == 3
+
+
+@pytest.mark.parametrize("recipe", learning.RECIPES)
+def test_every_recipe_learns_from_as_many_samples(recipe: str, videos: Manifest) -> None:
+    experiment = with_bound(learning._chosen(recipe, None, ())[recipe], videos, print)
+    rows = [replace(row, video=f"{row.video}{copy}") for row in videos.videos for copy in range(3)]
+    plan = Pretraining().plan(experiment, Manifest(rows))
+    assert plan.steps == 232 and {stage.global_batch for stage in plan.stages} == {32}
+    clip = load_experiment(shipped_experiment("quickstart")).clip
+    assert experiment.clip.model_copy(update={"motion": clip.motion}) == clip
+    if recipe in learning.WITHOUT_FLOW:
+        assert learning.WITHOUT_FLOW[recipe] in learning.RECIPES
+
+
+def test_a_name_in_the_table_is_one_change_of_settings() -> None:
+    made = [
+        json.dumps(one.model_dump(mode="json"), sort_keys=True) for one in learning._chosen(None, None, ()).values()
+    ]
+    assert len(set(made)) == len(learning.RECIPES)
+
+
+def test_each_motion_stream_has_a_store_of_its_own(videos: Manifest, tmp_path: Path) -> None:
+    name = str(tmp_path / "videos.parquet")
+    videos.write(name)
+    jobs = {}
+    for recipe, changes in (
+        ("dis", {}),
+        ("differences", {"clip": {"motion": "difference"}}),
+        ("vectors", {"flow": {"algorithm": "motion_vectors"}}),
+        ("auto", {"flow": {"algorithm": "motion_vectors", "bound": "auto"}}),
+        ("crop", {"evaluate": {"motion_crop": 0.5}}),
+    ):
+        experiment = with_bound(tiny_experiment(**changes), videos, print)
+        jobs[recipe] = learning._job(recipe, experiment, name, tmp_path)
+    stores = {recipe: Path(str(job.experiment.clip.store)) for recipe, job in jobs.items()}
+    assert stores["dis"].name == stores["differences"].name == stores["crop"].name == "store-32x32-dis-8"
+    assert stores["vectors"].name == "store-32x32-motion_vectors-8"
+    number = jobs["auto"].experiment.flow.pixels
+    assert stores["auto"].name == f"store-32x32-motion_vectors-{number:g}" and number != 8
+    assert len({job.folder for job in jobs.values()}) == 5
+    for recipe, place in stores.items():
+        header = PackedStore.open(str(place)).header
+        assert header.flow is not None and header.flow["algorithm"] == place.name.split("-")[2]
+        row = videos.select("train")[0]
+        (clips,) = windows(jobs[recipe].experiment, [row], ("rgb", "flow"))
+        assert (abs(clips["flow"].astype(int) - 127.5) > 2).mean() > 0.02, "made videos hold motion vectors too"
+
+
+def test_runs_keep_the_names_that_they_had(videos: Manifest, tmp_path: Path) -> None:
+    """A setting that is added and off makes nothing run again."""
+    name = str(tmp_path / "videos.parquet")
+    videos.write(name)
+    job = learning._job("one", tiny_experiment(), name, tmp_path)
+    settings = without_places(job.experiment.model_dump(mode="json")) | {"name": "", "seed": 0}
+    del settings["evaluate"]["motion_crop"]
+    digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+    assert job.folder.name == f"one-{digest}-seed3"
+
+
+def test_what_data_cost_is_measured_once(videos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, none = tiny_experiment(), tiny_experiment(clip={"motion": "difference"})
+    vectors = tiny_experiment(flow={"algorithm": "motion_vectors"})
+    seconds = {("rgb",): 0.24, ("rgb", "flow"): 0.96}
+    monkeypatch.setattr(learning_cost, "_round", lambda rows, experiment, streams, where: seconds[streams])
+    assert learning_cost.data_cost(videos, flow, tmp_path) == {"packing": 60.0, "motion": 45.0}, "16 videos"
+    assert learning_cost.data_cost(videos, none, tmp_path) == {"packing": 15.0, "motion": 0.0}
+    monkeypatch.undo()
+    assert learning_cost.data_cost(videos, flow, tmp_path)["packing"] == 60.0, "kept"
+    found = learning_cost.data_cost(videos, vectors, tmp_path)
+    assert found["packing"] > 0 and found["packing"] - found["motion"] == 15.0
+
+
+def test_recipes_without_flow_are_held_against_the_one_with_it() -> None:
+    row = {"mean": 0.6, "packing ms a video": 20.0}
+    details = {
+        "quickstart": row,
+        "differences": {"mean": 0.57, "packing ms a video": 15.0},
+        "motion vectors": row | {"mean": 0.3},
+    }
+    bars = {bar.name: bar for bar in learning._bars(details)}
+    assert {name: bar.holds for name, bar in bars.items()} == {
+        "R@1, differences / quickstart": True,
+        "packing, differences / quickstart": False,
+        "R@1, motion vectors / quickstart": False,
+        "packing, motion vectors / quickstart": False,
+    }
+    assert bars["packing, differences / quickstart"].figure == 0.75
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ RECIPE = {
     "clip.motion": "flow",
     "flow.algorithm": "tvl1",
     "flow.bound": 20,
+    "evaluate.motion_crop": 0,
     "augment.style": "reference",
     "augment.area": [0.2, 1],
     "augment.aspect": [3 / 4, 4 / 3],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_step import _batch, _trainer
+from processes import run_processes
+from test_step import _batch, _gradients, _gradients_of_a_worker, _trainer
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor
 
@@ -124,3 +125,15 @@ def test_stages_that_take_no_flow_read_it_for_their_crops(videos: Manifest) -> N
     clips = {name: both[:, 0] for name, both in batch.clips.items()}
     params = draw_for(settings, [pair[0] for pair in batch.keys], batch.full[:, 0], clips)
     assert list(sample.clips[0].box) == params.boxes(32, 32)[0].tolist()
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_two_workers_see_the_gradients_of_one(videos: Manifest, stage: int) -> None:
+    plan = tiny_plan(tiny_experiment(augment={"follow": 0.8}), videos)
+    expected = _gradients(_trainer(plan, stage, without_statistics=True), _batch(plan, stage))
+    still = tiny_plan(tiny_experiment(), videos)
+    plain = _gradients(_trainer(still, stage, without_statistics=True), _batch(still, stage))
+    assert any((expected[name] - plain[name]).abs().max() > 1e-4 for name in expected), "crops lie elsewhere"
+    for found in run_processes(_gradients_of_a_worker, 2, plan, stage):
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)

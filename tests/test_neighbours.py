@@ -95,8 +95,8 @@ class Judge:
         videos, windows = part.videos, part.windows(experiment)
         self.made.append([file.path.stem.rsplit("-", 1)[0] for file in part.files])
         self.windows += len(windows)
-        self.streams.append(part.decoded)
-        decode = DecodeWindows(videos, windows, 5, experiment, part.decoded)
+        self.streams.append(part.decoded(experiment))
+        decode = DecodeWindows(videos, windows, 5, experiment, part.decoded(experiment))
         decode.reader = Here(experiment)  # type: ignore[assignment]  # no process of its own
         jitter = part.sides[0].jitter
         encode = EncodeWindows({e.name: e.shared_name for e in part.encoders}, experiment, False, 1, jitter)

@@ -24,7 +24,7 @@ from vicc_ray.cluster.stream import (
     WINDOWS_A_BLOCK,
     modelled_windows,
 )
-from vicc_ray.config import Experiment, decoded_for
+from vicc_ray.config import Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.rows import Places, Rows
 from vicc_ray.errors import UserError
@@ -124,7 +124,7 @@ def _blocks(
     on_windows: Callable[[int], None],
 ) -> Iterator[Block]:
     """Features of the windows of all blocks to be made, `video` being the row's number; some thousand blocks a data set."""
-    decoded = decoded_for(encoder.stream for encoder in encoders)
+    decoded = experiment.decoded_at_test(encoder.stream for encoder in encoders)
     chosen = plan.blocks
     parts = (
         np.concatenate([plan.of_block(block) for block in chosen[first : first + SEGMENT_BLOCKS]])

@@ -31,6 +31,7 @@ from vicc_ray.cluster.trainer import RunTrainer
 from vicc_ray.cluster.warm import start as warm
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
+from vicc_ray.data.flow.bound import with_bound
 from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.rows import TRAINING, Rows
@@ -82,7 +83,7 @@ def run_task(
 ) -> RunFolder:
     """As `run_training`, for any task, into `folder`; an open Ray session is used as it is."""
     check_sinks(experiment)
-    experiment = with_absolute_stores(experiment)
+    experiment = with_bound(with_absolute_stores(experiment), manifest, console.print, folder.begun)
     plan = task.plan(experiment, manifest)
     streams = sorted({stream for stage in plan.stages for stream in stage.decoded}, reverse=True)
     without = check_stored(experiment, plan.rows, streams)

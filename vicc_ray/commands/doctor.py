@@ -14,6 +14,8 @@ from rich.table import Table
 from vicc_ray import storage
 from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet, scratch_log
+from vicc_ray.data.flow.algorithms import BOUND
+from vicc_ray.data.flow.bound import bounded
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.doctor.checks import Finding, check_network, check_nodes
 from vicc_ray.doctor.demand import check_demand
@@ -71,6 +73,8 @@ def _question(experiment: Experiment) -> tuple[Question, int]:
         batches = [stage.global_batch for stage in make_stages(experiment, len(rows))]
         videos = tuple(rows[place] for place in sorted({0, len(rows) // 2, len(rows) - 1})[:TRIED])
     folder = storage.join(storage.absolute(experiment.runs), f"doctor-{uuid4().hex[:8]}")
+    if experiment.flow.bound == "auto":  # what a sample takes does not depend on it
+        experiment = bounded(experiment, BOUND)
     return Question(folder, experiment, videos), max(batches)
 
 

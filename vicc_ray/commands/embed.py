@@ -17,7 +17,7 @@ from vicc_ray.cluster.progress import Counter
 from vicc_ray.cluster.resources import this_machine
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.commands.index import IndexOptions, index_videos
-from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, decoded_for, with_overrides
+from vicc_ray.config import STREAMS, Experiment, TrainConfig, WorkerRange, with_overrides
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.cutting import STILL
 from vicc_ray.data.manifest import ALL, Manifest, VideoRow, is_manifest
@@ -65,7 +65,7 @@ def embed_videos(run: str, source: str, out: str, options: EmbedOptions = NO_OPT
     info = _info(encoders, experiment, options, source)
     check_kind(out, info)  # before anything is written
     rows = _rows(source, out, options)
-    check_stored(experiment, rows, tuple(decoded_for(encoder.stream for encoder in encoders)))
+    check_stored(experiment, rows, experiment.decoded_at_test(encoder.stream for encoder in encoders))
     info = replace(info, planned=len(rows))
     with storage.only_writer(out, "'vicc embed'"):
         archive = create_archive(out, info)

@@ -23,8 +23,9 @@ from vicc_ray.cluster.session import job_session
 from vicc_ray.config import Decoded, FlowConfig, decoded_for
 from vicc_ray.console import console, quiet, scratch_log
 from vicc_ray.data.flow.algorithms import fingerprint, uses_torch
+from vicc_ray.data.flow.bound import measured_bound, stored_bound
 from vicc_ray.data.guarded import MEMORY_BYTES, Failure
-from vicc_ray.data.manifest import Manifest
+from vicc_ray.data.manifest import ALL, Manifest
 from vicc_ray.data.packing import Packer, PackWork, Pieces, split_work
 from vicc_ray.data.pictures import Interlaced
 from vicc_ray.data.rows import Rows
@@ -52,6 +53,7 @@ class PackOptions:
     check: bool = False
     max_refused: float = 0.01
     interlaced: Interlaced = "weave"
+    train_split: str = "train"  # whose videos `flow.bound: auto` is measured on
     shard_bytes: int = SHARD_BYTES
 
     @property
@@ -86,7 +88,8 @@ def pack_request(manifest: str, request: PackRequest, options: PackOptions) -> d
         raise UserError("--store: is not set; name a folder or URI for the clips, for example --store packed")
     if request.algorithm is None and options.streams == ("rgb", "flow"):  # an experiment may have no use for flow
         options = replace(options, streams=decoded_for(settings.streams))
-    options = replace(options, max_refused=settings.data.max_refused, interlaced=settings.data.interlaced)
+    data = settings.data
+    options = replace(options, max_refused=data.max_refused, interlaced=data.interlaced, train_split=data.train_split)
     rows = Manifest.read(manifest)
     store = pack_videos(rows, where, settings.flow, settings.clip.decode_size, options)
     missing = {row.id for stream in options.streams for row in store.missing(rows.videos, stream)}
@@ -113,6 +116,7 @@ def pack_videos(
     """
     folder = storage.absolute(folder)
     storage.refuse_credentials(folder, "--store")
+    flow = _bounded(manifest, folder, flow, size, options)
     wanted = _header(flow, size, options)
     with storage.only_writer(folder, "'vicc pack' or 'vicc flow'"):
         store = PackedStore.create(folder, wanted)
@@ -127,11 +131,25 @@ def pack_videos(
     return store
 
 
+def _bounded(
+    manifest: Manifest, folder: str, flow: FlowConfig, size: tuple[int, int], options: PackOptions
+) -> FlowConfig:
+    """The settings with a number for `flow.bound`: in place of auto the store's, else what the training videos need."""
+    if flow.bound != "auto" or "flow" not in options.streams:
+        return flow
+    bound = stored_bound(folder)
+    if bound is None:
+        split = options.train_split if options.train_split in manifest.splits else ALL
+        rows = manifest.select(split)
+        bound = measured_bound(rows, flow, size, options.interlaced, console.print)
+    return flow.model_copy(update={"bound": bound})
+
+
 def _header(flow: FlowConfig, size: tuple[int, int], options: PackOptions) -> Header:
     made, bound = None, None
     if "flow" in options.streams:
         made = json.loads(fingerprint(flow.algorithm, flow.weights, options.interlaced, flow.options))
-        bound = float(flow.bound)
+        bound = float(flow.pixels)
     pictures = picture_facts() if "rgb" in options.streams else None
     return Header(size, options.interlaced, pictures, made, bound)
 

@@ -14,6 +14,7 @@ from vicc_ray.cluster.resources import this_machine
 from vicc_ray.config import Experiment, SearchConfig, decoded_for, load_experiment, with_settings
 from vicc_ray.config.published import experiment_file
 from vicc_ray.console import console, quiet
+from vicc_ray.data.flow.bound import with_bound
 from vicc_ray.data.identity import flow_identity
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.store.checking import check_stored
@@ -71,6 +72,8 @@ def check(experiment: Experiment) -> PreparedSweep:
         raise UserError("data.manifest: is not set; make one with 'vicc index DIR --out M.parquet'")
     manifest = Manifest.read(experiment.data.manifest)
     check_refused(experiment, manifest)
+    # One number for all trials, which are compared.
+    experiment = with_bound(experiment, manifest, console.print, folder.begun)
     stages = check_space(experiment, search, len(training_samples(experiment, manifest)))
     _check_labels(experiment, search, manifest)
     _check_flow(experiment, search, manifest)

@@ -6,14 +6,14 @@ Defaults live here and nowhere else; an experiment file is a small set of differ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from vicc_ray import storage
-from vicc_ray.config.streams import Motion, Stream
+from vicc_ray.config.streams import Decoded, Motion, Stream, decoded_for
 from vicc_ray.config.values import (
     BUDGET_SCHEMA,
     LENGTH_SCHEMA,
@@ -195,7 +195,11 @@ class FlowConfig(Section):
         "codec's own; raft: a network; or one of another package (docs/extending.md)",
     )
     options: dict[str, Any] = Field({}, description="settings of a flow algorithm of another package")
-    bound: float = Field(20.0, gt=0, description="pixels a frame at which displacements are clipped before 8 bits")
+    bound: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        20.0,
+        description="pixels a frame at which displacements are clipped before 8 bits; auto: the store's, or what a sample of the "
+        "training videos needs, written into the run as a number",
+    )
     source: Literal["stream", "store"] = Field(
         "stream",
         description="stream: measured while streaming, or what clip.store holds; store: read from a store of its own",
@@ -214,6 +218,15 @@ class FlowConfig(Section):
         if self.algorithm == "raft" and self.source == "stream" and not self.weights:
             raise ValueError("weights: is not set; algorithm: raft needs a file with its weights")
         return self
+
+    @property
+    def pixels(self) -> float:
+        """The bound in pixels; UserError where it is auto still."""
+        if self.bound == "auto":
+            raise UserError(
+                "flow.bound: auto becomes a number where a run, a store or a sweep begins; here give the number, such as 20"
+            )
+        return self.bound
 
 
 class AugmentConfig(Section):
@@ -536,6 +549,13 @@ class EvaluateConfig(Section):
     crops: Literal["ten", "five", "centre"] = Field(
         "ten", description="crops a window in the test of classifiers; ten: centre and corners, and flipped"
     )
+    motion_crop: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="a window is seen in a square crop that lies where things move (by flow beyond the camera's, or by frame "
+        "differences with clip.motion: difference); its side as a share of the frame's shorter one; 0: the middle square, whole",
+    )
     ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")
     monitor_videos: int = Field(256, ge=2, description="videos of gallery and query together that the monitor uses")
@@ -730,6 +750,11 @@ class Experiment(Section):
     def streams(self) -> tuple[Stream, Stream]:
         """RGB and the motion stream, in the order in which they are trained."""
         return ("rgb", self.clip.motion)
+
+    def decoded_at_test(self, streams: Iterable[Stream]) -> tuple[Decoded, ...]:
+        """The clips that windows of some streams are made from at test: their own, and flow where crops follow it."""
+        follows = self.evaluate.motion_crop > 0 and self.clip.motion == "flow"
+        return decoded_for((*streams, "flow") if follows else streams)
 
     @property
     def run_folder(self) -> str:

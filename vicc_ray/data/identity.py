@@ -26,7 +26,7 @@ def flow_identity(experiment: Experiment) -> dict[str, Any]:
 
     return {
         **json.loads(fingerprint(flow.algorithm, flow.weights, experiment.data.interlaced, flow.options)),
-        "bound": flow.bound,
+        "bound": flow.pixels,
         "source": "stream",
     }
 

@@ -198,10 +198,10 @@ class Packer:
                 if "rgb" in writers:
                     writers["rgb"].add(images)
                 if running is not None:
-                    writers["flow"].add(quantise(running.add(images), self.flow.bound))
+                    writers["flow"].add(quantise(running.add(images), self.flow.pixels))
             if isinstance(algorithm, FileFlowAlgorithm):
                 for field_ in fields_of_file(row, path, self.store.header.size, CHUNK["cpu"], algorithm):
-                    writers["flow"].add(quantise(field_, self.flow.bound))
+                    writers["flow"].add(quantise(field_, self.flow.pixels))
             yield from [(writer.key, writer.finish()) for writer in writers.values()]
 
     @property

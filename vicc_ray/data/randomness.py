@@ -25,6 +25,7 @@ class RandomUse(IntEnum):
     DROPOUT = 6  # of a classifier's step: (seed, stage, step)
     SHUFFLE = 7  # of a batch over the workers, as published: (seed, stage, step)
     SHORT = 8  # where a short clip begins: (seed, stage, epoch, video, number)
+    BOUND = 9  # videos and frames whose motion sets flow.bound: (0), as the bound is a fact of the data
 
 
 class WeightUse(IntEnum):

@@ -27,7 +27,7 @@ from vicc_ray.evaluation.joined import Joined
 from vicc_ray.evaluation.neighbours import fused_name, newest_pair
 from vicc_ray.evaluation.predictions import classify_videos
 from vicc_ray.evaluation.probe import fit_probe
-from vicc_ray.evaluation.protocols import EvaluationTask
+from vicc_ray.evaluation.protocols import EvaluationTask, crop_setting
 from vicc_ray.evaluation.results import Evaluation
 from vicc_ray.evaluation.stored import Side
 from vicc_ray.metrics.accuracy import accuracy, class_numbers, fit_mean_weights
@@ -92,7 +92,8 @@ class _Classifiers(ABC):
 
     def _settings(self) -> dict[str, Any]:
         """What else decides the numbers."""
-        return self.experiment.evaluate.model_dump(mode="json", include={"windows", "fusion"})
+        settings = self.experiment.evaluate.model_dump(mode="json", include={"windows", "fusion"})
+        return settings | crop_setting(self.experiment)
 
     @abstractmethod
     def _predictions(self, notes: list[str]) -> _Found:

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from vicc_ray import storage
 from vicc_ray.cluster.decode_actors import DecodeWindows, list_windows
-from vicc_ray.config import Experiment, Stream, decoded_for
+from vicc_ray.config import Decoded, Experiment, Stream
 from vicc_ray.data.augment import stream_input
 from vicc_ray.data.cutting import named_row
 from vicc_ray.data.layouts import scan
 from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.data.store.checking import from_videos
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder_file import EncoderFile
@@ -118,7 +119,7 @@ class Encoder:
         UserError with the reason where the video cannot be read.
         """
         chosen = list_windows([row], self.experiment.clip, windows)
-        decode = DecodeWindows([row], chosen, WINDOWS_AT_A_TIME, self.experiment, decoded_for([self.stream]))
+        decode = DecodeWindows([row], chosen, WINDOWS_AT_A_TIME, self.experiment, self._decoded)
         try:
             total = sum(
                 self._encode(decode({"unit": [unit]}), output) for unit in range(-(-len(chosen) // WINDOWS_AT_A_TIME))
@@ -128,14 +129,19 @@ class Encoder:
         mean: Vectors = (total / len(chosen)).astype(np.float32)
         return mean / np.float32(np.linalg.norm(mean)) if output == "embedding" else mean
 
+    @property
+    def _decoded(self) -> tuple[Decoded, ...]:
+        return self.experiment.decoded_at_test([self.stream])
+
     @torch.inference_mode()
     def _encode(self, block: Mapping[str, Any], output: str) -> Any:
         """The sum over the windows of a block, float64 [d]."""
         reason = next((reason for reason in block["refused"] if reason), "")
         if reason:
             raise UserError(reason)
-        clips = {name: torch.from_numpy(np.array(block[name])).to(self.device) for name in decoded_for([self.stream])}
-        x = stream_input(clips, self.stream, self.experiment.clip.size, self.experiment.augment.style)
+        clips = {name: torch.from_numpy(np.array(block[name])).to(self.device) for name in self._decoded}
+        seen = motion_crops(clips, self.experiment.evaluate.motion_crop)
+        x = stream_input(seen, self.stream, self.experiment.clip.size, self.experiment.augment.style)
         vectors = self.module.features(x) if output == "features" else self.module(x)  # type: ignore[operator]
         return vectors.double().sum(dim=0).cpu().numpy()
 

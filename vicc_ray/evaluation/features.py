@@ -68,7 +68,8 @@ def _check_refused(files: Sequence[FeatureFile], experiment: Experiment) -> None
 
 def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads: int) -> None:
     videos, windows = part.videos, part.windows(experiment)
-    check_stored(experiment, videos, tuple(part.decoded))
+    clips = part.decoded(experiment)
+    check_stored(experiment, videos, clips)
     paths = {encoder.name: encoder.shared_name for encoder in part.encoders}
     arguments = paths, experiment, resources.use_gpu, threads, part.sides[0].jitter
     with Counter("evaluating windows", len(windows)) as counter:
@@ -76,7 +77,7 @@ def _encode(part: Pass, experiment: Experiment, resources: ResourcePlan, threads
             videos,
             in_parts(windows),
             experiment,
-            part.decoded,
+            clips,
             EncodeWindows,
             arguments,
             resources,

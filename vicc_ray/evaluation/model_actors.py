@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from vicc_ray import storage
-from vicc_ray.config import STREAMS, Experiment, Stream
+from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
 from vicc_ray.data.augment import AugmentSettings, difference, draw_jitter, stream_input
+from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.data.randomness import jitter_key
 from vicc_ray.evaluation.crops import COUNTS, crop_views
 from vicc_ray.evaluation.stored import JITTER_P
 from vicc_ray.models.classifier_file import load_classifier
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.models.planar import arrange, layout_of
+
+
+def _clips(
+    rows: Mapping[str, Any], streams: Iterable[Stream], experiment: Experiment, device: torch.device
+) -> dict[Decoded, torch.Tensor]:
+    """The decoded windows that some streams are made from, uint8 [w, T, H, W, C], or the crops of them where things move."""
+    decoded = experiment.decoded_at_test(streams)
+    clips: dict[Decoded, torch.Tensor] = {name: torch.from_numpy(np.array(rows[name])).to(device) for name in decoded}
+    return motion_crops(clips, experiment.evaluate.motion_crop)
 
 
 class EncodeWindows:
@@ -49,14 +59,15 @@ class EncodeWindows:
         row: dict[str, Any] = {"video": rows["video"], "refused": rows["refused"]}
         inputs: dict[str, torch.Tensor] = {}
         with torch.inference_mode():
+            clips = _clips(rows, self.streams.values(), self.experiment, self.device)
             for name, encoder in self.encoders.items():
                 stream = self.streams[name]
                 if stream not in inputs:
-                    inputs[stream] = self._input(rows, stream)
+                    inputs[stream] = self._input(rows, clips, stream)
                 row[name] = encoder.features(inputs[stream]).cpu().numpy()
         return row
 
-    def _input(self, rows: dict[str, Any], stream: Stream) -> Any:
+    def _input(self, rows: dict[str, Any], clips: Mapping[Decoded, torch.Tensor], stream: Stream) -> Any:
         """float32 [w, 3, T, size, size]."""
         experiment, jitter = self.experiment, None
         if self.jitter:
@@ -65,8 +76,6 @@ class EncodeWindows:
             # A start below 0 is that of a short video's only window.
             keys = [jitter_key(experiment.seed, video, max(start, 0)) for video, start in places]
             jitter = draw_jitter(settings, keys, JITTER_P)
-        kind = STREAMS[stream].decoded
-        clips = {kind: torch.from_numpy(np.array(rows[kind])).to(self.device)}
         view = stream_input(clips, stream, experiment.clip.size, experiment.augment.style, jitter)
         return view.contiguous(memory_format=self.layout)
 
@@ -88,11 +97,11 @@ class ClassifyWindows:
         crops, augment = self.experiment.evaluate.crops, self.experiment.augment
         row: dict[str, Any] = {"video": rows["video"], "refused": rows["refused"]}
         with torch.inference_mode():
+            clips = _clips(rows, self.streams.values(), self.experiment, self.device)
             for stream in dict.fromkeys(self.streams.values()):
                 mine = [name for name in self.classifiers if self.streams[name] == stream]
                 sums: dict[str, Any] = dict.fromkeys(mine, 0)
-                windows = torch.from_numpy(np.array(rows[STREAMS[stream].decoded])).to(self.device)
-                for view in crop_views(windows, self.experiment.clip.size, crops, augment.style):
+                for view in crop_views(clips[STREAMS[stream].decoded], self.experiment.clip.size, crops, augment.style):
                     x = (difference(view) if stream == "difference" else view).contiguous(memory_format=self.layout)
                     for name in mine:
                         sums[name] = sums[name] + self.classifiers[name](x).softmax(dim=1)

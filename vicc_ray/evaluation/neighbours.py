@@ -19,7 +19,7 @@ from vicc_ray.config import STREAMS, Experiment
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.joined import Joined
-from vicc_ray.evaluation.protocols import EvaluationTask
+from vicc_ray.evaluation.protocols import EvaluationTask, crop_setting
 from vicc_ray.evaluation.results import Evaluation
 from vicc_ray.evaluation.stored import FeatureFile, Side
 from vicc_ray.metrics.fusion import fit_weights, fused_score
@@ -200,7 +200,8 @@ def score_features(task: EvaluationTask, files: Mapping[str, Sequence[FeatureFil
         test=len(problem.query.ids),
         chance=round(chance(problem.gallery.labels, problem.query.labels, 1, *problem.groups), 6),
         settings=settings.model_dump(mode="json", include={"windows", "fusion", "exclude_groups"})
-        | {"centre": problem.centre},
+        | {"centre": problem.centre}
+        | crop_setting(task.experiment),
         classes=classes,
         refused=tuple(dict.fromkeys([*gallery.refused, *query.refused])),
         notes=problem.notes,

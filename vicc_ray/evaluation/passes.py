@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vicc_ray.cluster.decode_actors import list_windows
-from vicc_ray.config import Decoded, Experiment, decoded_for
+from vicc_ray.config import Decoded, Experiment
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.rows import Rows
 from vicc_ray.evaluation.feature_store import (
@@ -35,10 +35,9 @@ class Pass:
     sides: tuple[Side, ...]
     files: tuple[FeatureFile, ...]
 
-    @property
-    def decoded(self) -> tuple[Decoded, ...]:
+    def decoded(self, experiment: Experiment) -> tuple[Decoded, ...]:
         """The clips that the encoders need."""
-        return decoded_for(encoder.stream for encoder in self.encoders)
+        return experiment.decoded_at_test(encoder.stream for encoder in self.encoders)
 
     @property
     def videos(self) -> Rows:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vicc_ray.cluster.decode_actors import list_windows
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.cluster.stream import in_parts, modelled_windows
-from vicc_ray.config import STREAMS, Experiment, decoded_for, stream_titled
+from vicc_ray.config import STREAMS, Experiment, stream_titled
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.data.store.checking import check_stored
 from vicc_ray.errors import UserError
@@ -40,8 +40,8 @@ def classify_videos(
         _check_stream(name, file)
     if not videos:
         raise UserError("classification: there are no videos to classify; is the split empty?")
-    clips = decoded_for(file.stream for file in opened.values())
-    check_stored(experiment, videos, tuple(clips))
+    clips = experiment.decoded_at_test(file.stream for file in opened.values())
+    check_stored(experiment, videos, clips)
     windows = list_windows(videos, experiment.clip, experiment.evaluate.windows)
     arguments = dict(files), experiment, resources.use_gpu, threads
     shown = modelled_windows(

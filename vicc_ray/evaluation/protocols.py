@@ -123,6 +123,12 @@ class EvaluationProtocol(Protocol):
         ...
 
 
+def crop_setting(experiment: Experiment) -> dict[str, Any]:
+    """What a result says of crops that follow motion; nothing where there are none, as in results of earlier versions."""
+    share = experiment.evaluate.motion_crop
+    return {"motion_crop": share} if share else {}
+
+
 def judge(task: EvaluationTask, protocol: EvaluationProtocol) -> Evaluation:
     """Run a protocol and write its evaluation into the run's folder."""
     started = time.monotonic()

@@ -85,7 +85,7 @@ def feature_file(
 
 
 def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Source:
-    """All that a side's features of an encoder depend on; flow settings count for encoders of flow only."""
+    """All that a side's features of an encoder depend on; flow settings count where it takes flow, or its crops follow it."""
     clip, augment = experiment.clip, experiment.augment
     random = side.windows == "random" or side.jitter
     protocol: dict[str, Setting] = {
@@ -102,8 +102,11 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
         "seed": experiment.seed if random else None,
     }
     if encoder.stream == "flow":
-        flow = json.dumps(flow_identity(experiment), sort_keys=True)
-        protocol |= {"style": augment.style, "flow": flow}
+        protocol["style"] = augment.style
+    if "flow" in experiment.decoded_at_test([encoder.stream]):
+        protocol["flow"] = json.dumps(flow_identity(experiment), sort_keys=True)
+    if experiment.evaluate.motion_crop:
+        protocol |= {"motion_crop": experiment.evaluate.motion_crop, "motion": clip.motion}
     packed = pictures_identity(experiment)
     if packed is not None:
         protocol["packed"] = json.dumps(packed, sort_keys=True)

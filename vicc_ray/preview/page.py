@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
+from vicc_ray.console import console
+from vicc_ray.data.flow.bound import with_bound
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.preview.samples import (
@@ -87,6 +89,7 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
     """
     if samples < 1:
         raise UserError(f"preview: {samples} samples show nothing; at least 1 is needed")
+    experiment = with_bound(experiment, manifest, console.print)
     plan = make_plan(experiment, manifest)
     strips = [(stage, list(preview_samples(plan, stage, samples))) for stage in preview_stages(plan)]
     limit = _limit(sample for _, found in strips for sample in found)
@@ -105,7 +108,7 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
         "sections": sections,
         "wheel": _uri(Image.fromarray(colour_wheel(WHEEL)), lossless=True),
         "limit": f"{limit:g}",
-        "quantum": f"{2 * experiment.flow.bound / 255:.2g}",
+        "quantum": f"{2 * experiment.flow.pixels / 255:.2g}",
         "physical": experiment.augment.style == "physical",
         "columns": [number + 1 for number in strip_frames(experiment.clip.frames)],
     }
@@ -149,7 +152,10 @@ def _facts(experiment: Experiment, manifest: Manifest, videos: int) -> list[tupl
         ("clip", f"{clip.frames} frames, {taken}"),
         ("decoded", f"{width} × {height} px"),
         ("network input", f"{clip.size} × {clip.size} px"),
-        ("motion", f"{flow.algorithm}, clipped at {flow.bound:g} px" if clip.motion == "flow" else "frame differences"),
+        (
+            "motion",
+            f"{flow.algorithm}, clipped at {flow.pixels:g} px" if clip.motion == "flow" else "frame differences",
+        ),
         ("augmentation", augmentation.style),
         ("seed", str(experiment.seed)),
     ]

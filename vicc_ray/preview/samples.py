@@ -19,6 +19,7 @@ from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, a
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
+from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.data.reader import ClipReader, make_reader
 from vicc_ray.data.samples import positions
 from vicc_ray.data.store_reader import StoreReader
@@ -163,10 +164,11 @@ def _window(experiment: Experiment, video: VideoRow, stage: Stage, reader: ClipR
     starts = evaluation_starts(positions(video, clip), clip.frames, clip.stride, experiment.evaluate.windows)
     number = len(starts) // 2
     try:
-        clips = reader.read(video, [starts[number]], stage.decoded)
+        clips = reader.read(video, [starts[number]], experiment.decoded_at_test(stage.streams))
     except VideoError as error:
         return PreviewWindow(starts[number], number + 1, len(starts), {}, refused=str(error) or "cannot be read")
-    decoded = {name: torch.from_numpy(frames) for name, frames in clips.items()}
+    whole = {name: torch.from_numpy(frames) for name, frames in clips.items()}
+    decoded = motion_crops(whole, experiment.evaluate.motion_crop)
     inputs = {stream: stream_input(decoded, stream, clip.size, experiment.augment.style) for stream in stage.streams}
     return PreviewWindow(starts[number], number + 1, len(starts), _views(experiment, inputs))
 
@@ -176,7 +178,7 @@ def _decoded(experiment: Experiment, stream: Decoded, clip: Tensor) -> Frames:
     frames = clip[strip_frames(len(clip))].numpy()
     if stream == "rgb":
         return Frames(picture=frames)
-    return Frames(field=torch.from_numpy(dequantise(frames, experiment.flow.bound)).permute(0, 3, 1, 2))
+    return Frames(field=torch.from_numpy(dequantise(frames, experiment.flow.pixels)).permute(0, 3, 1, 2))
 
 
 def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stream, Frames]:
@@ -191,7 +193,7 @@ def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stre
         # Differences have no mean: none of them is shown as middle gray.
         codes = frames * std * 255 + 128 if stream == "difference" else (frames * std + mean) * 255
         if stream == "flow" and experiment.augment.style == "physical":
-            bound = experiment.flow.bound
+            bound = experiment.flow.pixels
             strips[stream] = Frames(field=codes[:, [2, 1]] * (2 * bound / 255) - bound)
         else:
             strips[stream] = Frames(picture=codes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())

@@ -239,6 +239,15 @@ class RunFolder:
             )
         return load_experiment(self.config, overrides)
 
+    def begun(self) -> Experiment | None:
+        """The experiment of the run that the folder holds, as the store has it now; None where none began. Changes nothing."""
+        config = self.shared_name(self.config)
+        with self.as_user_errors():
+            if not storage.exists(config):
+                return None
+            with storage.local_copy(config) as path:
+                return load_experiment(path)
+
     def read_manifest(self, experiment: Experiment) -> Manifest:
         """The manifest that the experiment names, else the one that the run was started with; UserError without either."""
         if experiment.data.manifest is not None:

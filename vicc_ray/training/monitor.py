@@ -15,6 +15,7 @@ from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
 from vicc_ray.data.augment import stream_input
 from vicc_ray.data.clips import subset
 from vicc_ray.data.manifest import Manifest, VideoRow
+from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.errors import UserError
 from vicc_ray.metrics.retrieval import recall_at_k
 from vicc_ray.models.encoder import Encoder
@@ -73,7 +74,8 @@ class Monitor:
         experiment: Experiment,
         device: torch.device,
     ) -> None:
-        self.plan, self.rows, self.clips, self.device = plan, torch.tensor(list(rows), dtype=torch.int64), clips, device
+        self.plan, self.rows, self.device = plan, torch.tensor(list(rows), dtype=torch.int64), device
+        self.clips = motion_crops(clips, experiment.evaluate.motion_crop)
         self.size, self.style = experiment.clip.size, experiment.augment.style
 
     @torch.inference_mode()

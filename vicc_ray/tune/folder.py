@@ -146,6 +146,10 @@ class SweepFolder:
             raise UserError(f"{self}: is not a sweep folder (it has no sweep.yaml); give one that 'vicc tune' made")
         return load_experiment(self.config)
 
+    def begun(self) -> Experiment | None:
+        """The experiment of the sweep that the folder holds; None where none began."""
+        return self.experiment() if self.exists() else None
+
     def open(
         self,
         experiment: Experiment,

@@ -119,5 +119,5 @@ def flow_source(flow: FlowConfig, clip: ClipConfig) -> FlowSource:
         return StoredFlow(flow.store)
     algorithm = flow_algorithm(flow.algorithm, flow.weights, options=flow.options)
     if isinstance(algorithm, FileFlowAlgorithm):
-        return FileFlow(algorithm, flow.bound, clip.decode_size)
-    return ComputedFlow(algorithm, flow.bound)
+        return FileFlow(algorithm, flow.pixels, clip.decode_size)
+    return ComputedFlow(algorithm, flow.pixels)

@@ -98,7 +98,7 @@ def _check_header(experiment: Experiment, name: str, store: PackedStore, stream:
         facts += [
             ("flow.algorithm", made["algorithm"], flow.algorithm),
             ("flow.options", made.get("options", {}), flow.options),
-            ("flow.bound", header.bound, flow.bound),
+            ("flow.bound", header.bound, header.bound if flow.bound == "auto" else flow.bound),
             ("data.interlaced", made.get("interlaced", experiment.data.interlaced), experiment.data.interlaced),
         ]
     else:

@@ -82,7 +82,7 @@ class PackedStore:
     @classmethod
     def create(cls, folder: str, wanted: Header) -> PackedStore:
         """Make the store, or open the one that is there and add what it is to hold too; `UserError` where it does not fit."""
-        found = _read_header(folder)
+        found = read_header(folder)
         if found is None:
             header = replace(wanted, id=uuid4().hex)
         else:
@@ -106,7 +106,7 @@ class PackedStore:
     @classmethod
     def open(cls, folder: str) -> PackedStore:
         """The store at a path or URI; `UserError` where there is none."""
-        header = _read_header(folder)
+        header = read_header(folder)
         if header is None:
             raise UserError(f"store {folder}: there is none (no store.json); make it with 'vicc pack MANIFEST'")
         return cls(storage.absolute(folder), header)
@@ -178,7 +178,7 @@ def _write_header(folder: str, header: Header) -> None:
         raise UserError(f"store {folder}: cannot be written: {' '.join(str(error).split())[:200]}") from error
 
 
-def _read_header(folder: str) -> Header | None:
+def read_header(folder: str) -> Header | None:
     """What store.json says; None where there is none."""
     try:
         data = json.loads(storage.read_bytes(_header_name(folder)))
