@@ -155,7 +155,7 @@ def test_flow_of_a_clip_is_the_motion_of_its_frames(videos: Manifest) -> None:
     batch = _batch(plan, 2)
     assert batch.clips["rgb"].shape == (8, 2, 8, 32, 32, 3)
     for rgb, flow in zip(batch.clips["rgb"].flatten(0, 1), batch.clips["flow"].flatten(0, 1), strict=True):
-        again = quantise(flow_between(rgb.numpy(), "dis"), plan.experiment.flow.bound)
+        again = quantise(flow_between(rgb.numpy(), "dis"), plan.experiment.flow.pixels)
         np.testing.assert_array_equal(flow[:-1].numpy(), again)
 
 
