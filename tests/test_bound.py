@@ -167,7 +167,8 @@ def test_seeds_share_a_number(videos: Manifest) -> None:
     assert len(numbers) == 1
 
 
-def test_begun_reads_and_changes_nothing(tmp_path: Path, bucket: str) -> None:
+def test_begun_reads_and_changes_nothing(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for where in (str(tmp_path / "run"), f"{bucket}/run"):
         folder = RunFolder.at(where)
         assert folder.begun() is None and not folder.path.exists()

@@ -260,15 +260,12 @@ def test_the_preview_shows_the_crop(videos: Manifest) -> None:
 
 def test_an_archive_decodes_flow_for_them(videos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(
-        embedding, "evaluation_windows", lambda rows, windows, experiment, decoders, clips, stores: clips
-    )
 
-    def encode(clips: Any, *_: Any) -> Iterator[Any]:
+    def encode(rows: Any, parts: Any, experiment: Any, clips: Any, *_: Any) -> Iterator[Any]:
         seen.append(clips)
         return iter(())
 
-    monkeypatch.setattr(embedding, "through_models", encode)
+    monkeypatch.setattr(embedding, "modelled_windows", encode)
     rows, encoder = videos.select("query"), EncoderOnDisk("RGB-2", Path("r"), "r", "rgb", "1" * 32)
     for experiment in (tiny_experiment(), follows()):
         windows = list_windows(rows, experiment.clip, "centre")
