@@ -57,6 +57,12 @@ _LARS: dict[str, Any] = {"optim.name": "lars", "optim.lr": 0.6, "optim.end_lr": 
 
 _STARTED: dict[str, Any] = {"schedule.cross.prototypes": "guide"}
 
+_LED: dict[str, Any] = _STARTED | {"objective.views_for_assignment": [2, 3]}
+_BEST: dict[str, Any] = _LED | {
+    "schedule.single.length": {"rgb": "8 steps", "flow": "32 steps"},
+    "schedule.cross.length": {"rgb": "186 steps", "flow": "6 steps"},
+}
+
 _JOINT: dict[str, Any] = {"schedule.cross.guide": "learning", "schedule.cross.length": "152 steps"}
 _QUEUE: dict[str, Any] = {
     "objective.queue": 256,
@@ -87,7 +93,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "guided": {"objective.guidance": 0.5},
     "guide's prototypes": _STARTED,
     "guide's assignments": {"objective.views_for_assignment": [2, 3]},
-    "guide's prototypes and assignments": _STARTED | {"objective.views_for_assignment": [2, 3]},
+    "guide's prototypes and assignments": _LED,
+    # The same with less time alone: experiments/recipe_best.yaml.
+    "best": _BEST,
     "joint, guided": _JOINT | {"objective.guidance": 0.5},
     "even prototypes": {"objective.even_prototypes": True},
     "joint, even prototypes": _JOINT | {"objective.even_prototypes": True},
@@ -110,6 +118,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "joint, follow": _JOINT | _FOLLOW,
     "joint, crop at test": _JOINT | _CROP,
     "joint, follow, crop at test": _JOINT | _FOLLOW | _CROP,
+    "best, follow, crop at test": _BEST | _FOLLOW | _CROP,
+    "best, differences": _BEST | _DIFFERENCES,
+    "best, motion vectors": _BEST | _VECTORS,
     "joint, follow, crop at test, bound auto": _JOINT | _FOLLOW | _CROP | {"flow.bound": "auto"},
 }
 # Recipe without optical flow -> the one that it is held against: at most so much recall less at so little of its data's cost.
@@ -117,6 +128,8 @@ WITHOUT_FLOW = {
     "differences": "quickstart",
     "motion vectors": "quickstart",
     "joint, differences": "joint",
+    "best, differences": "best",
+    "best, motion vectors": "best",
     "joint, motion vectors": "joint",
 }
 SHARE_OF_RECALL, SHARE_OF_COST = 0.9, 0.7
