@@ -218,18 +218,18 @@ def test_what_data_cost_is_measured_once(videos: Manifest, tmp_path: Path, monke
 def test_recipes_without_flow_are_held_against_the_one_with_it() -> None:
     row = {"mean": 0.6, "packing ms a video": 20.0}
     details = {
-        "quickstart": row,
+        "earlier quickstart": row,
         "differences": {"mean": 0.57, "packing ms a video": 15.0},
         "motion vectors": row | {"mean": 0.3},
     }
     bars = {bar.name: bar for bar in learning._bars(details)}
     assert {name: bar.holds for name, bar in bars.items()} == {
-        "R@1, differences / quickstart": True,
-        "packing, differences / quickstart": False,
-        "R@1, motion vectors / quickstart": False,
-        "packing, motion vectors / quickstart": False,
+        "R@1, differences / earlier quickstart": True,
+        "packing, differences / earlier quickstart": False,
+        "R@1, motion vectors / earlier quickstart": False,
+        "packing, motion vectors / earlier quickstart": False,
     }
-    assert bars["packing, differences / quickstart"].figure == 0.75
+    assert bars["packing, differences / earlier quickstart"].figure == 0.75
 
 
 @pytest.mark.parametrize(
