@@ -35,7 +35,7 @@ LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
 $(LOWEST_STAMP): pyproject.toml | setup
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(BIN)/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --no-deps --no-header --no-annotate \
 		--extra faiss --extra mlflow --extra onnx --extra wandb -o $(LOWEST)/lowest.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt -e '.[dev]'
 	@touch $(LOWEST_STAMP)

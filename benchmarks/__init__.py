@@ -24,6 +24,7 @@ BENCHES = {
     "augment": "clips/s of the batched augmentation beside a frame-by-frame one with PIL",
     "checkpoint": "what a healthy run pays for records and checkpoints, beside bare optimiser steps",
     "data": "samples/s of Ray Data, streamed and from a packed store, beside a bare loop, a DataLoader and JPEG frames; memory, S3",
+    "day": "a file of 24 hours indexed, cut, planned, read and evaluated, beside one of an hour: CPU seconds, memory",
     "delivery": "CPU time of delivering a block that holds nothing, by the number of workers; a dataset each beside one for all",
     "embed": "segments/s of vicc embed beside a bare loop of decoding and encoding; clips/s a core",
     "faults": "every fault that a run survives, on a cluster of several nodes: time to recover, work lost",

@@ -99,19 +99,19 @@ def _films(folder: Path) -> list[VideoRow]:
     return made
 
 
-def write_film(path: Path, seconds: int, seed: int = 0) -> None:
-    """H.264 of 854x480 at 30 a second, of a texture that moves, with a little noise."""
+def write_film(path: Path, seconds: int, seed: int = 0, size: tuple[int, int] = SIZE, rate: int = RATE) -> None:
+    """H.264 of `size` (height, width) at `rate` pictures a second, of a texture that moves, with a little noise."""
     rng = np.random.default_rng(seed)
-    height, width = SIZE
+    height, width = size
     import cv2
 
     texture = cv2.GaussianBlur(rng.integers(0, 256, (height + 240, width + 240, 3), np.uint8), (0, 0), 3)
     texture = cv2.normalize(texture, np.empty(0), 0, 255, cv2.NORM_MINMAX)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "26", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "26", "preset": "veryfast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = Fraction(1, RATE)
-        for frame in range(seconds * RATE):
+        stream.time_base = Fraction(1, rate)
+        for frame in range(seconds * rate):
             y, x = (int(120 + 100 * wave(frame / 45)) for wave in (np.sin, np.cos))
             picture = np.ascontiguousarray(texture[y : y + height, x : x + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -44,8 +44,11 @@ outcome = objective(learned, prototypes, slots=slots, use_queue=True, step=0)
 outcome.loss.backward()
 seconds = time.perf_counter() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-loss = float(outcome.loss)
-print(json.dumps({"s": seconds, "MiB more at the peak": peak / 1024, "loss": loss}))
+sums = {"loss": float(outcome.loss), "gradient of z": sum(float(one.grad.double().abs().sum()) for one in learned[:2])}
+weights = [one.grad for one in prototypes.parameters() if one.grad is not None]
+if weights:
+    sums["gradient of prototypes"] = sum(float(one.double().abs().sum()) for one in weights)
+print(json.dumps({"s": seconds, "MiB more at the peak": peak / 1024, **sums}))
 """
 
 
@@ -70,9 +73,12 @@ CASES = {
     "K 3,000, queue 8,192, at once": Case(64, 8192, 3000, block_bytes=WHOLE),
     "K 3,000, queue 8,192, in blocks": Case(64, 8192, 3000, block_bytes=32 << 20),
     "K 30,000, one of 512 workers: 8 rows, 128 of a queue of 65,536": Case(8, 128, 30_000),
+    "K 30,000, one of 64 workers: 8 rows, 1,024 of the same, at once": Case(8, 1024, 30_000, block_bytes=WHOLE),
+    "K 30,000, one of 64 workers: 8 rows, 1,024 of the same, in blocks": Case(8, 1024, 30_000, block_bytes=32 << 20),
     "K 30,000, queue 8,192 on one worker, in blocks": Case(64, 8192, 30_000),
 }
-AT_ONCE, IN_BLOCKS, ONE_OF_MANY, LARGE = CASES
+AT_ONCE, IN_BLOCKS, ONE_OF_MANY, MANY_AT_ONCE, MANY_IN_BLOCKS, LARGE = CASES
+SUMS = ("loss", "gradient of z", "gradient of prototypes")  # that say whether two ways give the same numbers
 
 
 def measure(rounds: int, manifest: str | None = None) -> Outcome:
@@ -83,20 +89,22 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         found = [_step(case) for _ in range(rounds)]
         figures[name] = [facts["s"] for facts in found]
         peak = max(facts["MiB more at the peak"] for facts in found)
-        details[name] = {
-            "MiB more at the peak": peak,
-            "loss": found[0]["loss"],
-            "KiB a message": case.message_bytes() / 1024,
-        }
+        sums = {key: found[0][key] for key in SUMS if key in found[0]}
+        details[name] = {"MiB more at the peak": peak, "KiB a message": case.message_bytes() / 1024, **sums}
     outcome = Outcome("s", figures, details=details)
-    difference = abs(details[AT_ONCE]["loss"] / details[IN_BLOCKS]["loss"] - 1)
     scores = 4 * CASES[LARGE].views * CASES[LARGE].queue * CASES[LARGE].prototypes / 2**20
     outcome.bars = [
-        Bar("loss in blocks and at once, relative difference", difference, 1e-5, at_least=False),
+        *(_same(details, *pair) for pair in ((AT_ONCE, IN_BLOCKS), (MANY_AT_ONCE, MANY_IN_BLOCKS))),
         Bar("MiB of the large queue in blocks", details[LARGE]["MiB more at the peak"], 2048, at_least=False),
     ]
     outcome.facts = {"MiB of the large queue's scores at once": round(scores)}
     return outcome
+
+
+def _same(details: dict[str, dict[str, float]], plain: str, other: str) -> Bar:
+    """The largest relative difference of two cases' loss and gradients."""
+    worst = max(abs(details[other][key] / details[plain][key] - 1) for key in SUMS if key in details[plain])
+    return Bar(f"relative difference of loss and gradients: {other}", worst, 1e-5, at_least=False)
 
 
 def _step(case: Case) -> dict[str, Any]:

@@ -187,6 +187,11 @@ def test_the_figures_are_those_of_plain_features(judged: Judge) -> None:
     assert (found.protocol, found.data, found.train, found.test, found.chance) == ("retrieval", "tiny", 16, 8, 0.125)
     assert (found.train_on, found.test_on, found.seed, found.refused) == ("train", "query", 3, ())
     assert set(found.classes["R+F"]) == set(labels[0])
+    assert set(found.confusion) == {row["name"] for row in found.rows}
+    for row in found.rows:
+        matrix = found.confusion[row["name"]]
+        assert matrix["labels"] == sorted(set(labels[0])) and np.sum(matrix["counts"]) == found.test
+        assert np.trace(matrix["counts"]) / found.test == pytest.approx(row["R@1"], abs=1e-6)
     stored = judged.stored("RGB-2")
     assert np.concatenate([table.vectors for table in stored]).shape == (24, 32)
     by_id = {video: vector for table in stored for video, vector in zip(table.ids, table.vectors, strict=True)}

@@ -24,6 +24,7 @@ from vicc_ray.report import write_report
 from vicc_ray.report.charts import POINTS, Chart, Curve, Level, chart, confusions, count, points_each, thinned
 from vicc_ray.report.folder import read_folder
 from vicc_ray.report.page import (
+    MOST_CELLS,
     RUN_COLOURS,
     STREAM_COLOURS,
     Cell,
@@ -448,8 +449,8 @@ def test_a_confusion_matrix_has_shares_counts_and_sentences() -> None:
     made = figure(confusions({"RGB-2": {"labels": ["a", "b"], "counts": [[3, 1], [0, 2]]}})[0])
     (heat,) = made["data"]
     assert (heat["x"], heat["y"], heat["z"]) == (["a", "b"], ["a", "b"], [[0.75, 0.25], [None, 1.0]])
-    assert heat["text"] == [["3", "1"], ["", "2"]]
-    assert heat["customdata"][0] == ["3 of 4 videos of a classified as a", "1 of 4 videos of a classified as b"]
+    assert heat["text"] == [["3", "1"], ["", "2"]] and heat["customdata"] == [[3, 1], [0, 2]]
+    assert heat["hovertemplate"].startswith("%{customdata} videos of %{y} classified as %{x}, %{z:.1%}")
     assert made["layout"]["yaxis"]["autorange"] == "reversed" and made["layout"]["xaxis"]["showticklabels"]
 
 
@@ -457,9 +458,31 @@ def test_many_classes_have_no_names_in_a_confusion_matrix() -> None:
     many = [str(number) for number in range(21)]
     counts = [[int(row == column) for column in range(21)] for row in range(21)]
     made = figure(confusions({"R+F": {"labels": many, "counts": counts}})[0])
-    assert not made["layout"]["xaxis"]["showticklabels"] and {
-        cell for row in made["data"][0]["text"] for cell in row
-    } == {""}
+    assert not made["layout"]["xaxis"]["showticklabels"] and "text" not in made["data"][0]
+
+
+def test_a_retrieval_shows_which_class_its_queries_find_first(run: Path, tmp_path: Path) -> None:
+    matrix = {"labels": ["fall", "orbit"], "counts": [[5, 1], [2, 4]]}
+    rows = [{"name": name, "R@1": 0.75} for name in ("RGB-2", "R+F")]
+    put_evaluation(run, rows=rows, confusion={"RGB-2": matrix, "R+F": matrix})
+    page = written(tmp_path, run)
+    assert "A row a query's class, a column the class of its nearest neighbour" in page.text
+    assert {"confusion of RGB-2", "confusion of R+F"} <= set(page.figures)
+    assert "videos of %{y} next to %{x}" in page.figures["confusion of R+F"]["data"][0]["hovertemplate"]
+
+
+def test_a_page_has_as_many_confusion_matrices_as_fit_the_newest_first(run: Path, tmp_path: Path) -> None:
+    side = 300  # of three matrices two have room
+    matrix = {"labels": [str(number) for number in range(side)], "counts": [[1] * side] * side}
+    assert side**2 <= MOST_CELLS < 3 * side**2
+    names = ("RGB-1", "RGB-2", "R+F")
+    put_evaluation(run, rows=[{"name": name, "R@1": 0.75} for name in names], confusion=dict.fromkeys(names, matrix))
+    page = written(tmp_path, run)
+    assert [name for name in page.figures if name.startswith("confusion")] == [
+        "confusion of RGB-2",
+        "confusion of R+F",
+    ]
+    assert "Left out, as the page would be too large: RGB-1 (all are in" in page.text
 
 
 def test_a_run_of_another_objective_has_charts_of_its_own_figures(run: Path, tmp_path: Path) -> None:

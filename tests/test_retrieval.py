@@ -19,7 +19,7 @@ from vicc_ray.metrics.fusion import (
     fused_similarities,
     mean_probabilities,
 )
-from vicc_ray.metrics.retrieval import chance, neighbours, recall_at_k, score, similarities
+from vicc_ray.metrics.retrieval import MOST_CLASSES, chance, neighbours, recall_at_k, score, similarities
 
 
 def tables(seed: int = 0, gallery: int = 40, query: int = 23, d: int = 7, offset: float = 3.0):  # type: ignore[no-untyped-def]
@@ -222,10 +222,40 @@ def test_scores_equal_the_definition_over_all_and_for_each_class(grouped: bool) 
         assert one.mean_average_precision == pytest.approx(np.mean([precisions[i] for i in mine]))
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_confusion_counts_the_class_of_each_querys_nearest_neighbour(grouped: bool) -> None:
+    g, g_labels, q, q_labels, *groups = tables()
+    named = {"a": "c", "b": "a", "c": "d", "d": "b"}  # names that come in another order than their rows
+    g_labels, q_labels = [named[label] for label in g_labels], [named[label] for label in q_labels]
+    g_labels = ["only in the gallery" if label == "d" and row > 20 else label for row, label in enumerate(g_labels)]
+    own = groups if grouped else [None, None]
+    scores = score(g, g_labels, q, q_labels, (1,), *own)
+    assert scores.confusion is not None
+    labels = sorted({*g_labels, *q_labels})
+    want = [[0] * len(labels) for _ in labels]
+    for i, row in enumerate(cosine_twin(g, q)):
+        allowed = [j for j in range(len(row)) if not grouped or groups[0][j] != groups[1][i]]
+        nearest = max(allowed, key=lambda j, row=row: row[j])  # type: ignore[misc]
+        want[labels.index(q_labels[i])][labels.index(g_labels[nearest])] += 1
+    assert (scores.confusion.labels, scores.confusion.counts) == (labels, want)
+    assert want != [list(column) for column in zip(*want, strict=True)], "rows and columns can be told apart"
+    right = sum(scores.confusion.counts[place][place] for place in range(len(labels)))
+    assert right / len(q_labels) == pytest.approx(scores.recall[1])
+
+
+def test_very_many_classes_have_no_confusion_matrix() -> None:
+    labels = list(range(MOST_CLASSES + 1))
+    features = np.random.default_rng(0).normal(size=(len(labels), 4))
+    few = score(features[:-1], labels[:-1], features[:5], labels[:5], (1,))
+    assert few.confusion is not None and len(few.confusion.labels) == MOST_CLASSES
+    many = score(features, labels, features[:5], labels[:5], (1,))
+    assert many.confusion is None and "confusion" not in many.to_dict()
+
+
 def test_scores_become_plain_values() -> None:
     g, g_labels, q, q_labels, *_ = tables()
     found = score(g, g_labels, q, q_labels, (1, 5)).to_dict()
-    assert list(found) == ["gallery", "queries", "R@1", "R@5", "mAP", "classes"]
+    assert list(found) == ["gallery", "queries", "R@1", "R@5", "mAP", "classes", "confusion"]
     assert list(found["classes"]["a"]) == ["queries", "R@1", "R@5", "mAP"]
     assert json.loads(json.dumps(found)) == found
     assert "mAP" not in score(g, g_labels, q, q_labels, (1,), with_precision=False).to_dict()

@@ -178,21 +178,18 @@ def score_features(task: EvaluationTask, files: Mapping[str, Sequence[FeatureFil
     query = Joined({row: str(sides[-1].path) for row, sides in files.items()})
     settings = task.experiment.evaluate
     problem = retrieval_problem(_videos(gallery), _videos(query), task.experiment, task.manifest.dataset)
-    rows: list[dict[str, Any]] = []
-    classes: dict[str, Any] = {}
-    for row in files:
-        scores = _score(problem, gallery.table(row), query.table(row))
-        rows.append(_row(row, scores))
-        classes[row] = scores.to_dict()["classes"]
+    found = {row: _score(problem, gallery.table(row), query.table(row)) for row in files}
+    weights: dict[str, tuple[float, float]] = {}
     pair = newest_pair(files)
     if pair:
         streams = [gallery.table(name) for name in pair], [query.table(name) for name in pair]
-        fitted = (
-            fit_weights(streams[0], problem.gallery.labels, problem.groups[0]) if settings.fusion == "fitted" else None
-        )
-        scores = _fused(problem, *streams, fitted)
-        rows.append(_row(fused_name(pair), scores) | ({"weights": list(fitted)} if fitted else {}))
-        classes[fused_name(pair)] = scores.to_dict()["classes"]
+        if settings.fusion == "fitted":
+            weights[fused_name(pair)] = fit_weights(streams[0], problem.gallery.labels, problem.groups[0])
+        found[fused_name(pair)] = _fused(problem, *streams, weights.get(fused_name(pair)))
+    rows = [
+        _row(name, one) | ({"weights": list(weights[name])} if name in weights else {}) for name, one in found.items()
+    ]
+    plain = {name: one.to_dict() for name, one in found.items()}
     evaluation = task.result(
         "reference" if settings.retrieval == "reference" else "retrieval",
         rows,
@@ -202,7 +199,8 @@ def score_features(task: EvaluationTask, files: Mapping[str, Sequence[FeatureFil
         settings=settings.model_dump(mode="json", include={"windows", "fusion", "exclude_groups"})
         | {"centre": problem.centre}
         | crop_setting(task.experiment),
-        classes=classes,
+        classes={name: one["classes"] for name, one in plain.items()},
+        confusion={name: one["confusion"] for name, one in plain.items() if "confusion" in one},
         refused=tuple(dict.fromkeys([*gallery.refused, *query.refused])),
         notes=problem.notes,
     )

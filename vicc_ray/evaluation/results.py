@@ -66,7 +66,9 @@ class Evaluation:
         chance: the first figure of a guess.
         settings: what else decides the numbers (windows, crops, fusion, ...).
         classes: encoder -> class -> its figures.
-        confusion: encoder -> {"labels": [C], "counts": [C][C]}, rows the true class.
+        confusion: encoder -> {"labels": [C], "counts": [C][C]}, rows the true class, columns the most probable one; of
+            retrieval the query's class and that of its nearest neighbour. Empty of more than 500 classes of retrieval, and in
+            retrieval's results of earlier versions.
         refused: (video, reason) of what could not be read.
         scale: full, or smoke for the small sizes of a trial run.
         notes: lines for the reader on how the figures came about.

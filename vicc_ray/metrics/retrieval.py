@@ -1,6 +1,6 @@
-"""Nearest-neighbour retrieval: centred, L2-normalised features, cosine, R@k and mAP (docs/method.md, section 6).
+"""Nearest-neighbour retrieval: centred, L2-normalised features, cosine, R@k, mAP and confusion (docs/method.md, section 6).
 
-G gallery rows, Q query rows, d feature size, k neighbours. Labels and groups are one hashable value a row. A table of
+G gallery rows, Q query rows, d feature size, k neighbours, C classes. Labels and groups are one hashable value a row. A table of
 features is an array or `search.Rows`, which may be read from a file; the search itself is in `search`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from vicc_ray.metrics.search import Centre, Features, Indices, Rows, Table, as_r
 Labels = Sequence[Hashable] | npt.NDArray[np.generic]
 
 RECALL_AT = (1, 5, 10, 20, 50)
+MOST_CLASSES = 500  # of a confusion matrix, which holds the square of their number for each encoder
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,39 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Class of a query against class of its nearest neighbour.
+
+    Args:
+        labels: the C classes of both sides, in the order of their names.
+        counts: numbers of queries [C][C]; rows are the query's class, columns that of its nearest gallery video.
+    """
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What a ranking is worth: means over all queries, and class by class in the order of their names."""
+    """What a ranking is worth: means over all queries, and class by class in the order of their names.
+
+    confusion: None for more than `MOST_CLASSES` classes.
+    """
 
     gallery: int
     queries: int
     recall: Mapping[int, float]
     mean_average_precision: float | None
     classes: Mapping[str, ClassScore]
+    confusion: Confusion | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: {"gallery", "queries", "R@1", ..., "mAP", "classes": {name: {"queries", "R@1", ...}}}."""
+        """Plain values for JSON: {"gallery", "queries", "R@1", ..., "mAP", "classes": {name: {"queries", "R@1", ...}},
+        "confusion": {"labels": [C], "counts": [C][C]}}; without "mAP" and "confusion" where they were not worked out.
+        """
         classes = {name: {"queries": one.queries} | _figures(one) for name, one in self.classes.items()}
-        return {"gallery": self.gallery, "queries": self.queries} | _figures(self) | {"classes": classes}
+        confusion = {} if self.confusion is None else {"confusion": asdict(self.confusion)}
+        return {"gallery": self.gallery, "queries": self.queries} | _figures(self) | {"classes": classes} | confusion
 
 
 def _figures(scores: Scores | ClassScore) -> dict[str, Any]:
@@ -65,7 +86,7 @@ def score(
     with_precision: bool = True,
     centre: Centre = "gallery",
 ) -> Scores:
-    """R@k, mAP and both for each class; arguments and errors as in `recall_at_k`.
+    """R@k, mAP, both for each class, and confusion; arguments and errors as in `recall_at_k`.
 
     mAP ranks the whole gallery and goes through it twice more (`search.average_precision`); `with_precision` False
     spares that.
@@ -97,17 +118,41 @@ def score_rows(
     if with_precision:
         groups = _group_codes(gallery_groups, query_groups, rows.count, queries.count) or (None, None)
         precision = average_precision(rows, queries, *codes, *groups)
+    classes = _class_scores(codes[1], query_labels, hits, precision)
+    confusion = _confusion(codes[0][indices[:, 0]], codes[1], [*gallery_labels, *query_labels], np.concatenate(codes))
+    recall = {k: float(hit.mean()) for k, hit in hits.items()}
+    mean = None if precision is None else float(precision.mean())
+    return Scores(rows.count, queries.count, recall, mean, classes, confusion)
+
+
+def _class_scores(
+    codes: Indices,
+    labels: Labels,
+    hits: Mapping[int, npt.NDArray[np.bool_]],
+    precision: npt.NDArray[np.floating] | None,
+) -> dict[str, ClassScore]:
+    """The figures of each class of the queries, from their hits and average precisions, each [Q]."""
     classes = {}
-    names = {int(code): str(label) for code, label in zip(codes[1], query_labels, strict=True)}
+    names = {int(code): str(label) for code, label in zip(codes, labels, strict=True)}
     for code, name in sorted(names.items(), key=lambda item: item[1]):
-        mine = codes[1] == code
+        mine = codes == code
         recall = {k: float(hit[mine].mean()) for k, hit in hits.items()}
         classes[name] = ClassScore(
             int(mine.sum()), recall, None if precision is None else float(precision[mine].mean())
         )
-    recall = {k: float(hit.mean()) for k, hit in hits.items()}
-    mean = None if precision is None else float(precision.mean())
-    return Scores(rows.count, queries.count, recall, mean, classes)
+    return classes
+
+
+def _confusion(nearest: Indices, query: Indices, labels: Sequence[Hashable], codes: Indices) -> Confusion | None:
+    """The matrix of the codes of the nearest rows and of the queries, each [Q]; labels and codes are of all rows."""
+    names = {int(code): str(label) for code, label in zip(codes, labels, strict=True)}
+    if len(names) > MOST_CLASSES:
+        return None
+    order = sorted(names, key=lambda code: names[code])
+    places = np.argsort(order)  # codes are 0 to C - 1
+    flat = places[query] * len(order) + places[nearest]
+    counts = np.bincount(flat, minlength=len(order) ** 2).reshape(len(order), len(order))
+    return Confusion([names[code] for code in order], counts.tolist())
 
 
 def recall_at_k(

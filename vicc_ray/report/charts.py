@@ -168,23 +168,19 @@ def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in stretches]
 
 
-def confusions(matrices: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
-    """The matrices of an evaluation (`Evaluation.confusion`) as figures: a row a true class, darker a larger share of it."""
-    return [_confusion(name, matrix["labels"], matrix["counts"]) for name, matrix in matrices.items()]
+def confusions(matrices: Mapping[str, Mapping[str, Any]], found: str = "classified as") -> list[Chart]:
+    """The matrices of an evaluation (`Evaluation.confusion`) as figures: a row a true class, darker a larger share of it.
+
+    found: what a column's class is to the videos of a row, as "3 videos of fall FOUND orbit" says it.
+    """
+    return [_confusion(name, matrix["labels"], matrix["counts"], found) for name, matrix in matrices.items()]
 
 
-def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Chart:
+def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]], found: str) -> Chart:
     named = len(labels) <= MOST_NAMED
     names = [plain(label) for label in labels]
-    shares = [[count / max(sum(row), 1) if count else None for count in row] for row in counts]
-    sentences = [
-        [
-            f"{count} of {sum(row)} videos of {true} classified as {other}"
-            for other, count in zip(names, row, strict=True)
-        ]
-        for true, row in zip(names, counts, strict=True)
-    ]
-    heat = {
+    shares = [[_short(count / max(sum(row), 1)) if count else None for count in row] for row in counts]
+    heat: dict[str, Any] = {
         "type": "heatmap",
         "x": names,
         "y": names,
@@ -193,13 +189,15 @@ def _confusion(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]
         "zmax": 1,
         "colorscale": [[0, "#e9eef6"], [1, "#1f4e8c"]],
         "showscale": False,
-        "customdata": sentences,
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "text": [[str(count) if count and named else "" for count in row] for row in counts],
-        "texttemplate": "%{text}",
+        "customdata": counts,
+        "hovertemplate": f"%{{customdata}} videos of %{{y}} {found} %{{x}}, %{{z:.1%}}<extra></extra>",
     }
-    axis = {"showticklabels": named, "type": "category", "showgrid": False}
-    layout = {"xaxis": axis, "yaxis": axis | {"autorange": "reversed", "automargin": True}}
+    if named:
+        heat |= {"text": [[str(count) if count else "" for count in row] for row in counts], "texttemplate": "%{text}"}
+    axis = {"showticklabels": named, "type": "category", "showgrid": False, "automargin": True} | (
+        {} if named else {"ticks": ""}
+    )
+    layout = {"xaxis": axis, "yaxis": axis | {"autorange": "reversed"}}
     height = round(min(LARGEST_SIDE, LARGEST_CELL * len(labels))) + (130 if named else 60)
     right, videos = sum(row[place] for place, row in enumerate(counts)), sum(map(sum, counts))
     alt = f"{right} of {videos} videos in their own class"

@@ -32,6 +32,7 @@ from vicc_ray.runs.records import write_text
 QUERIES, NEIGHBOURS = 8, 5  # shown a run
 MOST_OPEN = 8  # runs whose sections stand open, and whose neighbours are shown: each of these is a video to decode
 MOST_COLUMNS = 5  # runs beyond which a table that compares them has a row a run, not a column
+MOST_CELLS = 250_000  # of a page's confusion matrices, 11 bytes each: six of each of four runs on UCF101's 101 classes
 GALLERY_BYTES = 3_500_000  # of thumbnails on the page, over all runs
 STREAM_COLOURS: dict[Stream, tuple[str, str, str]] = {  # light before, dark after the cross-stream stage
     "rgb": ("#5a93c7", "#1c5d99", "#0b3558"),
@@ -68,6 +69,7 @@ class Table:
     """One evaluation: a row a feature, a column a figure, `chance` that of the first one.
 
     classes: the first figure of each class, a cell a feature of `class_columns`.
+    confusions: matrices, which `reads` tells how to read.
     """
 
     title: str
@@ -78,6 +80,7 @@ class Table:
     class_columns: list[str]
     classes: list[tuple[str, list[Cell]]]
     confusions: list[Chart]
+    reads: str
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     names = _distinct(runs)
     most = points_each(sum(len(_stages(run)) * (2 + len(_further_figures(run))) for run in runs))
     with closing(Thumbnails(GALLERY_BYTES // (len(runs) * max(queries, 1) * (1 + 2 * NEIGHBOURS)))) as thumbnails:
-        sections = [_section(run, name, thumbnails, queries, most) for run, name in zip(runs, names, strict=True)]
+        room = MOST_CELLS // max(sum(len(run.evaluations) for run in runs), 1)
+        sections = [_section(run, name, thumbnails, queries, most, room) for run, name in zip(runs, names, strict=True)]
     comparison = _compare(runs, names) if len(runs) > 1 else None
     drawn = comparison or any(one.charts or any(table.confusions for table in one.tables) for one in sections)
     gallery = any(one.gallery for one in sections)
@@ -197,14 +201,15 @@ def _distinct(runs: Sequence[RunFolder]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def _section(run: RunFolder, name: str, thumbnails: Thumbnails, queries: int, most: int) -> Section:
+def _section(run: RunFolder, name: str, thumbnails: Thumbnails, queries: int, most: int, room: int) -> Section:
+    """`most` points a curve, `room` for cells of each evaluation's confusion matrices."""
     order = sorted(run.evaluations, key=lambda one: (_rank(one), one.data, one.fold or 0))
     return Section(
         name=name,
         line="; ".join(" ".join(one) for one in _highlights(run)[:1]),
         facts=_facts(run),
         highlights=_highlights(run),
-        tables=[_table(one, order) for one in order],
+        tables=[_table(one, order, room) for one in order],
         charts=[made for made in _charts(run, most) if made is not None],
         gallery=_gallery(run.neighbours, thumbnails, queries) if queries else None,
         config_text=run.config_text,
@@ -250,7 +255,7 @@ def _counts(settings: Experiment) -> str:
     return " and ".join(heads)
 
 
-def _table(evaluation: Evaluation, among: Sequence[Evaluation]) -> Table:
+def _table(evaluation: Evaluation, among: Sequence[Evaluation], room: int) -> Table:
     rows = evaluation.rows
     shares = [figures(row) for row in rows]
     columns = list(dict.fromkeys(key for share in shares for key in share))
@@ -266,14 +271,36 @@ def _table(evaluation: Evaluation, among: Sequence[Evaluation]) -> Table:
     if evaluation.refused:
         video, reason = evaluation.refused[0]
         notes.append(f"{len(evaluation.refused)} videos left out (the first: {video}: {reason})")
-    drawn = confusions(evaluation.confusion)
-    return Table(_title(evaluation, among), columns, made, chance, notes, *_classes(evaluation, columns[:1]), drawn)
+    title, classes = _title(evaluation, among), _classes(evaluation, columns[:1])
+    return Table(title, columns, made, chance, notes, *classes, *_confusions(evaluation, room))
+
+
+def _confusions(evaluation: Evaluation, room: int) -> tuple[list[Chart], str]:
+    """As many matrices as there is room for their cells, the last ones of the table, and how to read them."""
+    found, reads = "classified as", "A row a true class, a column the predicted class"
+    if _retrieves(evaluation):
+        found, reads = "next to", "A row a query's class, a column the class of its nearest neighbour"
+    kept = dict(evaluation.confusion)
+    for name in evaluation.confusion:
+        if sum(len(one["labels"]) ** 2 for one in kept.values()) > room:
+            del kept[name]
+    reads += "; the stronger the colour, the larger the share of the row. Point at a square to read it."
+    if left := [name for name in evaluation.confusion if name not in kept]:
+        reads += (
+            f" Left out, as the page would be too large: {', '.join(left)} (all are in the run's folder `evaluations`)."
+        )
+    return confusions(kept, found), reads
+
+
+def _retrieves(evaluation: Evaluation) -> bool:
+    return evaluation.protocol in ("retrieval", "reference")
 
 
 def _title(one: Evaluation, among: Sequence[Evaluation]) -> str:
     named = name_of_data(one, among)
-    retrieval = one.protocol in ("retrieval", "reference")
-    sides = f"{one.test} queries in {one.train} videos" if retrieval else f"{one.test} videos, learnt on {one.train}"
+    sides = (
+        f"{one.test} queries in {one.train} videos" if _retrieves(one) else f"{one.test} videos, learnt on {one.train}"
+    )
     trial = ", at trial sizes" if one.scale != "full" else ""
     return f"{title_of_protocol(one.protocol, one.title)} on {named}: {sides}{trial}"
 
