@@ -138,14 +138,14 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
                 "MiB of all processes": memory,
             }
     outcome = Outcome("CPU ms a block", figures, details=details)
-    few, many = (outcome.median(f"{workers} workers, each its own") for workers in WORKERS[1:])
+    fewer, more = (outcome.median(f"{workers} workers, each its own") for workers in WORKERS[1:])
     share = float(np.median(paced[True]))
     outcome.facts = {
         f"share of a core a worker at {A_SECOND:g} blocks/s": round(share, 3),
         "... without the rest of the scheduling loop": round(float(np.median(paced[False])), 3),
     }
     outcome.bars = [
-        Bar(f"blocks a CPU second, {WORKERS[2]} workers / {WORKERS[1]}", few / many, 0.8),
+        Bar(f"blocks a CPU second, {WORKERS[2]} workers / {WORKERS[1]}", fewer / more, 0.8),
         Bar(f"share of a core a worker at {A_SECOND:g} blocks/s", share, MOST_PACED, at_least=False),
     ]
     if len(many) == len(MANY):
