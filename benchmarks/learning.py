@@ -39,6 +39,7 @@ REACHED = 0.6  # R@1 up to which samples are counted
 # What every row is a change of: the quickstart until it learnt from its guide's prototypes and assignments (8a99438).
 _EARLIER: dict[str, Any] = {
     "objective.views_for_assignment": None,
+    "schedule.total": None,
     "schedule.cross.prototypes": "own",
     "schedule.single.length": {"rgb": "30 steps", "flow": "50 steps"},
     "schedule.cross.length": {"rgb": "140 steps", "flow": "12 steps"},
