@@ -163,7 +163,9 @@ def type_in_words(schema: Mapping[str, Any], whole: Schema) -> str:
 def _number(word: str, schema: Mapping[str, Any]) -> str:
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     # Of a float's bound 0, pydantic 2.10 gives 0.0 and later versions 0.
-    shown = {key: int(schema[key]) if schema[key] == int(schema[key]) else schema[key] for key in bounds if key in schema}
+    shown = {
+        key: int(schema[key]) if schema[key] == int(schema[key]) else schema[key] for key in bounds if key in schema
+    }
     return ", ".join([word, *(f"{text} {shown[key]}" for key, text in bounds.items() if key in shown)])
 
 
