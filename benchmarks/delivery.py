@@ -46,7 +46,7 @@ class Nothing:
 def dataset(first: int, stop: int, step: int, actors: int) -> Any:
     """Units first, first + step, ... of blocks."""
     units = [{"unit": unit} for unit in range(first, stop, step)]
-    return decode_units(units, Nothing, (), Decoders(actors, 0), BUFFER, ray.get_runtime_context().get_node_id(), 4)
+    return decode_units(units, Nothing, (), Decoders(actors, 0), BUFFER, [ray.get_runtime_context().get_node_id()], 4)
 
 
 class Worker:
@@ -127,12 +127,12 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
                 figures[title] = [cpu for cpu, _ in found]
                 details[title] = {"blocks/s": float(np.median([pace for _, pace in found]))}
         paced = {rest: [_paced(rest) for _ in range(rounds)] for rest in (True, False)}
-        many: dict[int, float] = {}
+        simulated: dict[int, float] = {}
         for consumers in MANY:
             if psutil.virtual_memory().available < consumers * ACTOR_BYTES:
                 break
-            many[consumers], pace, memory = _many(consumers)
-            figures[f"{consumers} consumers in {PROCESSES} processes"] = [many[consumers]]
+            simulated[consumers], pace, memory = _many(consumers)
+            figures[f"{consumers} consumers in {PROCESSES} processes"] = [simulated[consumers]]
             details[f"{consumers} consumers in {PROCESSES} processes"] = {
                 "blocks/s": pace,
                 "MiB of all processes": memory,
@@ -148,11 +148,11 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
         Bar(f"blocks a CPU second, {WORKERS[2]} workers / {WORKERS[1]}", fewer / more, 0.8),
         Bar(f"share of a core a worker at {A_SECOND:g} blocks/s", share, MOST_PACED, at_least=False),
     ]
-    if len(many) == len(MANY):
-        ratio = many[MANY[0]] / many[MANY[-1]]
+    if len(simulated) == len(MANY):
+        ratio = simulated[MANY[0]] / simulated[MANY[-1]]
         outcome.bars.append(Bar(f"blocks a CPU second, {MANY[-1]} consumers / {MANY[0]}", ratio, 0.8))
     else:
-        outcome.facts["consumers there was no memory for"] = MANY[len(many)]
+        outcome.facts["consumers there was no memory for"] = MANY[len(simulated)]
     return outcome
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -18,7 +20,7 @@ from tiny import tiny_experiment
 
 from vicc_ray.cluster.decode_actors import list_windows, video_key
 from vicc_ray.data.clips import random_start
-from vicc_ray.data.manifest import Manifest, count_videos, is_manifest
+from vicc_ray.data.manifest import GROUP_BYTES, Manifest, count_videos, is_manifest
 from vicc_ray.data.probing import whole_files
 from vicc_ray.data.rows import FIELDS, TRAINING, Places, Rows, VideoRow, schema
 from vicc_ray.data.samples import all_positions, positions
@@ -300,3 +302,32 @@ def test_the_monitors_videos_are_those_of_the_list(tmp_path: Path) -> None:
         "q6.mp4",
     ]
     assert plan.gallery == 6 and plan.labels == (0, 1, 0, 1, 0, 1, 0, 1, 0, 1)
+
+
+LONG_FILE = """
+import sys
+from dataclasses import replace
+import pyarrow as pa
+from vicc_ray.data.manifest import Manifest, VideoRow
+
+table, count = "x" * 200_000, 1000
+one = VideoRow(video="a.mp4", content_hash="0" * 32, frames=10, frame_table=table, fps=25.0)
+parts = [replace(one, start=float(place), end=place + 1.0, first_frame=25 * place) for place in range(count)]
+manifest = Manifest(parts)
+held = pa.default_memory_pool().max_memory()
+manifest.write(sys.argv[1])
+written = pa.default_memory_pool().max_memory()
+again = Manifest.read(sys.argv[1])
+assert list(again.videos) == parts and again.fingerprint() == manifest.fingerprint()
+print(held, written)
+"""
+
+
+def test_parts_of_a_long_file_hold_its_frame_table_once_and_are_written_a_few_at_a_time(tmp_path: Path) -> None:
+    """Of a day at 25 pictures a second it is 22 kB, and 8,640 parts of ten seconds have it. A process of its own, for its peaks."""
+    file, table, count = tmp_path / "m.parquet", 200_000, 1000
+    done = subprocess.run([sys.executable, "-c", LONG_FILE, str(file)], capture_output=True, text=True, check=True)
+    held, written = map(int, done.stdout.split())
+    assert held < 20 * table, "never all of them"
+    assert written < 3 * GROUP_BYTES < count * table
+    assert pq.read_metadata(file).num_row_groups == -(-count // (GROUP_BYTES // table))

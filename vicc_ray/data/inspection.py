@@ -94,11 +94,13 @@ def inspect(path: str, every: bool) -> Findings:
         plain = _plain(container, stream, codec)
     if not len(timeline):
         raise VideoError("the video stream holds no whole picture")
-    tried = decord_here() is not None and plain and timeline.exact and not timeline.open_gops
+    # A longer one is read by its frame table, with PyAV (`segments.by_table`), and decord's readers hold hundreds of bytes a frame.
+    short = len(timeline) <= LONG
+    tried = decord_here() is not None and plain and timeline.exact and not timeline.open_gops and short
     twin = _Decord(path) if tried else None
     if twin is not None and codec in nal.CODECS and not twin.lands_on(_fresh_starts(path, timeline)):
         twin = None
-    whole = every or not timeline.exact or (codec not in ONE_PICTURE_A_PACKET and len(timeline) <= LONG)
+    whole = every or not timeline.exact or (codec not in ONE_PICTURE_A_PACKET and short)
     decoded = _decode_samples(path, timeline, whole, twin if every else None)
     # decord skips by time stamps: where they do not hold it returns a neighbour of the requested frame.
     right = twin is not None and decoded.plain and decoded.stamps_hold and twin.agrees(decoded)

@@ -45,6 +45,7 @@ ALL = "all"
 # Rows whose facts are in memory as text at a time.
 FINGERPRINT_ROWS = 1 << 18
 GROUP_ROWS = 1 << 18  # of a file's row group, which is what reading and writing hold
+GROUP_BYTES = 1 << 25  # of the frame tables in it, as text
 _NAME = b"vicc_ray"  # of the entry of the Parquet file's metadata
 # How much of a file its content hash reads: see `content_hash`.
 BLOCK, BLOCKS = 1 << 20, 64
@@ -278,16 +279,18 @@ def _digest_of(rows: Rows, decord: Decoder) -> str:
 
 
 def _write_parts(file: Any, parts: Sequence[Rows], metadata: Mapping[bytes, bytes]) -> None:
-    """Parquet with all columns of these rows, a row group of which is in memory as text at a time."""
+    """Parquet with all columns of these rows, a row group of which is in memory as text at a time: fewer rows where texts are long,
+    as each part of a file of many hours has the file's frame table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(file, schema().with_metadata(metadata), write_page_checksum=True) as writer:
         for rows in parts:
-            for start in range(0, len(rows), GROUP_ROWS):
-                part = rows[start : start + GROUP_ROWS]
+            step = min(GROUP_ROWS, max(GROUP_BYTES // max(rows.longest("frame_table"), 1), 1))
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
                 table = pa.table({name: part.texts(name) for name in FIELDS}).cast(schema())
-                writer.write_table(table.replace_schema_metadata(metadata), GROUP_ROWS)
+                writer.write_table(table.replace_schema_metadata(metadata), step)
 
 
 def _without_repeated_ids(rows: Rows) -> Rows:

@@ -263,6 +263,15 @@ class Rows(Sequence[VideoRow]):
         column = self.column(name)
         return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
+    def longest(self, name: str) -> int:
+        """Bytes that a text of a column takes at most."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.column(name)
+        known = [chunk.dictionary for chunk in column.chunks] if pa.types.is_dictionary(column.type) else column.chunks
+        return max((pc.max(pc.binary_length(texts)).as_py() or 0 for texts in known), default=0)
+
     def ids(self) -> pa.Array | pa.ChunkedArray:
         """The id of each row, as plain strings."""
         import pyarrow as pa
@@ -363,8 +372,21 @@ class Rows(Sequence[VideoRow]):
 def _table_of(rows: Sequence[VideoRow]) -> pa.Table:
     import pyarrow as pa
 
-    columns = {name: [getattr(row, name) for row in rows] for name in FIELDS}
-    return narrow(pa.table(columns, schema=schema()))
+    kinds = schema()
+    columns = {}
+    for name in FIELDS:
+        values = [getattr(row, name) for row in rows]
+        columns[name] = _each_once(values) if name in REPEATED else pa.array(values, kinds.field(name).type)
+    return narrow(pa.table(columns))
+
+
+def _each_once(texts: Sequence[str | None]) -> pa.DictionaryArray:
+    """Texts as a column that holds each once, never all of them: every part of a long file has the file's frame table."""
+    import pyarrow as pa
+
+    places: dict[str, int] = {}
+    found = [None if text is None else places.setdefault(text, len(places)) for text in texts]
+    return pa.DictionaryArray.from_arrays(pa.array(found, pa.int32()), pa.array(list(places), pa.string()))
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
