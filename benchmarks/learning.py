@@ -84,6 +84,7 @@ _QUEUE: dict[str, Any] = {
 _FOLLOW: dict[str, Any] = {"augment.follow": 0.7}
 _CROP: dict[str, Any] = {"evaluate.motion_crop": 0.5}
 _DIFFERENCES: dict[str, Any] = {"clip.motion": "difference"}
+_COMPENSATED: dict[str, Any] = {"flow.algorithm": "dis_compensated"}
 _VECTORS: dict[str, Any] = {"flow.algorithm": "motion_vectors"}
 
 # Name -> differences from `_EARLIER`. Sizes (clips, networks, batches of 32, samples in all) are the same in every row.
@@ -130,6 +131,8 @@ _ROWS: dict[str, dict[str, Any]] = {
     "joint, crop at test": _JOINT | _CROP,
     "joint, follow, crop at test": _JOINT | _FOLLOW | _CROP,
     "best, follow, crop at test": _BEST | _FOLLOW | _CROP,
+    "best, compensated": _BEST | _COMPENSATED,
+    "best, compensated, follow, crop at test": _BEST | _COMPENSATED | _FOLLOW | _CROP,
     "best, differences": _BEST | _DIFFERENCES,
     "best, motion vectors": _BEST | _VECTORS,
     "joint, follow, crop at test, bound auto": _JOINT | _FOLLOW | _CROP | {"flow.bound": "auto"},

@@ -45,12 +45,27 @@ def test_shifts_are_found(algorithm: str, u: float, v: float) -> None:
     assert error.mean() < 0.3
 
 
-@pytest.mark.parametrize("algorithm", ["dis", "farneback", "tvl1_torch"])
+@pytest.mark.parametrize("algorithm", ["dis", "dis_compensated", "farneback", "tvl1_torch"])
 def test_fields_do_not_depend_on_what_came_before(algorithm: str) -> None:
     frames = shifted_texture(4, 48, 72, 1.5, -0.5, seed=4)
     together = flow_between(frames, algorithm)
     for i in range(3):
         assert np.array_equal(together[i], flow_between(frames[i : i + 2], algorithm)[0])
+
+
+def test_compensated_flow_is_what_moves_beyond_the_camera() -> None:
+    """A ground that the camera passes over by (3, 1) px a frame, and on it a thing that stays where it is in the picture."""
+    frames = shifted_texture(4, 96, 96, 3, 1)
+    frames[:, 40:60, 40:60] = frames[0, 40:60, 40:60]
+    plain, compensated = flow_between(frames), flow_between(frames, "dis_compensated")
+    expected = np.stack([field - np.array([np.median(field[..., 0]), np.median(field[..., 1])]) for field in plain])
+    np.testing.assert_allclose(compensated, expected, atol=1e-6)
+    assert compensated.dtype == np.float32
+    ground, thing = compensated[:, 5:30, 5:30], compensated[:, 47:53, 47:53]
+    assert np.abs(ground).mean() < 0.1
+    np.testing.assert_allclose(thing.mean(axis=(0, 1, 2)), [-3, -1], atol=0.5)
+    assert json.loads(fingerprint("dis_compensated"))["camera"] == "median"
+    assert "camera" not in json.loads(fingerprint("dis"))
 
 
 def test_dis_survives_frames_too_small_for_opencv() -> None:
@@ -66,7 +81,8 @@ def test_one_frame_has_no_flow_and_other_arrays_are_refused() -> None:
         flow_between(np.zeros((2, 16, 20, 3), np.float32))
     with pytest.raises(
         UserError,
-        match=r"'raff' is unknown .did you mean raft\?.; known: dis, farneback, tvl1, tvl1_torch, motion_vectors, raft",
+        match=r"'raff' is unknown .did you mean raft\?.; "
+        "known: dis, dis_compensated, farneback, tvl1, tvl1_torch, motion_vectors, raft",
     ):
         flow_between(np.zeros((2, 16, 20, 3), np.uint8), "raff")
 

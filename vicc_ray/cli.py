@@ -276,7 +276,7 @@ PackWorkers = Annotated[int | None, typer.Option(min=1, help="Actors at once; de
 CheckStore = Annotated[
     bool, typer.Option("--check", help="Read all that is stored and pack again what is not what was written.")
 ]
-FLOW_NAMES = "dis, farneback, tvl1, tvl1_torch, motion_vectors or raft"
+FLOW_NAMES = "dis, dis_compensated, farneback, tvl1, tvl1_torch, motion_vectors or raft"
 
 
 @app.command(epilog="Example: vicc pack videos.parquet --store packed --flow dis", rich_help_panel=VIDEOS)

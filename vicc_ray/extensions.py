@@ -125,6 +125,7 @@ FLOW_ALGORITHMS = Extensions(
     "vicc_ray.flow_algorithms",
     {
         "dis": "vicc_ray.data.flow.algorithms:Dis",
+        "dis_compensated": "vicc_ray.data.flow.algorithms:CompensatedDis",
         "farneback": "vicc_ray.data.flow.algorithms:Farneback",
         "tvl1": "vicc_ray.data.flow.algorithms:TVL1",
         "tvl1_torch": "vicc_ray.data.flow.algorithms:TorchTVL1",

@@ -191,8 +191,9 @@ class FlowConfig(Section):
 
     algorithm: str = Field(
         "dis",
-        description="dis, farneback, tvl1: OpenCV's; tvl1_torch: the same TV-L1, faster, also on a GPU; motion_vectors: the "
-        "codec's own; raft: a network; or one of another package (docs/extending.md)",
+        description="dis, farneback, tvl1: OpenCV's; dis_compensated: dis beyond the camera's motion, each field without its "
+        "median; tvl1_torch: the same TV-L1, faster, also on a GPU; motion_vectors: the codec's own; raft: a network; or one of "
+        "another package (docs/extending.md)",
     )
     options: dict[str, Any] = Field({}, description="settings of a flow algorithm of another package")
     bound: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(

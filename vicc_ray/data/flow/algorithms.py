@@ -1,7 +1,7 @@
 """Optical flow between consecutive frames, and its uint8 form.
 
-`dis`, `farneback`, `tvl1` (OpenCV), `tvl1_torch` (PyTorch) and `raft` (a network) compare pictures; `motion_vectors` are read
-from the video file. Each is a class behind `data.flow.contract`.
+`dis`, `dis_compensated`, `farneback`, `tvl1` (OpenCV), `tvl1_torch` (PyTorch) and `raft` (a network) compare pictures;
+`motion_vectors` are read from the video file. Each is a class behind `data.flow.contract`.
 
 Shapes: n fields between n + 1 frames; H rows, W columns. A field is float32 [H, W, 2] = (u, v) in pixels of these
 frames: what is at (x, y) in the first is at (x + u, y + v) in the second; u is positive to the right, v downwards.
@@ -178,6 +178,23 @@ class Dis(_OpenCV):
         if any(rim):
             first, second = (np.pad(g, ((0, rim[0]), (0, rim[1])), "edge") for g in (first, second))
         return self.flow.calc(first, second, None)[:height, :width]
+
+
+class CompensatedDis(Dis):
+    """DIS beyond the camera's own motion: each field without its median over the frame, of u and of v.
+
+    For things that are small in the picture of a camera that pans. What a median is not (zoom, rotation) stays.
+    """
+
+    def fields(self, frames: NDArray[np.uint8]) -> Field:
+        """As `FlowAlgorithm`; on one thread."""
+        flow = super().fields(frames)
+        moved: Field = flow - np.median(flow, axis=(1, 2), keepdims=True)
+        return moved
+
+    def identity(self) -> dict[str, Any]:
+        """OpenCV's version and the parameters."""
+        return {**super().identity(), "camera": "median"}
 
 
 class Farneback(_OpenCV):
