@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -82,8 +83,10 @@ class Outcome:
         return statistics.median(self.figures[contender])
 
     def ratio(self, contender: str, rival: str) -> float:
-        """The median of the round-by-round ratios, which holds when the machine's speed drifts."""
-        return statistics.median(a / b for a, b in zip(self.figures[contender], self.figures[rival], strict=True))
+        """The median of the round-by-round ratios, which holds when the machine's speed drifts; NaN where the rival has zeros only."""
+        pairs = zip(self.figures[contender], self.figures[rival], strict=True)
+        ratios = [mine / theirs for mine, theirs in pairs if theirs]  # a recall may be 0
+        return statistics.median(ratios) if ratios else math.nan
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

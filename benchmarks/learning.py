@@ -314,7 +314,7 @@ def _bars(details: Mapping[str, Mapping[str, float]]) -> Iterator[Bar]:
     for recipe, against in WITHOUT_FLOW.items():
         if recipe in details and against in details:
             mine, flow = details[recipe], details[against]
-            yield Bar(f"R@1, {recipe} / {against}", mine["mean"] / flow["mean"], SHARE_OF_RECALL)
+            yield Bar(f"R@1, {recipe} / {against}", mine["mean"] / max(flow["mean"], 1e-9), SHARE_OF_RECALL)
             ratio = mine["packing ms a video"] / flow["packing ms a video"]
             yield Bar(f"packing, {recipe} / {against}", ratio, SHARE_OF_COST, at_least=False)
 

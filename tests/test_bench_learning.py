@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -251,3 +252,9 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], parts: list[str],
     assert all(part in str(caught.value) for part in parts)
     with pytest.raises(UserError, match="takes no --queries; that is for 'vicc bench learning'"):
         run_bench("augment", None, 1, queries=True)
+
+
+def test_a_recall_of_zero_has_no_ratio() -> None:
+    outcome = Outcome("R@1", {"none": [0.0, 0.0], "some": [0.0, 0.5], "more": [0.5, 1.0]})
+    assert math.isnan(outcome.ratio("more", "none"))
+    assert outcome.ratio("more", "some") == 2.0
