@@ -83,7 +83,7 @@ class Outcome:
         return statistics.median(self.figures[contender])
 
     def ratio(self, contender: str, rival: str) -> float:
-        """The median of the round-by-round ratios, which holds when the machine's speed drifts; NaN where the rival has zeros only."""
+        """The median of the round-by-round ratios, which holds when the machine's speed drifts; NaN beside zeros only."""
         pairs = zip(self.figures[contender], self.figures[rival], strict=True)
         ratios = [mine / theirs for mine, theirs in pairs if theirs]  # a recall may be 0
         return statistics.median(ratios) if ratios else math.nan

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tiny import TINY, tiny_experiment
 
-from benchmarks import learning, learning_cost, run_bench
+from benchmarks import Outcome, learning, learning_cost, run_bench
 from benchmarks.learning_data import HELD_OUT, hold_out, naive_features, windows
 from benchmarks.learning_run import RunResult
 from vicc_ray.config import load_experiment, without_places
