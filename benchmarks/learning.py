@@ -106,7 +106,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "guide's prototypes": _STARTED,
     "guide's assignments": {"objective.views_for_assignment": [2, 3]},
     "guide's prototypes and assignments": _LED,
-    # The same with less time alone: experiments/recipe_best.yaml.
+    # The same with less time alone, which experiments/recipe_best.yaml is made from.
     "best": _BEST,
     "joint, guided": _JOINT | {"objective.guidance": 0.5},
     "even prototypes": {"objective.even_prototypes": True},
@@ -138,7 +138,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "joint, follow, crop at test, bound auto": _JOINT | _FOLLOW | _CROP | {"flow.bound": "auto"},
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    # As it is shipped: the best of the rows with fewer samples, as it is to take little time.
+    # As it is shipped: `best` in whole percentages.
     "quickstart": {},
     **{name: _EARLIER | changes for name, changes in _ROWS.items()},
 }
