@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 # The first node's keeper has step 7 of worker 1, the second's step 3 of worker 0. Where the copy was made, and what is gone on from
 # when the first keeper is no more. Then a worker of a third node, whose keeper dies between two hand-overs.
 _DRIVER = """
-import io, json, sys, time
-import ray, torch
+import io, json, os, sys, time
+import psutil, ray, torch
 from vicc_ray.cluster import keeper as keepers
 from vicc_ray.training.survival import Finished, Kept, OwnState
 
@@ -55,11 +55,39 @@ worker.last = Finished(9, {}, lambda: own)
 worker.end(sound=True)
 before = worker.answer(20), ray.get(run.handles[head].newest.remote())[0]
 ray.kill(run.handles[head])
-run.on([head])
+
+def renewed():
+    run.on([head])
+    try:
+        return ray.get(run.handles[head].newest.remote())[0] == -1
+    except ray.exceptions.RayError:  # the one that was killed, which takes a moment
+        return False
+
+while not renewed():
+    time.sleep(0.1)
 worker.handed.clear()
 worker.last = Finished(11, {}, lambda: own)
 after = worker.answer(20), ray.get(run.handles[head].newest.remote())[0]
+
+def waiting():
+    return {one.pid for one in psutil.process_iter() if one.name().startswith("ray::IDLE")}
+
+class Next:
+    def pid(self):
+        return os.getpid()
+
+there = waiting()
+ray.get(run.handles[second].start_spares.remote())
+deadline = time.monotonic() + 60
+while len(spares := waiting() - there) < 2 and time.monotonic() < deadline:
+    time.sleep(0.2)
+time.sleep(2)  # Ray ends other idle processes after a second
+spares &= waiting()
+place = {ray._raylet.RAY_NODE_ID_KEY: second}
+actors = [ray.remote(Next).options(num_cpus=0, label_selector=place).remote() for _ in range(2)]
+taken = set(ray.get([actor.pid.remote() for actor in actors]))
 print(json.dumps({
+    "spares": len(spares), "taken": len(taken & spares),
     "handed": before, "handed to the next": after,
     "alone": alone, "copied": [step, sorted(workers)], "both": both[0], "left": step_left, "whole": state_left["much"].numel(),
     "mean": [float(state["trainer"]["encoder"]["running_mean"]) for state in (both[1], state_left)],
@@ -90,3 +118,7 @@ def test_the_only_copy_of_a_step_is_copied_to_another_node(found: dict[str, Any]
 def test_a_worker_whose_keeper_died_hands_over_to_the_one_after_it(found: dict[str, Any]) -> None:
     assert found["handed"] == [9, 9]
     assert found["handed to the next"] == [11, 11]
+
+
+def test_processes_wait_for_the_next_actors_of_the_job(found: dict[str, Any]) -> None:
+    assert (found["spares"], found["taken"]) == (2, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -236,7 +235,6 @@ def _begin(dataset: Callable[[], Iterator[Block]]) -> tuple[Block, Iterator[Bloc
     return next(blocks), blocks
 
 
-def _add_spares(number: int, _: object) -> None:
-    later = threading.Timer(SPARE_DELAY, ray_private.start_spares, (number,))
-    later.daemon = True
-    later.start()
+def _add_spares(number: int, first: Future[Any]) -> None:
+    if first.exception() is None:
+        ray_private.start_spares(number, SPARE_DELAY)

@@ -5,6 +5,7 @@ None of it is needed for a right result: where it fails, something takes longer 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -104,11 +105,18 @@ def remove_placement_groups(names: Iterable[str] | None) -> None:
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
-def start_spares(number: int) -> None:
+def start_spares(number: int, delay: float = 0.0) -> None:
     """Let this node start so many worker processes that wait for actors of this job with this process' environment.
 
-    Ray's nodes have a call for it that Python has no name for. It starts one process a call, whatever the number in it (2.60).
+    Returns at once; they are started after `delay` seconds, one after another.
     """
+    later = threading.Timer(delay, _start_spares, (number,))
+    later.daemon = True
+    later.start()
+
+
+def _start_spares(number: int) -> None:
+    """By a call of Ray's nodes that has no name in Python. It starts one process a call, whatever the number in it (2.60)."""
     with suppress(Exception):
         from ray._private.grpc_utils import init_grpc_channel
         from ray.core.generated import node_manager_pb2 as messages

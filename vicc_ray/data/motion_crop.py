@@ -56,7 +56,7 @@ def crop_corners(clips: Mapping[Decoded, Tensor], side: int) -> Tensor:
 
 
 def _weights(length: int, side: int, device: torch.device) -> Tensor:
-    """How much each looked-at pixel of an axis counts in each crop along it: whole numbers 0..s, float64 [length - s + 1, n]."""
+    """How much each sampled pixel of an axis counts in each crop along it: whole numbers 0..s, float64 [length - s + 1, n]."""
     begins = torch.arange(length - side + 1, device=device)[:, None]
     pixels = torch.arange(0, length, EVERY, device=device)
     return (side - (2 * (pixels - begins) + 1 - side).abs()).clamp_min(0).double()
