@@ -156,6 +156,7 @@ def test_quickstart_keeps_its_lines_to_standard_error(place: Path, monkeypatch: 
         return {"run": "runs/quickstart"}
 
     monkeypatch.setattr("vicc_ray.commands.quickstart.run_quickstart", run)
+    monkeypatch.setattr("vicc_ray.cluster.ahead.begin_cluster", lambda *_: None)
     assert in_process("quickstart", "--json") == {"run": "runs/quickstart"}
 
 

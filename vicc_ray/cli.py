@@ -176,10 +176,18 @@ def quickstart(
     debug: Debug = False,
 ) -> None:
     """Make a small motion data set, train both streams on it, evaluate and write a report. Resumes when run again."""
-    from vicc_ray.commands.quickstart import run_quickstart
+    from vicc_ray.cluster.ahead import begin_cluster
+    from vicc_ray.cluster.warm.start import import_forkable
+    from vicc_ray.config import load_experiment
+    from vicc_ray.config.published import shipped_experiment
 
+    settings = load_experiment(shipped_experiment("quickstart"), [f"runs={runs.absolute()}", *(overrides or [])])
     with _result(as_json) as found:
-        found |= run_quickstart(runs, train_per_class, query_per_class, overrides or [], verbose)
+        begin_cluster(settings.train, None, verbose)
+        import_forkable()
+        from vicc_ray.commands.quickstart import run_quickstart
+
+        found |= run_quickstart(settings, train_per_class, query_per_class, verbose)
 
 
 @app.command(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from itertools import cycle
 from typing import Any
 
@@ -45,6 +46,8 @@ FIRST_BLOCKS = 128
 GROWTH = 4
 # Windows that an evaluation block holds, of one long video or of several short ones.
 WINDOWS_A_BLOCK = 16
+# Whether actors of one pool can be placed one by one (`InTurn`); Ray 2.64 ends it.
+CAN_TAKE_TURNS = "ray_remote_args_fn" in signature(Dataset.map_batches).parameters
 
 
 class PaceScheduling:
@@ -290,8 +293,11 @@ def decode_units(
     source = ray.data.from_blocks([pa.Table.from_pylist([dict(unit)]) for unit in units])
     actors, cpus, labels = decoders.actors, decoders.cpus, dict(decoders.labels)
     anywhere = not cpus and not labels
-    if anywhere and nodes:
-        labels = {ray._raylet.RAY_NODE_ID_KEY: f"in({','.join(nodes)})"}
+    in_turn: dict[str, Any] = {}
+    if anywhere and not nodes and CAN_TAKE_TURNS:
+        in_turn = {"ray_remote_args_fn": InTurn(nodes_with_cpus())}
+    elif anywhere:
+        labels = {ray._raylet.RAY_NODE_ID_KEY: f"in({','.join(nodes or nodes_with_cpus())})"}
     decoded = source.map_batches(
         actor,
         fn_constructor_args=arguments,
@@ -299,9 +305,9 @@ def decode_units(
         batch_format="numpy",
         num_cpus=cpus,
         label_selector=labels or None,
-        ray_remote_args_fn=InTurn(nodes_with_cpus()) if anywhere and not nodes else None,
         # Actors that reserve no CPU are not started one by one as Ray Data finds room: there is always room.
         compute=ActorPoolStrategy(min_size=1 if cpus else actors, max_size=actors, max_tasks_in_flight_per_actor=tasks),
+        **in_turn,
     )
     limits = ExecutionResources.for_limits(object_store_memory=buffer)
     decoded.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
@@ -311,7 +317,8 @@ def decode_units(
 class InTurn:
     """Where the next decode actor goes that reserves nothing, so that Ray would put it anywhere, on a head without CPUs too.
 
-    A label selector for all of these nodes does not spread them: Ray 2.60 was seen to put three of four on one.
+    A label selector for all of these nodes does not spread them: Ray 2.60 was seen to put three of four on one. It is what is
+    left from Ray 2.64 on, which takes no `ray_remote_args_fn`.
     """
 
     def __init__(self, nodes: Sequence[str]) -> None:

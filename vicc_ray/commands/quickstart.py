@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from vicc_ray.cluster.launch import run_training
 from vicc_ray.cluster.session import ray_session
 from vicc_ray.commands.evaluate import data_name, evaluations_json, print_evaluation, say
 from vicc_ray.commands.index import IndexOptions, index_videos
-from vicc_ray.config import Experiment, load_experiment
-from vicc_ray.config.published import shipped_experiment
+from vicc_ray.config import Experiment
 from vicc_ray.console import console, quiet
 from vicc_ray.data.clips import window_span
 from vicc_ray.data.manifest import Manifest
@@ -26,15 +24,12 @@ from vicc_ray.runs.folder import RunFolder
 FRAMES = 16  # a video; clips are shorter, so that their windows differ
 
 
-def run_quickstart(
-    runs: Path, train_per_class: int, query_per_class: int, overrides: Sequence[str], verbose: bool
-) -> dict[str, Any]:
+def run_quickstart(experiment: Experiment, train_per_class: int, query_per_class: int, verbose: bool) -> dict[str, Any]:
     """Data set, manifest, four stages on two workers, retrieval, report; about seven minutes on two cores.
 
     Gives the run's folder, its page, the seconds that all took, and the evaluation.
     """
     started = time.monotonic()
-    experiment = load_experiment(shipped_experiment("quickstart"), [f"runs={runs.absolute()}", *overrides])
     folder = RunFolder.at(experiment.run_folder)
     manifest_file = _prepare(folder, train_per_class, query_per_class, experiment)
     experiment = experiment.model_copy(

@@ -159,11 +159,16 @@ def run_sweep(experiment: Experiment, address: str | None = None, verbose: bool 
 
 
 def _run(prepared: PreparedSweep, sweep: Sweep, plan: TrialsPlan | None, address: str | None, verbose: bool) -> None:
+    from vicc_ray.cluster.ahead import begin_cluster
+    from vicc_ray.cluster.warm.start import import_forkable
+
+    settings = plan.whole if plan else prepared.experiment.train
+    begin_cluster(settings, address, verbose, dashboard=True)
+    import_forkable()
     from vicc_ray.cluster.launch import run_training
     from vicc_ray.cluster.session import ray_session
     from vicc_ray.tune.execution import DRIVER_BYTES, cluster, driver_memory, run_trials
 
-    settings = plan.whole if plan else prepared.experiment.train
     with quiet(prepared.folder.logs / "ray.log", verbose), ray_session(settings, address, verbose, dashboard=True):
         if plan is None:
             plan = plan_trials(prepared.experiment, prepared.search, cluster(settings), local=False)
