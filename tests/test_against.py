@@ -104,7 +104,7 @@ def test_the_builds_of_a_round_take_turns_in_being_first(tmp_path: Path) -> None
     seen: list[str] = []
 
     def measure(turn: Turn) -> Measured:
-        assert turn.folder.is_dir() and not list(turn.folder.iterdir())
+        assert turn.folder.is_dir() and not list(turn.folder.iterdir()) and turn.shared.is_dir()
         seen.append(f"{turn.number} {turn.build} {turn.product.folder.name}")
         return Measured({"s": float(turn.number)})
 

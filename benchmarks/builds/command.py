@@ -143,13 +143,15 @@ def take_turns(
 ) -> dict[str, list[Measured]]:
     """Each product once a round, the other one first in the next: {build: what was measured}."""
     found: dict[str, list[Measured]] = {build: [] for build in products}
+    shared = scratch / "shared"
+    shared.mkdir(exist_ok=True)
     for number in range(rounds):
         for build in order(number):
             if build not in products:
                 continue
             folder = scratch / f"{name}-{number}-{build}"
             folder.mkdir()
-            turn = Turn(products[build], build, folder, scratch / "shared", sizes, number)
+            turn = Turn(products[build], build, folder, shared, sizes, number)
             measured = bench.measure(turn)
             found[build].append(measured)
             figures = ", ".join(f"{figure} {value:.4g}" for figure, value in measured.figures.items())
