@@ -73,9 +73,9 @@ class PlanarConv3d(nn.Conv3d):
             return super().forward(input)  # torch's 2D convolutions take no empty batch of some shapes
         (kt, _, _), (st, sh, sw), (pt, ph, pw) = self.kernel, self.strides, self.pads
         if kt == 1:
-            if self.kernel == (1, 1, 1) and (ph, pw) == (0, 0):
-                # The pixels that count are picked first: of a few channels, a strided 1 x 1 convolution's gradient on a CPU
-                # with AVX2 alone wrote beyond its memory in oneDNN (torch 2.15).
+            if self.kernel == (1, 1, 1) and (ph, pw) == (0, 0) and self.in_channels % 8 and torch.is_grad_enabled():
+                # The pixels that count are picked first: of so few channels, a strided 1 x 1 convolution's gradient wrote beyond
+                # its memory on CPUs with AVX2 alone (oneDNN of torch 2.15).
                 input, sh, sw = input[..., ::sh, ::sw], 1, 1
             x = F.conv2d(_pictures(input), self.weight.squeeze(2), self.bias, (sh, sw), (ph, pw))
             return _unfold_time(x, len(input))
