@@ -70,7 +70,7 @@ _STARTED: dict[str, Any] = {"schedule.cross.prototypes": "guide"}
 
 _LED: dict[str, Any] = _STARTED | {"objective.views_for_assignment": [2, 3]}
 _BEST: dict[str, Any] = _LED | {
-    "schedule.single.length": {"rgb": "2 steps", "flow": "38 steps"},
+    "schedule.single.length": {"rgb": "8 steps", "flow": "32 steps"},
     "schedule.cross.length": {"rgb": "186 steps", "flow": "6 steps"},
 }
 
