@@ -8,7 +8,7 @@ workers are simulated: consumers with a dataset and a decode actor each, which l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -19,7 +19,7 @@ import ray
 from ray.data import DataContext, DataIterator
 
 from benchmarks import Bar, Outcome
-from vicc_ray.cluster.resources import Decoders
+from vicc_ray.cluster.resources import PREFETCH, Decoders
 from vicc_ray.cluster.session import job_session
 from vicc_ray.cluster.stream import PaceScheduling, decode_units, iterate_blocks
 from vicc_ray.console import quiet, scratch_log
@@ -27,26 +27,39 @@ from vicc_ray.training.batches import Block
 
 WORKERS = (1, 4, 16)
 BLOCKS, RAMP = 120, 20  # that each worker takes, as fast as they come; those before the clock
-PACE_WORKERS, PACED_SECONDS, A_SECOND = 4, 15.0, 2.0
-MANY = (32, 256)  # consumers that are simulated
-PROCESSES, MANY_BLOCKS, MANY_RAMP = 8, 24, 4
-ACTOR_BYTES = 40 << 20  # that a decode actor has for itself
+# At the pace of training: a worker is sent as many steps in a block as it trains in a second (`resources.steps_a_block`).
+PACE_WORKERS, PACED_SECONDS, A_SECOND = (4, 32), 30.0, 1.0
+IDLE_SECONDS = 10.0
+MANY = (8, 32)  # consumers that are simulated, as fast as they come: more than 32 are too many for two cores
+PROCESSES, MANY_BLOCKS, MANY_RAMP = 8, 44, 4
+# Of consumers at a pace and of many, as many blocks lie ready as of a training run: where all did, their loops would have ended
+# before the clock starts. So that none ends before it stops, their datasets are longer than what is taken.
+AHEAD = PREFETCH + 3 + 4
+CONTENT = {"size": 128 << 10, "buffer": AHEAD * (128 << 10)}
 BUFFER = 128 << 20
 MOST_PACED = 0.03  # of a core, a worker
+# Ray's processes that a cluster has one of, whatever the number of its workers.
+SINGLE = ("_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor", "gcs_server")
+
+_Shares = tuple[float, float]
 
 
 class Nothing:
-    """A decode actor of blocks without content."""
+    """A decode actor of blocks without content, of so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.content = np.zeros((1, size), np.uint8)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
         """The unit's number."""
-        return {"unit": rows["unit"], "video": np.zeros(1, np.int64)}
+        return {"unit": rows["unit"], "video": self.content}
 
 
-def dataset(first: int, stop: int, step: int, actors: int) -> Any:
-    """Units first, first + step, ... of blocks."""
+def dataset(first: int, stop: int, step: int, actors: int, size: int = 8, buffer: int = BUFFER) -> Any:
+    """Units first, first + step, ... of blocks of `size` bytes, of which `buffer` bytes lie ready."""
     units = [{"unit": unit} for unit in range(first, stop, step)]
-    return decode_units(units, Nothing, (), Decoders(actors, 0), BUFFER, [ray.get_runtime_context().get_node_id()], 4)
+    here = [ray.get_runtime_context().get_node_id()]
+    return decode_units(units, Nothing, (size,), Decoders(actors, 0), buffer, here, 4)
 
 
 class Worker:
@@ -57,18 +70,18 @@ class Worker:
         self.ramp = ramp
         if not rest:  # Ray Data as it is
             DataContext.get_current().custom_execution_callback_classes = []
-            PaceScheduling.SECONDS = 0.0
+            PaceScheduling.SECONDS, PaceScheduling.QUICK_ROUNDS = 0.0, 1 << 60
 
-    def own(self, rank: int, workers: int, count: int) -> None:
+    def own(self, rank: int, workers: int, count: int, **content: int) -> None:
         """Begin a dataset of this worker alone; returns when its first blocks are here."""
-        self._begin(dataset(rank, (count + self.ramp) * workers, workers, 1).iterator())
+        self._begin(iterate_blocks(dataset(rank, (count + self.ramp) * workers, workers, 1, **content)))
 
     def shared(self, iterator: DataIterator) -> None:
         """Begin with a handle on the dataset of all."""
-        self._begin(iterator)
+        self._begin(iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH))
 
-    def _begin(self, iterator: DataIterator) -> None:
-        self.blocks = iterate_blocks(iterator)
+    def _begin(self, blocks: Iterable[Block]) -> None:
+        self.blocks = iter(blocks)
         for _ in range(self.ramp):
             next(self.blocks)
 
@@ -87,17 +100,19 @@ class Worker:
 class Group:
     """Consumers of these ranks in one process, a thread each."""
 
-    def __init__(self, ranks: list[int]) -> None:
-        self.workers = {rank: Worker(ramp=MANY_RAMP) for rank in ranks}
+    def __init__(self, ranks: list[int], rest: bool = True) -> None:
+        self.workers = {rank: Worker(rest, MANY_RAMP) for rank in ranks}
         self.threads = ThreadPoolExecutor(len(ranks))
 
     def own(self, consumers: int, count: int) -> None:
-        """Begin each one's dataset; returns when the first blocks of all are here."""
-        list(self.threads.map(lambda rank: self.workers[rank].own(rank, consumers, count), self.workers))
+        """Begin each one's dataset, one after another: hundreds of processes that start at once time out. Returns when the first
+        blocks of all are here."""
+        for rank, worker in self.workers.items():
+            worker.own(rank, consumers, count, **CONTENT)
 
-    def take(self, count: int) -> int:
-        """Take so many blocks each; their number."""
-        return sum(self.threads.map(lambda worker: worker.take(count), self.workers.values()))
+    def take(self, count: int, a_second: float | None = None) -> int:
+        """Take so many blocks each, at most `a_second`; their number."""
+        return sum(self.threads.map(lambda worker: worker.take(count, a_second), self.workers.values()))
 
 
 class Owner:
@@ -113,10 +128,7 @@ class Owner:
 
 
 def measure(rounds: int, manifest: str | None = None) -> Outcome:
-    """CPU milliseconds a block, of this process and all that it started. The manifest is not read.
-
-    Many consumers are measured once, and only as many as there is memory for.
-    """
+    """CPU milliseconds a block, of this process and all that it started. The manifest is not read."""
     figures: dict[str, list[float]] = {}
     details: dict[str, dict[str, float]] = {}
     with quiet(scratch_log("bench-delivery")), job_session(4):
@@ -126,34 +138,43 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
                 title = f"{workers} workers, {name}"
                 figures[title] = [cpu for cpu, _ in found]
                 details[title] = {"blocks/s": float(np.median([pace for _, pace in found]))}
-        paced = {rest: [_paced(rest) for _ in range(rounds)] for rest in (True, False)}
-        simulated: dict[int, float] = {}
+        paced = {workers: [_paced(workers) for _ in range(rounds)] for workers in PACE_WORKERS}
+        restless = [_paced(PACE_WORKERS[0], rest=False) for _ in range(rounds)]
         for consumers in MANY:
-            if psutil.virtual_memory().available < consumers * ACTOR_BYTES:
-                break
-            simulated[consumers], pace, memory = _many(consumers)
-            figures[f"{consumers} consumers in {PROCESSES} processes"] = [simulated[consumers]]
-            details[f"{consumers} consumers in {PROCESSES} processes"] = {
-                "blocks/s": pace,
-                "MiB of all processes": memory,
-            }
+            title = f"{consumers} consumers in {PROCESSES} processes"
+            many = [_many(consumers) for _ in range(rounds)]
+            figures[title] = [cpu for cpu, _ in many]
+            details[title] = {"blocks/s": float(np.median([pace for _, pace in many]))}
     outcome = Outcome("CPU ms a block", figures, details=details)
+    outcome.facts = _facts(paced, restless)
     fewer, more = (outcome.median(f"{workers} workers, each its own") for workers in WORKERS[1:])
-    share = float(np.median(paced[True]))
-    outcome.facts = {
-        f"share of a core a worker at {A_SECOND:g} blocks/s": round(share, 3),
-        "... without the rest of the scheduling loop": round(float(np.median(paced[False])), 3),
-    }
+    few, many_ = (outcome.median(f"{consumers} consumers in {PROCESSES} processes") for consumers in MANY)
     outcome.bars = [
         Bar(f"blocks a CPU second, {WORKERS[2]} workers / {WORKERS[1]}", fewer / more, 0.8),
-        Bar(f"share of a core a worker at {A_SECOND:g} blocks/s", share, MOST_PACED, at_least=False),
+        Bar(f"blocks a CPU second, {MANY[1]} consumers / {MANY[0]}", few / many_, 0.8),
+        *(
+            Bar(
+                f"share of a core a worker, {workers} at {A_SECOND:g} blocks/s",
+                _median(paced[workers], 0),
+                MOST_PACED,
+                False,
+            )
+            for workers in PACE_WORKERS
+        ),
     ]
-    if len(simulated) == len(MANY):
-        ratio = simulated[MANY[0]] / simulated[MANY[-1]]
-        outcome.bars.append(Bar(f"blocks a CPU second, {MANY[-1]} consumers / {MANY[0]}", ratio, 0.8))
-    else:
-        outcome.facts["consumers there was no memory for"] = MANY[len(simulated)]
     return outcome
+
+
+def _facts(paced: Mapping[int, Sequence[_Shares]], restless: Sequence[_Shares]) -> dict[str, float]:
+    facts = {}
+    for workers, found in paced.items():
+        facts[f"share of a core a worker, {workers} workers at {A_SECOND:g} blocks/s"] = _median(found, 0)
+        facts[f"... of which in the single processes of a cluster, {workers} workers"] = _median(found, 1)
+    return facts | {"... without the rest of the scheduling loop": _median(restless, 0)}
+
+
+def _median(shares: Sequence[_Shares], which: int) -> float:
+    return round(float(np.median([one[which] for one in shares])), 4)
 
 
 def _fast(workers: int, own: bool) -> tuple[float, float]:
@@ -166,36 +187,54 @@ def _fast(workers: int, own: bool) -> tuple[float, float]:
     return 1000 * spent / taken, taken / seconds
 
 
-def _many(consumers: int) -> tuple[float, float, float]:
-    """CPU ms a block and blocks/s of all simulated consumers together, and MiB of all processes (their shares of common pages)."""
-    ranks = [list(range(first, consumers, PROCESSES)) for first in range(PROCESSES)]
-    groups = [ray.remote(Group).options(num_cpus=0, max_concurrency=2).remote(own) for own in ranks]
-    ray.get([group.own.remote(consumers, MANY_BLOCKS) for group in groups])
+def _many(consumers: int) -> tuple[float, float]:
+    """CPU ms a block and blocks/s of all simulated consumers together."""
+    groups = _groups(consumers, MANY_BLOCKS)
     before, began = _cpu(), time.perf_counter()
     taken = sum(ray.get([group.take.remote(MANY_BLOCKS - MANY_RAMP) for group in groups]))
     seconds, spent = time.perf_counter() - began, _since(before)
-    memory = sum(_shares())
     _end(groups, None)
-    return 1000 * spent / taken, taken / seconds, memory / 2**20
+    return 1000 * spent / taken, taken / seconds
 
 
-def _paced(rest: bool) -> float:
-    """Share of a core a worker."""
-    before = _cpu()
-    time.sleep(5)  # Ray without a dataset, which is no delivery
-    idle = _since(before) / 5
+def _paced(workers: int, rest: bool = True) -> _Shares:
+    """Shares of a core a worker: of all processes, and of those that a cluster has one of."""
     count = int(PACED_SECONDS * A_SECOND)
-    actors, owner = _workers(PACE_WORKERS, True, count + RAMP, rest)
+    groups = _groups(workers, count + MANY_RAMP, rest)
     before, began = _cpu(), time.perf_counter()
-    ray.get([actor.take.remote(count, A_SECOND) for actor in actors])
-    seconds = time.perf_counter() - began
-    spent = _since(before) - idle * seconds
-    _end(actors, owner)
-    return spent / seconds / PACE_WORKERS
+    ray.get([group.take.remote(count, A_SECOND) for group in groups])
+    seconds, after = time.perf_counter() - began, _cpu()
+    single = [process for process in after if process in before and _is_single(process)]
+    _end(groups, None)
+    # Ray without a dataset is no delivery. Measured afterwards: just started, it has more to do than later.
+    idle = _cpu()
+    time.sleep(IDLE_SECONDS)
+    later = _cpu()
+    shares = []
+    for processes in (list(after), single):
+        busy = sum(after[one] - before.get(one, 0.0) for one in processes) / seconds
+        resting = sum(later[one] - idle[one] for one in processes if one in later and one in idle) / IDLE_SECONDS
+        shares.append((busy - resting) / workers)
+    return shares[0], shares[1]
 
 
-def _workers(workers: int, own: bool, count: int, rest: bool = True) -> tuple[list[Any], Any]:
-    actors = [ray.remote(Worker).options(num_cpus=0).remote(rest) for _ in range(workers)]
+def _is_single(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        command = " ".join(process.cmdline())
+        return any(name in command for name in SINGLE)
+    return False
+
+
+def _groups(consumers: int, count: int, rest: bool = True) -> list[Any]:
+    """Simulated consumers with a dataset each, of which the first blocks are here."""
+    ranks = [list(range(first, consumers, PROCESSES)) for first in range(min(PROCESSES, consumers))]
+    groups = [ray.remote(Group).options(num_cpus=0, max_concurrency=2).remote(own, rest) for own in ranks]
+    ray.get([group.own.remote(consumers, count + AHEAD) for group in groups])
+    return groups
+
+
+def _workers(workers: int, own: bool, count: int) -> tuple[list[Any], Any]:
+    actors = [ray.remote(Worker).options(num_cpus=0).remote() for _ in range(workers)]
     if own:
         ray.get([actor.own.remote(rank, workers, count) for rank, actor in enumerate(actors)])
         return actors, None
@@ -231,10 +270,3 @@ def _cpu() -> dict[psutil.Process, float]:
 def _since(before: dict[psutil.Process, float]) -> float:
     """CPU seconds that our processes have taken since then; of one that has ended meanwhile, nothing."""
     return sum(seconds - before.get(process, 0.0) for process, seconds in _cpu().items())
-
-
-def _shares() -> Iterator[int]:
-    """Bytes of each of our processes, its share of pages that several have in common."""
-    for process in _ours():
-        with suppress(psutil.Error):
-            yield process.memory_full_info().pss

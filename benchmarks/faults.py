@@ -26,8 +26,9 @@ from vicc_ray.console import console
 from vicc_ray.runs.checkpoint import MARKER, STATE_FILE
 
 NOTICE_SECONDS = 15
-BETWEEN = 25  # steps from the end of one fault to the next; more than from checkpoint to checkpoint
+BETWEEN = 13  # steps from the end of one fault to the next; more than from checkpoint to checkpoint
 NODES = 3
+CHECKPOINT_EVERY, MONITOR_EVERY = 10, 12  # steps
 
 # Every process of the cluster runs this at its start: once there is a file, one worker's weights turn to NaN where they
 # lie in its memory, as by a broken memory bank.
@@ -153,11 +154,13 @@ def _kill_node_in_checkpoint(run: FaultRun) -> float:
 
 def _kill_node_in_evaluation(run: FaultRun) -> float:
     """A node while the recall of a step is being measured, which is after the step's record and before its own."""
-    every, first = 25, 6  # EXPERIMENT's evaluate.monitor_every, and the step at which RGB-2 begins
+    first = 6  # the step at which RGB-2 begins
 
     def begun() -> bool:
         last = _last_record(run.run_folder.metrics)
-        return bool(last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % every == 0)
+        return bool(
+            last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % MONITOR_EVERY == 0
+        )
 
     return _kill_stopped(run, begun, lambda pid: True)
 
@@ -393,7 +396,13 @@ def fault_run(steps: int) -> Iterator[FaultRun]:
             "single": {"length": "3 steps", "cosine_over": "100 %", "global_batch": 8, "queue_start": 0, "freeze_prototypes": 0},
             "cross": {"length": {"rgb": f"{steps} steps", "flow": "3 steps"}, "global_batch": 8, "queue_start": "2 steps"},
         }  # fmt: skip
-        yield FaultRun(folder, cluster, {"schedule": schedule, "data": {"max_refused": 0.5}})
+        changes = {
+            "schedule": schedule,
+            "data": {"max_refused": 0.5},
+            "train": {"checkpoint_every": f"{CHECKPOINT_EVERY} steps"},
+            "evaluate": {"monitor_every": f"{MONITOR_EVERY} steps"},
+        }
+        yield FaultRun(folder, cluster, changes)
 
 
 def measure(rounds: int, manifest: str | None = None) -> Outcome:

@@ -23,12 +23,18 @@ from vicc_ray.cluster.stream import decode_units, iterate_blocks, nodes_with_cpu
 class Slow:
     def __call__(self, units):
         time.sleep(0.2)
-        return {"unit": units["unit"], "node": np.array([ray.get_runtime_context().get_node_id()])}
+        node = np.array([ray.get_runtime_context().get_node_id()])
+        return {"unit": units["unit"], "node": node, "content": np.zeros((1, 1 << 18), np.uint8)}
 
 def blocks(nodes):
     units = [{"unit": unit} for unit in range(1000)]
-    return iterate_blocks(decode_units(units, Slow, (), Decoders(1, 0), 1 << 20, nodes).iterator())
+    return iterate_blocks(decode_units(units, Slow, (), Decoders(1, 0), 1 << 20, nodes))
 
+rounds, rested = [], stream_of.PaceScheduling.on_execution_step
+def counted(pace, executor):
+    rounds.append(pace.wanted is not None)
+    rested(pace, executor)
+stream_of.PaceScheduling.on_execution_step = counted
 ray.init(address=sys.argv[1])
 first, other = sorted(nodes_with_cpus())
 ray_private.decode_to_the_end()
@@ -43,6 +49,15 @@ time.sleep(1.5)  # Ray Data asks once a second
 after, until = [], time.monotonic() + 6
 while time.monotonic() < until:
     after.append(next(stream))
+stream.close()
+slow = blocks([other])
+for _ in range(4):
+    next(slow)
+time.sleep(8)  # as many blocks lie ready as may
+paused = len(rounds)
+time.sleep(5)
+paused = len(rounds) - paused
+slow.close()
 following = next(blocks([first, other]))
 stream_of.CAN_TAKE_TURNS = False  # as with Ray 2.64
 anywhere = next(blocks(()))
@@ -50,6 +65,7 @@ print(json.dumps({
     "before": [str(block["node"][0]) == first for block in before], "after": len(after),
     "in order": [int(block["unit"][0]) for block in before + after] == list(range(3 + len(after))),
     "following": str(following["node"][0]) == other, "anywhere": str(anywhere["node"][0]) in (first, other),
+    "rounds of 5 s in which nothing was wanted": paused, "known by its reader": all(rounds),
 }))
 """
 
@@ -68,3 +84,5 @@ def test_blocks_go_on_from_the_notice_to_the_end_and_new_actors_start_elsewhere(
     assert found["in order"]
     assert found["following"]
     assert found["anywhere"]
+    assert found["rounds of 5 s in which nothing was wanted"] <= 10  # 50 a second without a rest
+    assert found["known by its reader"]

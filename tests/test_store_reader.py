@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from packed import BOTH, make_store, pack, psnr
+from ray.data import DataContext
 from s3 import s3_bucket
 from tiny import tiny_experiment, tiny_plan
 from videos import OPEN_GOPS, numbered_frames, read_number, write_video
@@ -393,11 +394,14 @@ def test_steps_travel_together_where_reading_is_cheap_or_training_is_fast() -> N
     assert steps_a_block(stored, 10_000) == 1
 
 
-class _Iterator:
+class _Dataset:
     """What Ray Data hands to a worker."""
 
     def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
+        self.blocks, self.context = blocks, DataContext()
+
+    def iterator(self) -> _Dataset:
+        return self
 
     def iter_batches(self, **_: Any) -> Iterator[Block]:
         yield from self.blocks
@@ -411,7 +415,7 @@ def test_a_worker_gets_one_block_a_step_and_the_monitors_as_they_are(videos: Man
     units = [(run.start, len(run)) for run in step_runs(plan.stages, range(1, 8), 3)]
     blocks = [actor({"unit": np.array([unit]), "steps": np.array([steps])}) for unit, steps in units]
     assert len(blocks) < 7
-    got = list(iterate_steps(_Iterator([monitored, *blocks])))
+    got = list(iterate_steps(_Dataset([monitored, *blocks])))
     equal(got[0], monitored)
     assert [int(block["step"][0]) for block in got[1:]] == list(range(1, 8))
     for step, block in enumerate(got[1:], 1):

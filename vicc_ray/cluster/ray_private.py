@@ -71,6 +71,12 @@ def decode_to_the_end() -> None:
         pool.get_draining_nodes = dict  # type: ignore[attr-defined]
 
 
+def data_setting(executor: Any, name: str) -> Any:
+    """A setting (`DataContext.set_config`) of the dataset that Ray Data's executor runs; None where it has none."""
+    context = getattr(executor, "_data_context", None)
+    return context.get_config(name) if context is not None else None
+
+
 def release(requesters: Iterable[str]) -> None:
     """Give back what runs had reserved whose drivers died without a word.
 

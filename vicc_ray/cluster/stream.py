@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
-from itertools import cycle
-from typing import Any
+from itertools import count, cycle
+from threading import Event
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vicc_ray.cluster import ray_private
 from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
 from vicc_ray.cluster.resources import (
     PREFETCH,
@@ -46,6 +48,7 @@ FIRST_BLOCKS = 128
 GROWTH = 4
 # Windows that an evaluation block holds, of one long video or of several short ones.
 WINDOWS_A_BLOCK = 16
+_NUMBERS = count()  # of the datasets of this process
 # Whether actors of one pool can be placed one by one (`InTurn`); Ray 2.64 ends it.
 CAN_TAKE_TURNS = "ray_remote_args_fn" in signature(Dataset.map_batches).parameters
 
@@ -54,18 +57,35 @@ class PaceScheduling:
     """A rest for Ray Data's scheduling loop after each of its rounds.
 
     While the workers are slower than the decoders, which is the aim, finished blocks wait to be taken and the loop finds
-    them at once, round after round: it was seen to take 70 % of a core from the training that it waits for. A pause far
-    shorter than a step costs nothing. (An execution callback, see `DataContext.custom_execution_callback_classes`.)
+    them at once, round after round: it was seen to take 70 % of a core from the training that it waits for, and 10 % with a
+    short pause in each round. So after some rounds that found something at once it rests until a worker wants its next block
+    (`iterate_blocks`), and goes on as long as one is waiting. A round that waited for a decoder ends that. (An execution
+    callback, see `DataContext.custom_execution_callback_classes`.)
     """
 
-    SECONDS = 0.02
+    SECONDS, MOST_SECONDS = 0.02, 2.0
+    # A round that took so long waited for a task: Ray waits for 0.1 s at most.
+    WAITED = 0.05
+    QUICK_ROUNDS = 10
+    # Set while a block of a dataset is wanted, by the number that its context has under this name.
+    NAME = "vicc_ray.pace"
+    WANTED: ClassVar[dict[int, Event]] = {}
+
+    def __init__(self) -> None:
+        self.wanted: Event | None = None
+        self.quick, self.rested = 0, time.monotonic()
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing to prepare."""
+        """Find out what is set while a block is wanted."""
+        self.wanted = self.WANTED.get(ray_private.data_setting(executor, self.NAME))
 
     def on_execution_step(self, executor: Any) -> None:
         """Called by the loop after each round."""
+        self.quick = 0 if time.monotonic() - self.rested > self.WAITED else self.quick + 1
         time.sleep(self.SECONDS)
+        if self.wanted and self.quick > self.QUICK_ROUNDS:
+            self.wanted.wait(self.MOST_SECONDS)
+        self.rested = time.monotonic()
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to clean up."""
@@ -138,7 +158,7 @@ def training_stream(
     rows, stores = rows or ray.put(plan.videos), stores or ray.put(open_stores(plan.experiment))
     arguments = replace(plan, videos=Rows.of(())), rows, workers, tuple(monitored), stores
     decoded = decode_units(units, DecodePlanned, arguments, decoders, buffer, nodes, tasks_an_actor(clip))
-    return iterate_steps(decoded.iterator())
+    return iterate_steps(decoded)
 
 
 def units_of(
@@ -247,19 +267,30 @@ def _through_models(
             min_size=resources.min_workers, max_size=resources.workers, max_tasks_in_flight_per_actor=2
         ),
     )
-    for block in iterate_blocks(modelled.iterator()):
+    for block in iterate_blocks(modelled):
         on_windows(len(block["video"]))
         yield block
 
 
-def iterate_blocks(iterator: DataIterator) -> Iterator[Block]:
-    """Blocks as they were made."""
-    yield from iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH)
+def iterate_blocks(dataset: Dataset) -> Iterator[Block]:
+    """Blocks as they were made; the dataset's scheduling loop rests while none is wanted."""
+    number, wanted = next(_NUMBERS), Event()
+    dataset.context.set_config(PaceScheduling.NAME, number)
+    PaceScheduling.WANTED[number] = wanted
+    try:
+        wanted.set()
+        for block in dataset.iterator().iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCH):
+            wanted.clear()
+            yield block
+            wanted.set()
+    finally:
+        del PaceScheduling.WANTED[number]
+        wanted.set()
 
 
-def iterate_steps(iterator: DataIterator) -> Iterator[Block]:
+def iterate_steps(dataset: Dataset) -> Iterator[Block]:
     """The blocks of training, one a step; those of the monitor's videos as they are."""
-    for block in iterate_blocks(iterator):
+    for block in iterate_blocks(dataset):
         yield from split_steps(block) if "step" in block else (block,)
 
 

@@ -52,6 +52,7 @@ FIELD_BLOCKS = frozenset({"h264"})
 BOTTOM_FIELD_FIRST = (3, 4)
 CELL = 4
 REACH = 4
+_ADVICE = "use flow.algorithm dis, farneback, tvl1 or raft"
 # References that are remembered: H.264 allows 16.
 REFERENCES = 16
 
@@ -134,15 +135,20 @@ def iterate_motion_vectors(video: str, size: tuple[int, int], decoder: Decoder =
 
 
 def _checked_timeline(path: str) -> Timeline:
-    with open_video(path) as (container, stream):
-        codec = stream.codec_context.codec.canonical_name
-        advice = "use flow.algorithm dis, farneback, tvl1 or raft"
-        if codec not in CODECS:
-            raise VideoError(f"FFmpeg exports no motion vectors of {codec}; {advice}")
-        timeline = timeline_of(path)
-        if len(timeline) > 1 and len(timeline.keys) == len(timeline) and _all_intra(container, stream):
-            raise VideoError(f"every picture is a key frame, so that it holds no motion vectors; {advice}")
+    timeline = timeline_of(path)
+    if len(timeline) > 1 and len(timeline.keys) == len(timeline):
+        with open_video(path) as (container, stream):
+            _codec_of(stream)
+            if _all_intra(container, stream):
+                raise VideoError(f"every picture is a key frame, so that it holds no motion vectors; {_ADVICE}")
     return timeline
+
+
+def _codec_of(stream: VideoStream) -> str:
+    codec: str = stream.codec_context.codec.canonical_name
+    if codec not in CODECS:
+        raise VideoError(f"FFmpeg exports no motion vectors of {codec}; {_ADVICE}")
+    return codec
 
 
 def _all_intra(container: InputContainer, stream: VideoStream) -> bool:
@@ -221,11 +227,11 @@ def _pictures(path: str, timeline: Timeline, start: int, trusted: bool) -> Itera
 def _decoded(path: str, timeline: Timeline, start: int, trusted: bool, rebuilt: bool) -> Iterator[_Picture]:
     """As `_pictures`; `_FieldsMet` at a picture whose vectors mean nothing without its pixels, where they are not `rebuilt`."""
     with open_video(path) as (container, stream):
+        codec = _codec_of(stream)
         # Vectors come before the pixels are rebuilt; leaving that out halves the time.
         skipped = {} if rebuilt else {"skip_idct": "all", "skip_loop_filter": "all"}
         exporting = {"flags2": "+export_mvs", **skipped}
         stream.codec_context.options = stream.codec_context.options | exporting
-        codec = stream.codec_context.codec.canonical_name
         no_b = codec in NO_B_VECTORS or not trusted
         if start:
             container.seek(int(timeline.stamps[start]), stream=stream)
@@ -383,17 +389,20 @@ def _cells(picture: _Picture) -> Field | None:
         return None
     shape = (-(-picture.height // CELL), -(-picture.width // CELL))
     velocities = _velocities(picture, v) if picture.velocities is None else picture.velocities
-    sums = np.zeros((3, shape[0] * shape[1]))
-    for w, h in np.unique(np.stack([v["w"], v["h"]], -1), axis=0).tolist():
-        of = (v["w"] == w) & (v["h"] == h)
-        rows = (v["dst_y"][of, None, None] - h // 2 + np.arange(0, h, CELL)[:, None]) // CELL  # [blocks, h/4, 1]
-        columns = (v["dst_x"][of, None, None] - w // 2 + np.arange(0, w, CELL)) // CELL  # [blocks, 1, w/4]
-        rows, columns = np.broadcast_arrays(rows, columns)
-        inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
-        flat = (rows * shape[1] + columns)[inside]
-        velocity = np.concatenate([velocities[of].T, np.ones((1, of.sum()))])
-        for total, values in zip(sums, velocity, strict=True):
-            total += np.bincount(flat, np.broadcast_to(values[:, None, None], inside.shape)[inside], len(total))
+    # Every cell of every block: a block's cells lie together, row after row.
+    high, wide = -(-v["h"].astype(np.int64) // CELL), -(-v["w"].astype(np.int64) // CELL)
+    cells_of = high * wide
+    block = np.repeat(np.arange(len(v)), cells_of)
+    place = np.arange(len(block)) - np.repeat(np.cumsum(cells_of) - cells_of, cells_of)
+    down, right = np.divmod(place, wide[block])
+    rows = ((v["dst_y"] - v["h"] // 2)[block] + CELL * down) // CELL
+    columns = ((v["dst_x"] - v["w"] // 2)[block] + CELL * right) // CELL
+    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    flat, block = (rows * shape[1] + columns)[inside], block[inside]
+    size = shape[0] * shape[1]
+    sums = np.stack(
+        [*(np.bincount(flat, velocities[block, axis], size) for axis in (0, 1)), np.bincount(flat, minlength=size)]
+    )
     if not sums[2].any():
         return None
     known = sums[2].reshape(shape) > 0
