@@ -30,7 +30,7 @@ from vicc_ray.training.survival import Finished
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # More than all faults need, so that the run is still going on when the last one is over.
-STEPS = 750
+STEPS = 950
 
 
 @pytest.fixture(scope="module")
