@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from tiny import tiny_experiment, tiny_plan
 
+from vicc_ray.cluster import decode_actors
 from vicc_ray.cluster import stream as ray_stream
-from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_windows
+from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, list_windows, monitor_units
 from vicc_ray.cluster.host import ends_soon
 from vicc_ray.cluster.resources import Decoders, ResourcePlan
 from vicc_ray.cluster.stream import segments, units_of
@@ -36,18 +37,26 @@ def test_a_unit_is_the_share_of_a_worker(videos: Manifest) -> None:
             np.testing.assert_array_equal(found[name], rows)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_monitors_videos_come_first_and_fill_whole_rounds(videos: Manifest, workers: int) -> None:
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_a_workers_monitored_videos_come_in_order_some_a_block(
+    videos: Manifest, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_actors, "MONITOR_WINDOWS", most)
     plan = tiny_plan(tiny_experiment(evaluate={"monitor_videos": 10}), videos)
     subset = monitor_plan(plan.experiment, videos)
     assert subset is not None
-    actor = DecodeShares(plan, workers, subset.videos)
-    units = range(-actor.monitored, 0)
-    assert len(units) % workers == 0
-    numbers = [int(actor({"unit": np.array([unit])})["video"][0]) for unit in units]
-    count = len(subset.videos)
-    assert numbers[:count] == list(range(count))
-    assert set(numbers[count:]) <= {count - 1}
+    actor = DecodeShares(plan, 2, subset.videos)
+    units = monitor_units(len(subset.videos), plan.experiment.clip)
+    assert len(units) == math.ceil(len(subset.videos) / most)
+    numbers = [actor({"unit": np.array([unit])})["video"].tolist() for unit in units]
+    assert all(len(block) <= most for block in numbers)
+    assert [number for block in numbers for number in block] == list(range(len(subset.videos)))
+
+
+def test_blocks_of_monitored_videos_stay_small(videos: Manifest) -> None:
+    clip = tiny_experiment(clip={"frames": 64, "decode_size": [512, 512], "size": 32}).clip
+    assert len(monitor_units(5, clip)) == 5
+    assert len(monitor_units(0, clip)) == 0
 
 
 def test_windows_of_several_videos_share_a_block_and_a_long_video_may_have_several(
@@ -99,10 +108,10 @@ def test_segments_cover_every_step_once() -> None:
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, 1), (2, 3), (5, 4)])
-def test_every_share_of_every_step_and_every_monitored_video_is_one_workers(
+def test_every_share_of_every_step_is_one_workers_after_its_monitored_videos(
     videos: Manifest, workers: int, most: int
 ) -> None:
-    plan, monitored = tiny_plan(tiny_experiment(), videos), 7
+    plan, monitored = tiny_plan(tiny_experiment(), videos), range(-7, 0)
     shares: list[tuple[int, int]] = []
     seen: list[int] = []
     for rank in range(workers):
@@ -114,7 +123,7 @@ def test_every_share_of_every_step_and_every_monitored_video_is_one_workers(
             step, whose = divmod(unit["unit"], workers)
             assert whose == rank
             shares += [(step + number, rank) for number in range(unit["steps"])]
-    assert sorted(seen) == list(range(-workers * math.ceil(monitored / workers), 0))
+    assert seen == list(monitored) * workers  # each has its own share of the videos
     assert sorted(shares) == [(step, rank) for step in range(1, plan.steps) for rank in range(workers)]
 
 

@@ -5,6 +5,7 @@ One unit stands for one block: worker `rank`'s share of a step, or some windows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
@@ -21,6 +22,9 @@ from vicc_ray.data.rows import WALK, Rows
 from vicc_ray.data.samples import Clips, all_positions, empty_clips
 from vicc_ray.data.store.store import PackedStore
 from vicc_ray.training.batches import Block, TrainingPlan, decode_shares
+
+# Of a block of the monitor's windows: delivering one costs some 10 ms of CPU, and none is waited for longer than the first step is.
+MONITOR_WINDOWS, MONITOR_BYTES = 16, 16 << 20
 
 
 class DecodeWindows:
@@ -71,7 +75,7 @@ class DecodeWindows:
 class DecodeShares:
     """A decode actor of training: a unit (step and rank in one number) in, its block out, of one step or several.
 
-    Units below 0 count the monitor's videos from the end of their list, one centre window each.
+    Units below 0 count the monitor's blocks (`monitor_units`): the centre windows of the videos that this worker was given.
     """
 
     def __init__(
@@ -82,11 +86,10 @@ class DecodeShares:
         opened: dict[str, PackedStore] | None = None,
     ) -> None:
         self.plan, self.workers = plan, workers
-        windows = list_windows(monitored, plan.experiment.clip, "centre")
-        # The last one fills up the last round.
-        windows = np.concatenate([windows, np.repeat(windows[-1:], -len(windows) % workers, axis=0)])
-        self.monitored = len(windows)
-        self.decode_windows = DecodeWindows(monitored, windows, 1, plan.experiment, opened=opened)
+        clip = plan.experiment.clip
+        windows = list_windows(monitored, clip, "centre")
+        self.monitored = len(monitor_units(len(windows), clip))
+        self.decode_windows = DecodeWindows(monitored, windows, _windows_a_block(clip), plan.experiment, opened=opened)
 
     def __call__(self, rows: dict[str, Any]) -> Block:
         """`unit` and `steps` int64 [1] -> the block of so many steps from unit // workers on, for worker unit % workers."""
@@ -96,6 +99,16 @@ class DecodeShares:
         step, rank = divmod(unit, self.workers)
         steps = range(step, step + (int(rows["steps"][0]) if "steps" in rows else 1))
         return decode_shares(self.plan, steps, rank, self.workers, self.decode_windows.reader.read_all)
+
+
+def monitor_units(videos: int, clip: ClipConfig) -> range:
+    """The units of a worker's monitored videos, in order, all below 0."""
+    return range(-math.ceil(videos / _windows_a_block(clip)), 0)
+
+
+def _windows_a_block(clip: ClipConfig) -> int:
+    height, width = clip.decode_size
+    return max(min(MONITOR_WINDOWS, MONITOR_BYTES // (clip.frames * height * width * 5)), 1)
 
 
 def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> NDArray[np.int64]:

@@ -18,11 +18,14 @@ from ray.train.torch import get_device
 
 from vicc_ray import distributed
 from vicc_ray.cluster import ray_private
+from vicc_ray.cluster.decode_actors import monitor_units
 from vicc_ray.cluster.keeper import Survivor
-from vicc_ray.cluster.resources import ResourcePlan
+from vicc_ray.cluster.kept_clips import KeptClips
+from vicc_ray.cluster.resources import ResourcePlan, clips_bytes
 from vicc_ray.cluster.stream import nodes_with_cpus, segments, training_stream
 from vicc_ray.config import decoded_for
 from vicc_ray.data.manifest import VideoRow
+from vicc_ray.data.samples import Clips, empty_clips
 from vicc_ray.data.store.checking import see_stores
 from vicc_ray.errors import UserError
 from vicc_ray.runs.checkpoint import CheckpointWriter, State, snapshot
@@ -111,23 +114,42 @@ class RayHost:
 
     def open(self, first_step: int, plan: MonitorPlan | None) -> Monitor | None:
         """Start the stream at a global step; returns the monitor with this worker's share of its clips, if there is one."""
-        videos = plan.videos if plan and first_step < self.plan.steps else ()
-        if first_step < self.plan.steps:
-            self.stream = self._blocks(first_step, videos)
-        if plan is None or not videos:
+        if first_step >= self.plan.steps:
             return None
-        rank, workers = distributed.rank(), distributed.world_size()
-        mine = [next(self.stream) for _ in range(-(-len(videos) // workers))]
-        # Where the videos do not come out even, the last block only filled up the round.
-        blocks = dict(zip(range(rank, len(videos), workers), mine, strict=False))
-        lost = {videos[row].id: str(block["refused"][0]) for row, block in blocks.items() if block["refused"][0]}
-        self._report_lost(lost)
-        rows = [row for row, block in blocks.items() if not block["refused"][0]]
-        clips = {
-            stream: torch.from_numpy(np.concatenate([blocks[row][stream] for row in rows] or [mine[0][stream][:0]]))
-            for stream in decoded_for(self.plan.experiment.streams)
+        if plan is None or not plan.videos:
+            self.stream = self._blocks(first_step, ())
+            return None
+        clips = self._monitored(first_step, plan.videos)
+        rows = sorted(clips)
+        streams = decoded_for(self.plan.experiment.streams)
+        nothing = empty_clips((0,), streams, self.plan.experiment.clip)
+        tensors = {
+            stream: torch.from_numpy(np.concatenate([nothing[stream], *(clips[row][stream] for row in rows)]))
+            for stream in streams
         }
-        return Monitor(plan, rows, clips, self.plan.experiment, self.device)
+        return Monitor(plan, rows, tensors, self.plan.experiment, self.device)
+
+    def _monitored(self, first_step: int, videos: Sequence[VideoRow]) -> dict[int, Clips]:
+        """This worker's share of the monitor's clips by number: as this node kept them, else off the stream, which begins here."""
+        experiment, clip = self.plan.experiment, self.plan.experiment.clip
+        streams = decoded_for(experiment.streams)
+        kept = KeptClips(ray_private.session_folder(), experiment, streams, clips_bytes(clip, len(videos)))
+        mine = range(distributed.rank(), len(videos), distributed.world_size())
+        found = {row: clips for row in mine if (clips := kept.read(videos[row])) is not None}
+        left = [row for row in mine if row not in found]
+        self.stream = self._blocks(first_step, [videos[row] for row in left])
+        lost: dict[str, str] = {}
+        for _ in monitor_units(len(left), clip):
+            block = next(self.stream)
+            for place, number in enumerate(block["video"].tolist()):
+                row, reason = left[number], str(block["refused"][place])
+                if reason:
+                    lost[videos[row].id] = reason
+                    continue
+                found[row] = {stream: block[stream][place : place + 1] for stream in streams}
+                kept.keep(videos[row], found[row])
+        self._report_lost(lost)
+        return found
 
     def _report_lost(self, lost: dict[str, str]) -> None:
         """Worker 0 notes which videos the recall in training has to do without, of all workers."""
@@ -153,7 +175,7 @@ class RayHost:
             problem = str(error)
         agree(problem)
         first, *left = segments(first_step, self.plan.steps)
-        length = -(-len(monitored) // distributed.world_size()) + len(first)
+        length = len(monitor_units(len(monitored), self.plan.experiment.clip)) + len(first)
         dataset = partial(self._dataset, first, monitored, None)
         return self._drain(_Segment(dataset, length, self._spares(1 + self._decoders_here())), left)
 

@@ -38,6 +38,13 @@ def requester() -> str | None:
         return None
 
 
+def session_folder() -> Path | None:
+    """The folder of this node's Ray session, which is this cluster's alone."""
+    with suppress(Exception):
+        return Path(ray._private.worker._global_node.get_session_dir_path())
+    return None
+
+
 def has_notice() -> bool:
     """Whether a node of this worker's group has notice to go, as far as this worker knows.
 

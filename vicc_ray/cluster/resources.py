@@ -229,7 +229,7 @@ PREFETCH = 2
 MIN_BUFFER_BYTES = 32 * 2**20
 
 
-# Delivering a block takes some 25 ms of CPU whatever its size, so steps travel together: of a packed store as many as 64 MB hold
+# Delivering a block takes some 10 ms of CPU whatever its size, so steps travel together: of a packed store as many as 64 MB hold
 # (reading 3 samples of 7 MB takes as long), of videos as many as are trained in BLOCK_SECONDS and 16 MiB hold.
 PACKED_BLOCK_BYTES = 64 << 20
 VIDEO_BLOCK_BYTES = 16 << 20

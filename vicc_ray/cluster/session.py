@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from vicc_ray.cluster import ray_private
+from vicc_ray.cluster.kept_clips import forget_clips
 from vicc_ray.cluster.resources import UNKNOWN, Machine, Node, ResourcePlan, plan_local, plan_on, this_machine, total
 from vicc_ray.cluster.warm import start as warm
 from vicc_ray.cluster.warm.head import Head
@@ -86,11 +87,14 @@ def _connected(
     else:
         settings = warm.init_settings(cpus, object_store, verbose, dashboard)
         with warm.cluster_here(settings) as head:
+            session = None
             try:
                 _start_here(settings, head)
+                session = ray_private.session_folder()
                 yield
             finally:
                 ray.shutdown()
+                forget_clips(session)
 
 
 def join(address: str, verbose: bool, level: int) -> None:

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vicc_ray.cluster import ray_private
-from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows
+from vicc_ray.cluster.decode_actors import DecodeShares, DecodeWindows, monitor_units
 from vicc_ray.cluster.resources import (
     PREFETCH,
     Decoders,
@@ -146,14 +146,13 @@ def training_stream(
     plan's videos and the experiment's opened stores in Ray's object store, where they are there already. `seconds`: what a step
     takes, as far as known; of short ones several travel together.
 
-    Before the steps come the monitor's videos: number j goes to worker j mod n, and the last one fills up the last round. They
-    share the stream because a stream of their own would start actors of its own. Returned at once; decoding begins with the first
-    block that is taken.
+    Before the steps come blocks of `monitored`, this worker's share of the monitor's videos. They share the stream because a
+    stream of their own would start actors of its own. Returned at once; decoding begins with the first block that is taken.
     """
     samples = max(-(-stage.global_batch // workers) for stage in plan.stages)
     clip = plan.experiment.clip
     most = steps_a_block(clip, samples, seconds)
-    units = units_of(plan.stages, steps, rank, workers, len(monitored), most)
+    units = units_of(plan.stages, steps, rank, workers, monitor_units(len(monitored), clip), most)
     buffer = training_buffer_bytes(clip, samples, decoders.actors, most)
     rows, stores = rows or ray.put(plan.videos), stores or ray.put(open_stores(plan.experiment))
     arguments = replace(plan, videos=Rows.of(())), rows, workers, tuple(monitored), stores
@@ -162,11 +161,10 @@ def training_stream(
 
 
 def units_of(
-    stages: Sequence[Stage], steps: range, rank: int, workers: int, monitored: int, most: int
+    stages: Sequence[Stage], steps: range, rank: int, workers: int, monitored: range, most: int
 ) -> list[dict[str, int]]:
-    """The units of work (see `DecodeShares`) of a worker: its monitored videos, then its shares of at most `most` steps each."""
-    rounds = -(-monitored // workers)
-    units = [{"unit": unit, "steps": 1} for unit in range(rank - rounds * workers, 0, workers)]
+    """A worker's units of work (see `DecodeShares`): those of its monitored videos, then its shares of at most `most` steps."""
+    units = [{"unit": unit, "steps": 1} for unit in monitored]
     runs = step_runs(stages, steps, most)
     return units + [{"unit": run.start * workers + rank, "steps": len(run)} for run in runs]
 
