@@ -54,7 +54,7 @@ def test_no_verb_prints_codes_of_a_name(words: list[str], tmp_path: Path) -> Non
     assert done.returncode == 2
     told = done.stdout + done.stderr
     assert "\x1b" not in told
-    assert "[31m[/x]" in told
+    assert "[/x]" in told  # older typer takes the code out, newer ones the escape alone
 
 
 def test_what_stands_in_the_place_of_standard_output_gets_the_lines() -> None:

@@ -80,19 +80,41 @@ def evenly_spread(count: int, dim: int, generator: torch.Generator) -> Tensor:
     elif count <= 2 * dim:
         found = torch.cat([turn, -turn])[:count]
     else:
-        found = _descended(draw[:count])
+        found = _parted(_descended(draw[:count]))
     return torch.nn.functional.normalize(found, dim=1).float()
 
 
-def _descended(points: Tensor) -> Tensor:
-    """Points [K, D] pushed apart on the sphere."""
+def _descended(points: Tensor, first: float = 0.0) -> Tensor:
+    """Points [K, D] pushed apart on the sphere, ever more by their nearest ones alone. `first`: the share of the way left out."""
     points = torch.nn.functional.normalize(points, dim=1)
     for step, sharpness in enumerate(torch.logspace(0, 2, SPREADING, dtype=torch.float64)):
+        done = step / SPREADING
+        if done < first:
+            continue
         cosines = points @ points.T
         cosines.fill_diagonal_(-torch.inf)
         # The gradient of mean_i log sum_j exp(t c_ij) / t; both points of a pair move, the less the sharper it is.
         pull = torch.softmax(sharpness * cosines, dim=1)
-        done = step / SPREADING
         reach = (0.5 + 6 * done * (1 - done)) / sharpness
         points = torch.nn.functional.normalize(points - reach * (pull + pull.T) @ points, dim=1)
+    return points
+
+
+def _parted(points: Tensor) -> Tensor:
+    """Points [K, D] none of which lies on another: two that the descent has pushed together, as it does on a circle, push each
+    other nowhere. Such points go where most room is, one after another, and all are pushed apart again."""
+    places = torch.randn(4096, points.shape[1], generator=torch.Generator().manual_seed(0), dtype=points.dtype)
+    places = torch.nn.functional.normalize(places, dim=1)
+    for _ in range(4):
+        moved = False
+        for _ in range(len(points)):
+            apart = torch.acos((points @ points.T).fill_diagonal_(-1).amax(dim=1).clamp(-1, 1))
+            closest = int(apart.argmin())
+            if apart[closest] > 0.3 * apart.max():
+                break
+            points[closest] = places[(places @ points.T).amax(dim=1).argmin()]
+            moved = True
+        if not moved:
+            break
+        points = _descended(points, 0.75)
     return points
