@@ -148,10 +148,10 @@ def measure(rounds: int, manifest: str | None = None) -> Outcome:
     outcome = Outcome("CPU ms a block", figures, details=details)
     outcome.facts = _facts(paced, restless)
     fewer, more = (outcome.median(f"{workers} workers, each its own") for workers in WORKERS[1:])
-    few, many_ = (outcome.median(f"{consumers} consumers in {PROCESSES} processes") for consumers in MANY)
+    some, most = (outcome.median(f"{consumers} consumers in {PROCESSES} processes") for consumers in MANY)
     outcome.bars = [
         Bar(f"blocks a CPU second, {WORKERS[2]} workers / {WORKERS[1]}", fewer / more, 0.8),
-        Bar(f"blocks a CPU second, {MANY[1]} consumers / {MANY[0]}", few / many_, 0.8),
+        Bar(f"blocks a CPU second, {MANY[1]} consumers / {MANY[0]}", some / most, 0.8),
         *(
             Bar(
                 f"share of a core a worker, {workers} at {A_SECOND:g} blocks/s",

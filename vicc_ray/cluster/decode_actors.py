@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vicc_ray.cluster.resources import clips_bytes
 from vicc_ray.config import CHANNELS, ClipConfig, Decoded, Experiment
 from vicc_ray.data.clips import all_evaluation_starts, random_start
 from vicc_ray.data.manifest import VideoError, VideoRow
@@ -107,8 +108,7 @@ def monitor_units(videos: int, clip: ClipConfig) -> range:
 
 
 def _windows_a_block(clip: ClipConfig) -> int:
-    height, width = clip.decode_size
-    return max(min(MONITOR_WINDOWS, MONITOR_BYTES // (clip.frames * height * width * 5)), 1)
+    return max(min(MONITOR_WINDOWS, MONITOR_BYTES // clips_bytes(clip, 1)), 1)
 
 
 def list_windows(videos: Sequence[VideoRow], clip: ClipConfig, windows: str, seed: int = 0) -> NDArray[np.int64]:
