@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,6 +185,29 @@ def test_a_step_that_was_handed_over_has_its_record_and_its_recall(videos: Manif
     assert [(r["kind"], r["step"]) for r in ours] == [(r["kind"], r["step"]) for r in theirs]
     assert ours == theirs
     assert set(folder.encoders()) == set(whole.encoders())
+
+
+def test_a_run_pauses_with_a_recall_and_goes_on(videos: Manifest, tmp_path: Path) -> None:
+    """Whoever did the step; the run is then the same as one without a pause."""
+    plan = tiny_plan(tiny_experiment(), videos)
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    for run in (whole, folder):
+        run.open(plan.experiment, videos.fingerprint())
+    train(Pretraining(), plan, whole, _Host(plan), None, plain_monitor(plan, videos))
+    pausing = replace(plan, pause=5)  # RGB-2 is measured after steps 6 and 8
+    host = _Host(plan)
+    assert train(Pretraining(), pausing, folder, host, None, plain_monitor(plan, videos)) == 6
+    assert host.saved["step"] == 6
+    # The worker died after the step, before the recall or before the checkpoint: the next one does no step either.
+    handing = _HandsOver(plan, 6)
+    with pytest.raises(GroupEnded):
+        train(Pretraining(), pausing, folder, handing, None, plain_monitor(plan, videos))
+    host = _Host(plan)
+    state = merged(handing.kept, [])
+    assert train(Pretraining(), pausing, folder, host, state, plain_monitor(plan, videos)) == 6
+    assert host.saved["step"] == 6
+    assert train(Pretraining(), plan, folder, _Host(plan), host.saved, plain_monitor(plan, videos)) == plan.steps
+    assert _history(folder) == _history(whole)
 
 
 def test_records_that_went_with_a_machine_are_written_again(videos: Manifest, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def begin_and_pause(sweep: Sweep, value: float) -> int:
     spec = sweep.next()
     assert spec
     sweep.add_measurement(spec.number, Measurement(value, 16))
-    assert RunFolder.at(spec.folder).stop_requested()
+    assert spec.allowed == 16
+    assert not RunFolder.at(spec.folder).stop_requested()  # it ends itself, with that measurement
     sweep.end(spec.number, facts(16, outcome="stopped"))
     return spec.number
 
@@ -130,7 +131,7 @@ def test_nothing_is_begun_while_what_runs_decides(tmp_path: Path) -> None:
     sweep.end(1, facts(16, outcome="stopped"))
     going_on = sweep.next()
     assert going_on and going_on.number == 1
-    assert sweep.study.get_trials()[1].user_attrs["allowed"] == 32
+    assert sweep.study.get_trials()[1].user_attrs["allowed"] == going_on.allowed == 32
 
 
 def test_a_promoted_trial_is_the_same_for_the_next_driver(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_loss_that_is_no_number_does_not_pause_a_trial(tmp_path: Path) -> None
     spec = sweep.next()
     assert spec
     sweep.add_measurement(0, Measurement(float("nan"), 16))
-    assert not RunFolder.at(spec.folder).stop_requested()
+    assert not sweep.live[0].paused
     sweep.end(0, facts(outcome="not finite"))
     assert sweep.study.get_trials()[0].state == TrialState.COMPLETE
 
@@ -162,7 +163,7 @@ def test_when_the_time_is_up_the_best_one_comes_to_its_end_and_no_other(tmp_path
         begin_and_pause(sweep, value)
     sweep.before = 3600.0
     last = sweep.next()
-    assert last and last.number == 1
+    assert last and last.number == 1 and last.allowed is None
     assert sweep.study.get_trials()[1].user_attrs["allowed"] == 64
     sweep.add_measurement(1, Measurement(0.8, 64))
     sweep.end(1, facts())

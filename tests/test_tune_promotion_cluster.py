@@ -32,17 +32,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory, videos: Manifest) -> tuple[S
         "data": {"manifest": str(folder / "videos.parquet")},
         "schedule": {
             **TINY["schedule"],
-            "cross": {"length": {"rgb": "80 steps", "flow": "2 steps"}, "global_batch": 8, "queue_start": "2 steps"},
+            "cross": {"length": {"rgb": "40 steps", "flow": "2 steps"}, "global_batch": 8, "queue_start": "2 steps"},
         },
-        # Long enough for a request to stop to come in time.
-        "train": {**TINY["train"], "threads": 1, "checkpoint_every": "20 steps"},
-        "evaluate": {**TINY["evaluate"], "monitor_every": "40 steps"},
+        "train": {**TINY["train"], "threads": 1, "checkpoint_every": "10 steps"},
+        "evaluate": {**TINY["evaluate"], "monitor_every": "20 steps"},
         "search": {
             "space": {"objective.temperature": {"log": [0.03, 0.3]}},
             "budget": f"{TRIALS} trials",
             "concurrency": 1,
             "scheduler": "promotion",
-            "grace": "40 steps",
+            "grace": "20 steps",
             "reduction": 2,
             "share": "single",
         },
@@ -81,8 +80,6 @@ def test_a_paused_trial_goes_on_from_its_checkpoint(swept: tuple[SweepFolder, Pa
     for number in range(TRIALS):
         records = read_records(sweep.trial(number).metrics)
         steps = [record["step"] for record in records if record["kind"] == "train" and record["stage"] == "RGB-2"]
-        assert steps == list(range(5, 85))
+        assert steps == list(range(5, 45))
     starts = [event["step"] for event in read_records(sweep.trial(0).events) if event["kind"] == "start"]
-    assert len(starts) == 2
-    assert starts[0] == 4
-    assert 4 + 40 <= starts[1] < 84
+    assert starts == [4, 24]  # with its rung's measurement, not a step later, however fast the machine is

@@ -71,6 +71,12 @@ def drive(sweep: Sweep, ran: list[int], dies: Callable[[], bool] = lambda: False
         if dies():
             raise Killed
 
+    def ends(spec: TrialSpec, looks: list[int]) -> bool:
+        """Whether a trial stops: its looks are done, a request came, or it came to its rung (as `run_trial` has it)."""
+        seen = LOOKS[: len(LOOKS) - len(looks)]
+        reached = spec.allowed is not None and any(samples >= spec.allowed for samples in seen)
+        return not looks or reached or sweep.folder.trial(spec.number).stop_requested()
+
     live: dict[int, tuple[TrialSpec, list[int]]] = {}
     over = False
     while live or not over:
@@ -84,11 +90,10 @@ def drive(sweep: Sweep, ran: list[int], dies: Callable[[], bool] = lambda: False
             live[spec.number] = (spec, list(LOOKS))
         for number, (spec, looks) in list(live.items()):
             step()
-            stop = sweep.folder.trial(number).stop_request
-            if stop.exists() or not looks:
+            if ends(spec, looks):
                 reached = LOOKS[LOOKS.index(looks[0]) - 1] if looks else LOOKS[-1]
                 stopped = bool(looks)
-                stop.unlink(missing_ok=True)
+                sweep.folder.trial(number).forget_stop()
                 sweep.end(number, facts(reached) | ({"outcome": "stopped"} if stopped else {}))
                 ran.append(number)
                 del live[number]

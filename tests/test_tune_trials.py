@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from vicc_ray.config import Experiment
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.runs.records import append_record
 from vicc_ray.training.driver import alone_in
+from vicc_ray.training.schedule import make_stages
 from vicc_ray.tune import trials
-from vicc_ray.tune.trials import LostRun, TrialSpec, run_trial
+from vicc_ray.tune.trials import LostRun, TrialSpec, pause_step, run_trial
 
 Run = Callable[[RunFolder], dict[str, str]]
 
@@ -28,16 +30,17 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], li
     experiment = tiny_experiment(runs=str(tmp_path), name="0007")
     folder = RunFolder.at(experiment.run_folder)
 
-    def attempt(run: Run) -> list[dict[str, Any]]:
-        def train(asked: Experiment, last: str, address: str) -> dict[str, str]:
+    def attempt(run: Run, allowed: int | None = None) -> list[dict[str, Any]]:
+        def train(asked: Experiment, last: str, address: str, pause: int | None) -> dict[str, str]:
             assert asked == experiment
             assert last == "RGB-2"  # Flow-2 is not needed
+            assert pause == (None if allowed is None else 6)  # RGB-2 begins after 4 steps, two of 8 samples are 16
             return run(folder)
 
         monkeypatch.setattr(trials, "_train", train)
         told: list[dict[str, Any]] = []
         tree = experiment.model_dump(mode="json")
-        run_trial(TrialSpec(7, tree, str(folder), None, 16, [("RGB-2", "R@1")], "auto"), told.append)
+        run_trial(TrialSpec(7, tree, str(folder), None, 16, [("RGB-2", "R@1")], "auto", allowed), told.append)
         return told
 
     return attempt
@@ -83,6 +86,44 @@ def test_a_trial_that_was_asked_to_stop_says_so(tried: Any) -> None:
         return {"outcome": "stopped"}
 
     assert tried(run)[-1]["outcome"] == "stopped"
+
+
+def test_a_trial_ends_at_the_rung_that_it_may_train_to(tried: Any, tmp_path: Path) -> None:
+    def run(folder: RunFolder) -> dict[str, str]:
+        start(folder)
+        look(folder, 6, 0.3)
+        return {"outcome": "stopped"}
+
+    told = tried(run, allowed=16)
+    assert told[0] == {"value": 0.3, "samples": 16}
+    assert told[1]["outcome"] == "stopped"
+
+    def again(folder: RunFolder) -> dict[str, str]:
+        raise AssertionError
+
+    # Its driver was killed before it knew: the next one gets the same, and nothing is trained.
+    assert [{k: v for k, v in one.items() if k in ("value", "outcome")} for one in tried(again, allowed=16)] == [
+        {"value": 0.3},
+        {"outcome": "stopped"},
+    ]
+
+
+@pytest.mark.parametrize("recall", [None, math.nan])
+def test_a_run_that_ended_at_its_rung_without_a_figure_is_begun_again(tried: Any, recall: float | None) -> None:
+    def run(folder: RunFolder) -> dict[str, str]:
+        start(folder)
+        if recall is not None:
+            look(folder, 6, recall)
+        return {"outcome": "stopped"}
+
+    with pytest.raises(LostRun):
+        tried(run, allowed=16)
+
+
+def test_a_rung_before_the_last_measured_stage_has_begun_is_its_first_step() -> None:
+    stages = make_stages(tiny_experiment(), 16)
+    both = {"Flow-1", "RGB-2"}  # steps 3 and 4, 5 to 8, each of 8 samples
+    assert [pause_step(stages, both, allowed) for allowed in (1, 16, 17, 24, 25, 47)] == [5, 5, 5, 5, 6, 8]
 
 
 def test_a_run_that_ended_by_itself_is_begun_again(tried: Any) -> None:

@@ -61,16 +61,18 @@ def run_training(
     verbose: bool = False,
     last: str | None = None,
     manifest: Manifest | None = None,
+    pause: int | None = None,
 ) -> RunFolder:
     """Pretrain an experiment to its end, resuming where an earlier call left off; returns the run's folder.
 
     `last`: the stage after which the run ends; None: the schedule's last one. `manifest`: the run's, where it is read already.
-    UserError for what the reader has to change, Interrupted after Ctrl-C.
+    `pause`: global step; the run ends at the first recall measured from there on, and the next call goes on from it.
+    UserError for what the reader has to change, Interrupted after Ctrl-C, a request to stop or a pause.
     """
     folder = RunFolder.at(experiment.run_folder)
     manifest = manifest or folder.read_manifest(experiment)
     check_refused(experiment, manifest)
-    return run_task(Pretraining(last), experiment, manifest, folder, address, verbose)
+    return run_task(Pretraining(last, pause), experiment, manifest, folder, address, verbose)
 
 
 def run_task(

@@ -43,13 +43,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that decides what each step reads. `videos` has the row of each sample of an epoch; a row may come several times."""
+    """All that decides what each step reads, and where the run ends.
+
+    `videos` has the row of each sample of an epoch; a row may come several times.
+    """
 
     experiment: Experiment
     stages: tuple[Stage, ...]
     videos: Rows
     views: int = 2  # clips a sample: the first ones of the two that are drawn
     listed: bool = False  # as `data.clips.batch_videos`: of a run that an earlier version began
+    # The run ends after a checkpoint at the first recall that is measured at this global step or later.
+    pause: int | None = None
 
     @cached_property
     def rows(self) -> Rows:

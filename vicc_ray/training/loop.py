@@ -95,7 +95,7 @@ class _Clock:
 def train(
     task: Task, plan: TrainingPlan, folder: RunFolder, host: Host, restored: State | None, monitor: Monitor | None
 ) -> int:
-    """Train every stage that is left; returns the last global step, an earlier one where the host requested a stop.
+    """Train every stage that is left; returns the last global step, an earlier one where the plan or a request ends the run.
 
     Every worker calls it. UserError (on every worker alike) for too many unreadable videos, and for embeddings that are
     NaN at a step where they were before; the first time it is a `NonFiniteError`, as the last checkpoint may be sound.
@@ -182,10 +182,14 @@ class _StageRun:
         self.save_every = every(self.settings.train.checkpoint_every, stage)
         self.recall_every = every(self.settings.evaluate.monitor_every, stage)
         self.best = 0.0
+        self.paused = False
 
     def run(self, within: int) -> int:
         """Train from the step `within` on; returns the global step reached, the stage's end or where to stop."""
         self.recorder.begin(self.stage, self.learner)
+        if self.paused:  # the workers before these died before they had saved it
+            self._save(self.stage.first_step + within, None)
+            return self.stage.first_step + within
         for local in range(within, self.stage.steps):
             step = self.stage.first_step + local
             done, last = local + 1, local + 1 == self.stage.steps
@@ -203,9 +207,10 @@ class _StageRun:
             notice = self.host.notice() if done % self.recorder.poll_every == 0 else Notice()
             better = recall is not None and recall > self.best
             self.best = max(self.best, recall or 0.0)
-            if notice.save or notice.stop or better or (self.save_every and done % self.save_every == 0):
+            ends = notice.stop or self._pauses(step + 1, recall)
+            if notice.save or ends or better or (self.save_every and done % self.save_every == 0):
                 self._save(step + 1, recall)
-            if notice.stop:
+            if ends:
                 return step + 1
         return self.stage.end
 
@@ -221,6 +226,7 @@ class _StageRun:
         if self._is_measured(step - self.stage.first_step) and not measured:
             recall = self._recall(step)
         self.best = max(self.best, recall or 0.0)
+        self.paused = step < self.stage.end and self._pauses(step, recall)
 
     def _step(self, step: int, local: int, recorded: bool) -> Record | None:
         """Wait for the block of a global step, train on it; the step's record where it is to have one."""
@@ -248,6 +254,10 @@ class _StageRun:
     def _is_measured(self, done: int) -> bool:
         """Whether the recall is measured after this many steps of the stage."""
         return bool(self.monitor and self.recall_every) and (done % self.recall_every == 0 or done == self.stage.steps)
+
+    def _pauses(self, step: int, recall: float | None) -> bool:
+        """Whether the run ends with the recall of this global step."""
+        return self.plan.pause is not None and step >= self.plan.pause and recall is not None
 
     def _recall(self, step: int) -> float | None:
         assert self.monitor is not None

@@ -29,9 +29,11 @@ class Pretraining:
 
     Attributes:
         last: the stage after which the run ends; None: the schedule's last one.
+        pause: as `TrainingPlan.pause`.
     """
 
     last: str | None = None
+    pause: int | None = None
 
     def plan(self, experiment: Experiment, manifest: Manifest) -> TrainingPlan:
         """The stages, to the last one, over the manifest's training videos."""
@@ -40,7 +42,7 @@ class Pretraining:
         check_clip_size(spec, clip.frames, clip.size)
         if experiment.augment.local_clips and empty_encoder(spec).clip is not None:
             raise UserError(f"augment.local_clips: {model.backbone} takes clips of one length only; set 0")
-        plan = make_plan(experiment, manifest)
+        plan = replace(make_plan(experiment, manifest), pause=self.pause)
         if self.last is None:
             return plan
         (last,) = (stage.index for stage in plan.stages if self.last in stage.leaves)

@@ -197,12 +197,20 @@ class Sweep:
             trial.set_user_attr("allowed", min(self.first_rung, full))
         self.folder.note("trial", number=trial.number)
         console.print(f"trial {trial.number}: {describe_point(point)}")
-        folder = str(self.folder.trial(trial.number))
-        tree = experiment.model_dump(mode="json")
-        return TrialSpec(trial.number, tree, folder, self.shared, self.videos, metrics_of(self.search), "auto")
+        allowed = int(trial.user_attrs["allowed"]) if self.pauses else full
+        return TrialSpec(
+            trial.number,
+            experiment.model_dump(mode="json"),
+            str(self.folder.trial(trial.number)),
+            self.shared,
+            self.videos,
+            metrics_of(self.search),
+            "auto",
+            allowed if allowed < full else None,
+        )
 
     def add_measurement(self, number: int, measurement: Measurement) -> None:
-        """Take a trial's recall at one moment; a trial that the pruner gives up, or that came to its rung, is stopped."""
+        """Take a trial's recall at one moment; one that the pruner gives up is stopped, one that came to its rung ends itself."""
         live = self.live.get(number)
         if live is None:
             return
@@ -216,7 +224,7 @@ class Sweep:
                 trial.set_user_attr("pruned", True)
         if self.pauses and math.isfinite(measurement.value):
             live.paused = int(trial.user_attrs["allowed"]) <= measurement.samples < live.full
-        if live.pruned or live.paused:
+        if live.pruned:
             self.folder.trial(number).request_stop()
 
     def end(self, number: int, result: Mapping[str, Any] | None) -> None:
@@ -293,7 +301,7 @@ class Sweep:
             self.repeated = now
             for number, live in list(self.live.items()):
                 with suppress(OSError):
-                    if self.closing or live.paused:
+                    if self.closing:
                         self.folder.trial(number).request_stop()
         if now - self.kept > CLOCK_SECONDS:
             self.kept = now

@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,6 +43,9 @@ class TrialSpec:
     videos: int
     metrics: list[tuple[str, str]]  # (stage, figure)
     address: str
+    allowed: int | None = (
+        None  # samples of the measured stages; it ends with the first measurement from there on. None: all
+    )
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -88,13 +91,18 @@ class Follower:
         """Samples of the measured stages until their newest measurements."""
         return sum(step * self.stages[name].global_batch for name, step in self.newest_steps.items())
 
+    def reached(self, allowed: int | None) -> bool:
+        """Whether the newest value, a finite one, is of so many samples of the measured stages or more; None: never."""
+        measured = len(self.newest) == len(self.metrics) and all(map(math.isfinite, self.newest.values()))
+        return allowed is not None and measured and self.samples() >= allowed
+
     def complete(self) -> bool:
         """Whether every named stage has been measured at its end."""
         return all(self.newest_steps.get(name, 0) >= self.stages[name].steps for name, _ in self.metrics)
 
 
 def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None:
-    """Run a trial to its end, or to a request to stop in its folder.
+    """Run a trial to its end, to the rung that it may train to, or to a request to stop in its folder.
 
     `report` gets {"value", "samples"} for each measurement and at last what `sum_up` says, with `outcome`:
     finished, stopped (goes on another time), not finite, failed, refused (the reader has to change something).
@@ -109,16 +117,19 @@ def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None
     first = first_stage(stages, measured, spec.shared is not None)
     last = [stage.name for stage in stages if stage.name in measured][-1]
     begin_at(first, folder, experiment, stages, RunFolder.at(spec.shared) if spec.shared else None)
-    starts = _starts(folder)
+    starts, pause = _starts(folder), None if spec.allowed is None else pause_step(stages, measured, spec.allowed)
 
     def work() -> None:
-        ending.update(_train(experiment, last, spec.address))
+        ending.update(_train(experiment, last, spec.address, pause))
 
     follower = Follower(folder, stages, spec.metrics)
     for one in follower.read():  # of an earlier driver
         report(asdict(one))
     if follower.complete() and all(folder.encoder(stage).is_file() for stage, _ in spec.metrics):
         report(sum_up(folder, stages, follower) | {"outcome": "finished", "reason": ""})
+        return
+    if follower.reached(spec.allowed):
+        report(sum_up(folder, stages, follower) | {"outcome": "stopped", "reason": ""})
         return
     _wait_for_earlier(folder)
     thread = threading.Thread(target=work, daemon=True, name=f"trial-{spec.number}")
@@ -132,9 +143,16 @@ def run_trial(spec: TrialSpec, report: Callable[[dict[str, Any]], None]) -> None
         for one in follower.read():
             report(asdict(one))
     outcome = _outcome(ending, follower, folder, _starts(folder) > starts)
-    if outcome["outcome"] == "stopped" and not folder.stop_requested():
+    if outcome["outcome"] == "stopped" and not (folder.stop_requested() or follower.reached(spec.allowed)):
         raise LostRun(f"trial {spec.number}: its run ended without a request")
     report(sum_up(folder, stages, follower) | outcome)
+
+
+def pause_step(stages: Sequence[Stage], measured: Collection[str], allowed: int) -> int:
+    """The global step by which the measured stages have seen `allowed` samples; not before the last of them has begun."""
+    *earlier, last = [stage for stage in stages if stage.name in measured]
+    left = allowed - sum(stage.samples for stage in earlier)
+    return last.first_step + max(math.ceil(left / last.global_batch), 1)
 
 
 def _wait_for_earlier(folder: RunFolder) -> None:
@@ -147,11 +165,11 @@ def _wait_for_earlier(folder: RunFolder) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _train(experiment: Experiment, last: str, address: str) -> dict[str, str]:
+def _train(experiment: Experiment, last: str, address: str, pause: int | None) -> dict[str, str]:
     from vicc_ray.cluster.launch import run_training
 
     try:
-        run_training(experiment, address, last=last)
+        run_training(experiment, address, last=last, pause=pause)
         return {"outcome": "finished"}
     except Interrupted:
         return {"outcome": "stopped"}
