@@ -297,12 +297,11 @@ class Sweep:
         now = time.monotonic()
         if not self.closing and self.folder.run.stop_requested():
             self.close("a stop was requested")
-        if now - self.repeated > REPEAT_SECONDS:
+        if self.closing and now - self.repeated > REPEAT_SECONDS:
             self.repeated = now
-            for number, live in list(self.live.items()):
+            for number in list(self.live):
                 with suppress(OSError):
-                    if self.closing:
-                        self.folder.trial(number).request_stop()
+                    self.folder.trial(number).request_stop()
         if now - self.kept > CLOCK_SECONDS:
             self.kept = now
             self.folder.keep_seconds(self.seconds)
