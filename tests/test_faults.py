@@ -30,7 +30,7 @@ from vicc_ray.training.survival import Finished
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # More than all faults need, so that the run is still going on when the last one is over.
-STEPS = 950
+STEPS = 850
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_every_planned_sample_was_trained_once(survived: tuple[FaultRun, list[Su
         assert [slots[slot] for slot in sorted(slots)] == plan.epoch_and_videos(step)[1].tolist()
 
 
-# Of the undisturbed run: most faults have been by then.
-COMPARED = 300
+# Of the undisturbed run: half of the faults have been by then, and what comes later starts from the same state.
+COMPARED = 200
 
 
 class _EnoughError(Exception):
