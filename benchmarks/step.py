@@ -21,6 +21,7 @@ from benchmarks.step_published import PublishedTrainer, Ways, loader, loader_pro
 from vicc_ray.config import Experiment
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import Encoder, build_encoder
+from vicc_ray.models.precision import cpu_has_matrix_units
 from vicc_ray.objective import PrototypeObjective
 from vicc_ray.objective.prototype_objective import prototype_phases
 from vicc_ray.training.batches import Batch
@@ -64,7 +65,7 @@ def rows_of(experiment: Experiment, stage: Stage, device: torch.device) -> list[
         ("channels-last", "train", "channels_last", False, True),
         ("convolutions and pools as 2D ones", "train", "planar", False, experiment.train.planar != "auto" or not gpu),
         ("cuDNN's fastest kernels", "train", "autotune", False, gpu),
-        ("bf16 encoders", "optim", "precision", "fp32", gpu),
+        ("bf16 encoders", "optim", "precision", "fp32", gpu or cpu_has_matrix_units()),
         ("augmentation in one kernel", "train", "fused_augment", False, gpu),
         ("both views in one forward", "model", "joint_views", False, True),
         ("torch.compile", "train", "compile", False, True),
@@ -171,7 +172,7 @@ class Contender:
     @property
     def dtype(self) -> torch.dtype:
         """Of the encoders' matrix products."""
-        return torch.bfloat16 if self.trainer.bf16 else torch.float32
+        return self.trainer.autocast.dtype or torch.float32
 
     def step(self) -> None:
         """One step, with prototypes that learn."""

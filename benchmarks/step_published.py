@@ -90,7 +90,7 @@ class PublishedTrainer(StageTrainer):
     def _guide(self, views: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         if not self.ways.guide or views is None or self.guide is None:
             return super()._guide(views)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             return [self.guide(view) for view in views]
 
 

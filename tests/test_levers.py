@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from step_curves import assert_same_curve, experiment_of, losses, plain_losses, trainer_of
+from step_curves import BF16, assert_same_curve, experiment_of, losses, plain_losses, trainer_of
 from tiny import tiny_experiment
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,9 +19,11 @@ from vicc_ray.errors import UserError
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import PlanarConv3d, planar_
+from vicc_ray.models.precision import autocast_for, cpu_has_matrix_units
 from vicc_ray.models.recompute import recomputing
 from vicc_ray.training.step import _Graphs
 
+AMX = pytest.mark.skipif(not cpu_has_matrix_units(), reason="this CPU has no matrix units for bfloat16")
 BACKBONES = ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"]
 
 
@@ -29,6 +32,15 @@ BACKBONES = ["s3d", "s3dg", "r2plus1d_10", "r2plus1d_18"]
 )
 def test_the_loss_curve_stays(train: dict[str, Any]) -> None:
     assert_same_curve(losses(experiment_of(train=train)), plain_losses())
+
+
+@AMX
+def test_bfloat16_on_a_cpu_stays_on_the_curve() -> None:
+    experiment = experiment_of(train={"planar": "auto"}, optim={"precision": "auto"})
+    assert trainer_of(experiment).autocast.bf16
+    found, expected = losses(experiment), plain_losses()
+    assert_same_curve(found, expected, 0.05)  # each of the two batches, whose batch norm is over few values
+    assert float(found[-10:].mean()) == pytest.approx(float(expected[-10:].mean()), rel=BF16)
 
 
 def test_the_defaults_together_stay_on_the_curve() -> None:
@@ -169,6 +181,49 @@ def test_planar_convolutions_have_the_right_float32_gradient(frames: int, kernel
     torch.testing.assert_close(x32.grad, x64.grad, **close)
     for mine, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, **close)
+
+
+@AMX
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (3, 3), (4, 1), (7, 7)])
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [((3, 1, 1), (2, 1, 1)), ((1, 3, 3), (1, 2, 2)), ((1, 7, 7), (1, 2, 2)), ((1, 1, 1), (1, 2, 2))],
+)
+def test_planar_convolutions_have_the_right_bfloat16_gradient(size: tuple[int, int], kernel: Any, stride: Any) -> None:
+    """Beside float32. Over pictures of one column with stride 2 the library's own padding gave weights what lay in memory."""
+    generator = torch.Generator().manual_seed(0)
+    for batch, channels in itertools.product((1, 3, 8), (16, 64, 83)):
+        plain = nn.Conv3d(channels, 64, kernel, stride, tuple(k // 2 for k in kernel))
+        other = planar_(nn.Sequential(copy.deepcopy(plain)))
+        x = torch.randn(batch, channels, 4, *size, generator=generator)
+        mine = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        theirs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = other(mine)
+        assert found.dtype == torch.bfloat16
+        expected = plain(theirs)
+        upstream = torch.randn(expected.shape, generator=generator)
+        (found.float() * upstream).sum().backward()
+        (expected * upstream).sum().backward()
+        pairs = [(mine, theirs), *zip(other.parameters(), plain.parameters(), strict=True)]
+        for one, reference in pairs:
+            assert one.grad is not None and reference.grad is not None
+            error = float((one.grad - reference.grad).norm() / reference.grad.norm().clamp_min(1e-6))
+            assert error < 0.02, (batch, channels, error)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_taken_where_it_is_sound_and_faster(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has})
+    encoder = _lived("r2plus1d_10")
+    plain, factors, cpu = copy.deepcopy(encoder), planar_(encoder), torch.device("cpu")
+    assert not autocast_for("fp32", cpu, factors).bf16
+    for precision in ("auto", "bf16"):
+        assert autocast_for(precision, cpu, factors).bf16 is has  # type: ignore[arg-type]
+        assert not autocast_for(precision, cpu, plain).bf16  # type: ignore[arg-type]  # its 3D gradients are not sound
+    assert not autocast_for("auto", cpu, plain).refused
+    assert ("AMX" in autocast_for("bf16", cpu, factors).refused) is not has
+    assert ("planar" in autocast_for("bf16", cpu, plain).refused) is has
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), ((1, 3, 3), (1, 2, 2), (0, 1, 1))])

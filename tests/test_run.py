@@ -373,14 +373,15 @@ def test_every_option_trains(changes: dict[str, Any], videos: Manifest, tmp_path
     assert all(0 < loss < 20 for loss in losses.values())
 
 
-def test_bf16_on_a_cpu_is_fp32_and_says_so(
-    videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost]
+def test_bf16_on_a_cpu_without_units_for_it_is_fp32_and_says_so(
+    videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     plan = tiny_plan(tiny_experiment(optim={"precision": "bf16"}), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
     train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     notes = [r["text"] for r in read_records(folder.metrics) if r["kind"] == "note"]
-    assert notes == ["optim.precision: bf16 is for GPUs, fp32 is used on cpu"] * 4
+    assert notes == ["optim.precision: this CPU has no bf16 matrix units (AMX); fp32 is used"] * 4
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
 
 

@@ -426,8 +426,10 @@ class OptimConfig(Section):
     trust: float = Field(0.001, gt=0, description="LARS trust coefficient")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; none: unbounded")
     micro_batch: int | None = Field(None, ge=1, description="samples a worker encodes at a time; none: its whole share")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the encoders on GPU; the objective is always fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="of the encoders; bf16: on GPUs, and on CPUs with matrix units for it (Intel's AMX); auto: bf16 there, "
+        "fp32 elsewhere; the objective is always fp32",
     )
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights used for evaluation; 0: none")
 

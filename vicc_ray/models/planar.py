@@ -77,13 +77,17 @@ class PlanarConv3d(nn.Conv3d):
                 # The pixels that count are picked first: of so few channels, a strided 1 x 1 convolution's gradient wrote beyond
                 # its memory on CPUs with AVX2 alone (oneDNN of torch 2.15).
                 input, sh, sw = input[..., ::sh, ::sw], 1, 1
-            x = F.conv2d(_pictures(input), self.weight.squeeze(2), self.bias, (sh, sw), (ph, pw))
+            pictures = _pictures(input)
+            if sw > 1 and pw and pictures.shape[-1] == 1 and torch.is_autocast_enabled("cpu"):
+                # In bf16 the weight gradient over pictures of one column was what lay in memory (oneDNN of torch 2.15).
+                pictures, ph, pw = _padded(pictures, ph, pw), 0, 0
+            x = F.conv2d(pictures, self.weight.squeeze(2), self.bias, (sh, sw), (ph, pw))
             return _unfold_time(x, len(input))
         b, c, t, h, w = input.shape
         x = input.reshape(b, c, t, h * w)
         if st > 1 and t <= kt:
             # Clips no longer than a strided kernel are padded by hand: see `models.layers.ShortClipConv3d`.
-            x, pt = F.pad(x, (0, 0, pt, pt)).contiguous(memory_format=torch.channels_last), 0
+            x, pt = _padded(x, pt, 0), 0
         out = F.conv2d(x, self.weight.squeeze(4), self.bias, (st, 1), (pt, 0))
         return out.view(b, out.shape[1], out.shape[2], h, w)
 
@@ -107,6 +111,11 @@ class PlanarLastPool(nn.Module):
         """Maps [B, D, t, h, w] -> [B, D, max(1, t // 2), max(1, h // 2), max(1, w // 2)]."""
         t, h, w = (min(2, int(size)) for size in x.shape[2:])
         return _pool(x, (t, h, w), (t, h, w), (0, 0, 0))
+
+
+def _padded(pictures: Tensor, ph: int, pw: int) -> Tensor:
+    """[N, C, h, w] -> [N, C, h + 2 ph, w + 2 pw] with zeros, channels-last."""
+    return F.pad(pictures, (pw, pw, ph, ph)).contiguous(memory_format=torch.channels_last)
 
 
 def _is_factor(conv: nn.Conv3d) -> bool:

@@ -24,6 +24,7 @@ from vicc_ray.data.randomness import RandomUse, key
 from vicc_ray.models.classifier import Classifier, ClassifierProtocol, dropout_mask
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
+from vicc_ray.models.precision import autocast_for
 from vicc_ray.objective import NonFiniteError
 from vicc_ray.training.batches import Batch
 from vicc_ray.training.schedule import Stage
@@ -88,8 +89,7 @@ class ClassifierTrainer:
         elif self.synced or mode == "sync":
             self.classifier.encoder = convert_batch_norm(self.classifier.encoder, "sync", device)
         self.undo = Undo(dict(self.classifier.named_buffers()))
-        # As in pretraining: gradients of convolutions in bf16 are not sound on CPU.
-        self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
+        self.autocast = autocast_for(experiment.optim.precision, device, self.classifier)
         self.learnt = [list(self.classifier.head.parameters())]
         self.rates = [self.settings.head_lr]
         if not self.frozen:
@@ -183,8 +183,8 @@ class ClassifierTrainer:
             lines.append(
                 f"optim.micro_batch: {optim.micro_batch} is for pretraining; classifiers learn from whole shares"
             )
-        if optim.precision == "bf16" and not self.bf16:
-            lines.append(f"optim.precision: bf16 is for GPUs, fp32 is used on {self.device.type}")
+        if self.autocast.refused:
+            lines.append(f"optim.precision: {self.autocast.refused}; fp32 is used")
         if not self.frozen and self.experiment.model.batch_norm == "shuffle":
             lines.append("model.batch_norm: shuffle is for pretraining; batch norm takes each worker's own statistics")
         return lines
@@ -201,7 +201,7 @@ class ClassifierTrainer:
 
     def _head_on_all_rows(self, x: Tensor, labels: Tensor, slots: Tensor, step: int) -> Classified:
         """Forward and backward of the head on the features of every worker's rows."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             features = self.encoder.features(x)
         # One message for all three; a float holds a class or a slot exactly up to 2^24.
         mine = torch.cat([features, labels[:, None].to(features), slots[:, None].to(features)], dim=1)
@@ -219,7 +219,7 @@ class ClassifierTrainer:
 
     def _own_rows(self, x: Tensor, labels: Tensor, slots: Tensor, step: int) -> Classified:
         """Forward and backward of this worker's rows, gradients averaged to those of the mean over all rows."""
-        with self._autocast():
+        with self.autocast():
             features = self._features(x)
         logits = self.classifier.head(features, self._mask(slots, step))
         loss_sum = F.cross_entropy(logits, labels, reduction="sum")
@@ -265,9 +265,6 @@ class ClassifierTrainer:
                 + ", and check whether the encoder's weights are finite"
             )
         return Classified(loss_sum / max(rows, 1.0), right / max(rows, 1.0), int(rows))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

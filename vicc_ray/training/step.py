@@ -22,6 +22,7 @@ from vicc_ray.data.randomness import RandomUse, key
 from vicc_ray.models.encoder import Encoder, convert_batch_norm
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import arrange, layout_of
+from vicc_ray.models.precision import autocast_for
 from vicc_ray.models.recompute import recomputing
 from vicc_ray.objective import Objective, StepOutcome
 from vicc_ray.training.batches import Batch
@@ -64,8 +65,7 @@ class StageTrainer:
         self.encoder, self.objective = learner, objective
         self.guide = None if guide is None else self._ready(guide)
         self.micro_batch = experiment.optim.micro_batch
-        # On CPU, torch 2.15's bf16 gradient of a convolution was seen to be NaN now and then (1 of 10 tries).
-        self.bf16 = experiment.optim.precision == "bf16" and device.type == "cuda"
+        self.autocast = autocast_for(experiment.optim.precision, device, learner)
         # On GPU gradients are averaged while the backward pass goes on; on CPU, or in parts, in one message after it.
         overlaps = device.type == "cuda" and self.micro_batch is None
         self.encode = _Views(self.module, self._backbone(learner), experiment.model.joint_views)
@@ -115,8 +115,8 @@ class StageTrainer:
         """Settings that this stage could not take as they are."""
         settings = self.experiment
         lines = [*distributed.idle_workers(self.stage.global_batch), *self.objective.warnings()]
-        if settings.optim.precision == "bf16" and not self.bf16:
-            lines.append(f"optim.precision: bf16 is for GPUs, fp32 is used on {self.device.type}")
+        if self.autocast.refused:
+            lines.append(f"optim.precision: {self.autocast.refused}; fp32 is used")
         for name in ("fused_augment", "autotune", "cuda_graphs"):
             if getattr(settings.train, name) and self.device.type != "cuda":
                 lines.append(f"train.{name}: is for GPUs and does nothing on {self.device.type}")
@@ -179,7 +179,7 @@ class StageTrainer:
     def embed_averaged(self, views: tuple[Tensor, Tensor]) -> list[Tensor]:
         """The embeddings of both views by the averaged weights, two [b, D] without gradient."""
         assert self.averaged is not None
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             embeddings: Tensor = self.averaged(torch.cat(views))
         # Copied out of inference mode, as the objective's graph holds on to them.
         return list(embeddings.clone().chunk(2))
@@ -308,7 +308,7 @@ class StageTrainer:
         from vicc_ray.data.augment_triton import augment_fused
 
         rgb, flow = (clips[STREAMS[name].decoded] if name in streams else None for name in ("rgb", "flow"))
-        fused = augment_fused(rgb, flow, params, self.settings, self._dtype() or torch.float32, self.layout)
+        fused = augment_fused(rgb, flow, params, self.settings, self.autocast.dtype or torch.float32, self.layout)
         views = {name: view for name, view in zip(("rgb", "flow"), fused, strict=True) if view is not None}
         rest = augmented(clips, [stream for stream in streams if stream == "difference"], params, self.settings)
         return {**views, **rest}  # type: ignore[dict-item]
@@ -326,7 +326,7 @@ class StageTrainer:
         """The guide's embeddings of (m2, m1): [] or two [b, D], without gradient."""
         if views is None or self.guide is None:
             return []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             # In eval mode rows do not see each other, so both views go through together.
             clips = torch.cat(views)
             embeddings = self.guide(clips) if self.graphs is None else self.graphs.guide(clips)
@@ -348,7 +348,7 @@ class StageTrainer:
         With gradient, but for the second view where `objective.second_view_gradient` is false.
         """
         x1, x2 = views
-        with self._autocast():
+        with self.autocast():
             if self.experiment.objective.second_view_gradient:
                 return list(self.parallel(x1, x2, *short) if self.graphs is None else self.graphs.learner(x1, x2))
             z1, *rest = self.parallel(x1, *short)
@@ -365,7 +365,7 @@ class StageTrainer:
         second = self.experiment.objective.second_view_gradient
         inputs = views if second else views[:1]
         statistics = [buffer.clone() for buffer in self.encoder.buffers()]
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             parts = [encoder(*chunk) for chunk in _chunks(inputs, size)]
         for buffer, before in zip(self.encoder.buffers(), statistics, strict=True):
             buffer.copy_(before)  # the first pass leaves no trace in the running statistics
@@ -375,18 +375,18 @@ class StageTrainer:
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         for chunk, chunk_grads in zip(_chunks(inputs, size), _chunks(grads, size), strict=True):
-            with self._autocast():
+            with self.autocast():
                 embeddings = encoder(*chunk)
             torch.autograd.backward(embeddings, list(chunk_grads))
         return outcome
 
     def _second_view(self, x2: Tensor, step: int) -> Tensor:
         """The second view without gradient, as published; with `shuffle`, its rows encoded on other workers."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             if self.experiment.model.batch_norm != "shuffle" or distributed.world_size() == 1:
                 return self._encode(x2)
             # Of one type on every worker, also on those without rows, whose views nothing has made.
-            rows = torch.cat(distributed.gather_rows(x2.to(self._dtype() or torch.float32)))
+            rows = torch.cat(distributed.gather_rows(x2.to(self.autocast.dtype or torch.float32)))
             counts = [len(part) for part in distributed.gather_rows(torch.zeros(len(x2), 1, device=self.device))]
             place = key(RandomUse.SHUFFLE, self.experiment.seed, self.stage.index, step)
             order = np.random.default_rng(place).permutation(len(rows))
@@ -423,13 +423,6 @@ class StageTrainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def _dtype(self) -> torch.dtype | None:
-        """Of autocast, None for none."""
-        return torch.bfloat16 if self.bf16 else None
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
     @contextmanager
     def kernels(self) -> Iterator[None]:
         """How libraries choose their kernels, as the settings want it; afterwards as before."""
@@ -456,7 +449,7 @@ class _Graphs:
         """As `trainer.parallel`."""
         trainer, shape = self.trainer, views[0].shape
         if self.ready is None and len(views[0]) and distributed.world_size() == 1:
-            self.ready = (shape, graphed_training(self.encode, views, trainer._dtype()))
+            self.ready = (shape, graphed_training(self.encode, views, trainer.autocast.dtype))
         if self.ready is None or self.ready[0] != shape:
             plain: Sequence[Tensor] = trainer.parallel(*views)
             return plain
