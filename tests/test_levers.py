@@ -219,8 +219,8 @@ def test_bfloat16_is_taken_where_it_is_sound_and_faster(has: bool, monkeypatch: 
     plain, factors, cpu = copy.deepcopy(encoder), planar_(encoder), torch.device("cpu")
     assert not autocast_for("fp32", cpu, factors).bf16
     for precision in ("auto", "bf16"):
-        assert autocast_for(precision, cpu, factors).bf16 is has  # type: ignore[arg-type]
-        assert not autocast_for(precision, cpu, plain).bf16  # type: ignore[arg-type]  # its 3D gradients are not sound
+        assert autocast_for(precision, cpu, factors).bf16 is has
+        assert not autocast_for(precision, cpu, plain).bf16  # its 3D gradients are not sound
     assert not autocast_for("auto", cpu, plain).refused
     assert ("AMX" in autocast_for("bf16", cpu, factors).refused) is not has
     assert ("planar" in autocast_for("bf16", cpu, plain).refused) is has
