@@ -14,6 +14,8 @@ import pytest
 from benchmarks import Bar
 from benchmarks.builds import NEW, OLD, BuildBench, Limit, Measured, Sizes, Turn, minus, order, ratios
 from benchmarks.builds.command import BENCHES, as_json, earlier, judge, main, take_turns
+from benchmarks.builds.quickstart import RECALL as QUICKSTART_RECALL
+from benchmarks.builds.quickstart import recalls
 from benchmarks.builds.start import SECONDS
 from benchmarks.builds.sweep import RECALL, SHARE, figures
 from benchmarks.builds.usage import Usage, role, watched
@@ -262,3 +264,10 @@ def test_a_sweep_is_judged_by_the_table_that_it_writes(tmp_path: Path) -> None:
     assert found[RECALL] == 0.8  # one that was stopped early has no encoder to use
     assert found[SHARE] == pytest.approx(220 / 300)
     assert found["trials"] == 4 and found["trials stopped early"] == 1
+
+
+def test_the_recall_of_a_quickstart_is_that_of_its_own_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    rows = [{"name": "RGB-2", "R@1": 0.8, "R@5": 0.9}, {"name": "R+F", "R@1": 0.95}]
+    (tmp_path / "evaluations" / "retrieval-made.json").write_text(json.dumps({"rows": rows}))
+    assert recalls(tmp_path) == {QUICKSTART_RECALL: 0.8, "R@1 of R+F": 0.95}

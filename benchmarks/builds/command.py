@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import Bar, print_bars
 from benchmarks.builds import NEW, OLD, BuildBench, Measured, Sizes, Turn, order, ratios
 from benchmarks.builds.faulty import GOODPUT_BENCH, RECOVERY, STEADY_BENCH
+from benchmarks.builds.quickstart import BENCH as QUICKSTART
 from benchmarks.builds.scale import BENCH as SCALE
 from benchmarks.builds.start import BENCH as START
 from benchmarks.builds.sweep import BENCH as SWEEP
@@ -36,6 +37,7 @@ BENCHES = {
     "steady": STEADY_BENCH,
     "sweep": SWEEP,
     "scale": SCALE,
+    "quickstart": QUICKSTART,
 }
 SHORT = 7  # characters of a commit's name
 FAILED = 2
