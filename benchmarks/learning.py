@@ -42,9 +42,12 @@ _EARLIER: dict[str, Any] = {
     "schedule.total": None,
     "schedule.cross.prototypes": "own",
     "schedule.single.length": {"rgb": "30 steps", "flow": "50 steps"},
+    "schedule.single.global_batch": 32,
     "schedule.cross.length": {"rgb": "140 steps", "flow": "12 steps"},
+    "schedule.cross.global_batch": 32,
     "optim.end_lr": 0.0002,
     "optim.ema": 0.0,
+    "optim.precision": "fp32",
     "evaluate.monitor_every": "20 steps",
 }
 _PUBLISHED: dict[str, Any] = {
