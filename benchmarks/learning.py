@@ -90,7 +90,7 @@ _DIFFERENCES: dict[str, Any] = {"clip.motion": "difference"}
 _COMPENSATED: dict[str, Any] = {"flow.algorithm": "dis_compensated"}
 _VECTORS: dict[str, Any] = {"flow.algorithm": "motion_vectors"}
 
-# Name -> differences from `_EARLIER`. Sizes (clips, networks, batches of 32, samples in all) are the same in every row.
+# Name -> differences from `_EARLIER`. Sizes (clips, networks, samples in all) are the same in every row.
 _ROWS: dict[str, dict[str, Any]] = {
     "earlier quickstart": {},
     # Objective, optimiser, batch norm, augmentation, queue, frozen prototypes and proportions of the stages as published.
@@ -147,7 +147,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "joint, follow, crop at test, bound auto": _JOINT | _FOLLOW | _CROP | {"flow.bound": "auto"},
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    # As it is shipped: `best` in whole percentages.
+    # As it is shipped: `best, batches of 16` from fewer samples, in bf16 where the machine has units for it.
     "quickstart": {},
     **{name: _EARLIER | changes for name, changes in _ROWS.items()},
 }

@@ -20,8 +20,8 @@ from benchmarks.roofline import copy_rate, matmul_rate, now, operations, peak_me
 from benchmarks.step_published import PublishedTrainer, Ways, loader, loader_processes, made_batch
 from vicc_ray.config import Experiment
 from vicc_ray.errors import UserError
+from vicc_ray.machine import cpu_has_matrix_units
 from vicc_ray.models.encoder import Encoder, build_encoder
-from vicc_ray.models.precision import cpu_has_matrix_units
 from vicc_ray.objective import PrototypeObjective
 from vicc_ray.objective.prototype_objective import prototype_phases
 from vicc_ray.training.batches import Batch

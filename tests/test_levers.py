@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.step_published import Ways
 from vicc_ray.errors import UserError
+from vicc_ray.machine import cpu_has_matrix_units
 from vicc_ray.models.encoder import build_encoder
 from vicc_ray.models.folding import fold_batch_norm
 from vicc_ray.models.planar import PlanarConv3d, planar_
-from vicc_ray.models.precision import autocast_for, cpu_has_matrix_units
+from vicc_ray.models.precision import autocast_for
 from vicc_ray.models.recompute import recomputing
 from vicc_ray.training.step import _Graphs
 
@@ -212,9 +214,20 @@ def test_planar_convolutions_have_the_right_bfloat16_gradient(size: tuple[int, i
             assert error < 0.02, (batch, channels, error)
 
 
+@pytest.mark.parametrize(("flags", "has"), [("fpu amx_bf16 amx_tile", True), ("fpu avx512_bf16", False), (None, False)])
+def test_matrix_units_are_what_linux_says(flags: str | None, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path, *arguments: object) -> str:
+        if flags is None:
+            raise FileNotFoundError(path)
+        return f"flags : {flags}\n"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert cpu_has_matrix_units() is has
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_bfloat16_is_taken_where_it_is_sound_and_faster(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has})
+    monkeypatch.setattr("vicc_ray.models.precision.cpu_has_matrix_units", lambda: has)
     encoder = _lived("r2plus1d_10")
     plain, factors, cpu = copy.deepcopy(encoder), planar_(encoder), torch.device("cpu")
     assert not autocast_for("fp32", cpu, factors).bf16

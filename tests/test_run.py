@@ -376,7 +376,7 @@ def test_every_option_trains(changes: dict[str, Any], videos: Manifest, tmp_path
 def test_bf16_on_a_cpu_without_units_for_it_is_fp32_and_says_so(
     videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr("vicc_ray.models.precision.cpu_has_matrix_units", lambda: False)
     plan = tiny_plan(tiny_experiment(optim={"precision": "bf16"}), videos)
     folder = _open(plan, tmp_path / "tiny", videos)
     train(Pretraining(), plan, folder, PlainHost(plan), None, None)

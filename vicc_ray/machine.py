@@ -1,9 +1,10 @@
-"""What differs from one operating system to another: the CPUs and the memory that a process may use, locks of files."""
+"""What differs from one machine to another: the CPUs and the memory that a process may use, what CPUs can do, locks of files."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 LOCK_RETRY_SECONDS = 0.2  # for which a process that checks whether a lock is held may hold it itself
 
@@ -38,3 +39,11 @@ def lock(handle: int) -> bool | None:
         return lock_descriptor(handle, blocking=False)
     except OSError:
         return None
+
+
+def cpu_has_matrix_units() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 (Intel's AMX, from Sapphire Rapids on); False where Linux does not say."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

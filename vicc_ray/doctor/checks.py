@@ -108,7 +108,9 @@ def check_processors(nodes: Sequence[NodeFacts]) -> list[Finding]:
     if not over:
         counts = Counter(f"{node.cpus:g}" for node in nodes if node.cpus)
         message = ", ".join(f"{count} nodes of {cpus}" for cpus, count in sorted(counts.items())) or "none on any node"
-        return [Finding("CPUs", "ok", message)]
+        faster = sum(node.matrix_units for node in nodes if node.cpus)
+        units = f"; {faster} with matrix units for bf16 (see optim.precision)" if faster else ""
+        return [Finding("CPUs", "ok", message + units)]
     message = ", ".join(f"{node.name}: Ray allocates {node.cpus:g}, the machine allows {node.cores:g}" for node in over)
     return [
         Finding(

@@ -23,7 +23,7 @@ from vicc_ray.data.samples import positions
 from vicc_ray.data.store.checking import store_of
 from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.errors import UserError
-from vicc_ray.machine import usable_cpus
+from vicc_ray.machine import cpu_has_matrix_units, usable_cpus
 from vicc_ray.runs.folder import versions
 
 GPU_QUESTION = (
@@ -63,6 +63,7 @@ class NodeFacts:
     """What was found on a node; sizes in bytes. `error` stands alone where the node gave no answer.
 
     `cpus`, `gpus`, `object_store`: what Ray allocates there. `cores`: what this process may use, by affinity and cgroup.
+    `matrix_units`: whether they have some for bf16, as `machine.cpu_has_matrix_units`.
     `clock`: seconds ahead of the driver's, give or take `clock_error`. `unseen`: nodes whose file in the folder it does not see.
     """
 
@@ -74,6 +75,7 @@ class NodeFacts:
     gpus: float = 0.0
     object_store: int = 0
     cores: float = 0.0
+    matrix_units: bool = False
     memory: int = 0
     memory_free: int = 0
     shm: int = 0
@@ -99,6 +101,7 @@ def gather(name: str, question: Question) -> NodeFacts:
         name=name,
         packages={"python": platform.python_version()} | versions(),
         cores=cores_here(),
+        matrix_units=cpu_has_matrix_units(),
         memory=total,
         memory_free=min(memory.available, total),
         shm=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,

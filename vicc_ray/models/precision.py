@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from vicc_ray.machine import cpu_has_matrix_units
 from vicc_ray.models.planar import PlanarConv3d
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -67,8 +68,3 @@ def _is_unsound(part: nn.Module) -> bool:
     Of 1,500 random kernels [1, 1, 1] without padding no gradient was more than 0.5 % off float32's (torch 2.15).
     """
     return isinstance(part, nn.Conv3d) and not isinstance(part, PlanarConv3d) and part.kernel_size != (1, 1, 1)
-
-
-def cpu_has_matrix_units() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 (Intel's AMX, from Sapphire Rapids on)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
