@@ -28,6 +28,8 @@ SHARE_ALLOWED = 0.03
 # Far more often than the default of 5 minutes: a step of the quickstart's network takes a third of a second here.
 SETTINGS = [
     "schedule.cycles=0",
+    "schedule.single.global_batch=32",
+    "optim.precision=fp32",
     f"schedule.single.length={{rgb: {STEPS} steps, flow: 1 steps}}",
     "train.checkpoint_every=8 steps",
     "evaluate.monitor_every=0",

@@ -104,7 +104,7 @@ def _profiled(rank: int, folder: str, cores: list[int]) -> None:
 
 def _step_and_messages(rank: int, workers: int, folder: Path) -> tuple[float, float]:
     """Seconds of a step of the quickstart's RGB-1, and of the messages in it."""
-    changes = [f"schedule.single.global_batch={A_WORKER * workers}", "schedule.cycles=0"]
+    changes = [f"schedule.single.global_batch={A_WORKER * workers}", "schedule.cycles=0", "optim.precision=fp32"]
     experiment = load_experiment(shipped_experiment("quickstart"), changes)
     rows = [VideoRow(f"{number}.mp4", label="a", frames=64, content_hash=f"{number:032x}") for number in range(64)]
     plan = make_plan(experiment, Manifest(rows))
