@@ -43,9 +43,8 @@ class TrialSpec:
     videos: int
     metrics: list[tuple[str, str]]  # (stage, figure)
     address: str
-    allowed: int | None = (
-        None  # samples of the measured stages; it ends with the first measurement from there on. None: all
-    )
+    # Samples of the measured stages: it ends with the first measurement from there on; None: it may train all.
+    allowed: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
