@@ -54,8 +54,10 @@ def test_the_learner_encodes_them_after_the_guide_s_views(videos: Manifest) -> N
     with torch.no_grad():
         expected = [encoder(x1), encoder(x2), *map(guiding, guide), *map(encoder, short)]
     assert len(seen) == 7
-    for found, z in zip(seen, expected, strict=True):
-        torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-5)
+    # batch norm over a few pixels raises the last bit of a sum; views are 0.1 and more apart
+    for place, found in enumerate(seen):
+        apart = torch.stack([(found - z).abs().max() for z in expected])
+        assert apart.argmin() == place and apart[place] < 1e-3 < 0.1 < apart.topk(2, largest=False).values[1], apart
 
 
 def _gradients_of_a_worker(plan: TrainingPlan) -> dict[str, torch.Tensor]:

@@ -149,8 +149,10 @@ def test_views_stand_in_the_methods_order(videos: Manifest) -> None:
     m2, m1 = guide
     with torch.no_grad():
         expected = [encoder(x1), encoder(x2), guiding(m2), guiding(m1)]
-    for found, z in zip(seen, expected, strict=True):
-        torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-5)
+    # batch norm over a few pixels raises the last bit of a sum; views are 0.1 and more apart
+    for place, found in enumerate(seen):
+        apart = torch.stack([(found - z).abs().max() for z in expected])
+        assert apart.argmin() == place and apart[place] < 1e-3 < 0.1 < apart.topk(2, largest=False).values[1], apart
 
 
 def test_flow_of_a_clip_is_the_motion_of_its_frames(videos: Manifest) -> None:
