@@ -80,6 +80,7 @@ RECIPE = {
     "model.width": 1,
     "model.embedding_dim": 128,
     "model.joint_views": False,
+    "model.difference_filters": 0,
     "model.batch_norm": "shuffle",
     "objective.name": "prototypes",
     "objective.prototypes": 300,

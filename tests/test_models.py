@@ -7,6 +7,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from vicc_ray.models.encoder import (
     empty_encoder,
 )
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
+from vicc_ray.models.layers import subtract_mean_over_time_
 from vicc_ray.models.r2plus1d import mid_channels
 from vicc_ray.models.s3d import SelfGating
 
@@ -327,6 +329,38 @@ def test_initialisation_is_kaiming() -> None:
             assert module.running_mean is not None and module.running_var is not None
             assert (module.weight == 1).all() and (module.running_var == 1).all()
             assert not module.bias.any() and not module.running_mean.any() and module.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("backbone", ["s3d", "r2plus1d_10", "r2plus1d_18", "mvit_v2_s"])
+def test_difference_filters_are_the_formula(backbone: str) -> None:
+    encoder, plain = build_encoder(backbone, width=0.125), build_encoder(backbone, width=0.125)
+    found = subtract_mean_over_time_(encoder, 0.4)
+    changed = 0
+    for (name, layer), before in zip(encoder.named_modules(), plain.modules(), strict=True):
+        if not isinstance(layer, nn.Conv3d):
+            continue
+        assert isinstance(before, nn.Conv3d)
+        expected = before.weight.detach().double().numpy().copy()
+        count = int(0.4 * layer.out_channels)
+        if layer.kernel_size[0] > 1 and count:
+            for number in range(count):
+                for channel in range(expected.shape[1]):
+                    expected[number, channel] -= sum(expected[number, channel]) / layer.kernel_size[0]
+            before_it = float(np.square(before.weight[:count].detach().double().numpy()).sum())
+            expected[:count] *= np.sqrt(before_it / np.square(expected[:count]).sum())
+            changed += count
+        np.testing.assert_allclose(layer.weight.detach().numpy(), expected, atol=1e-6, err_msg=name)
+    assert found == changed > 0
+    assert torch.equal(encoder.projection[0].weight, plain.projection[0].weight)
+
+
+def test_difference_filters_do_not_see_what_stands_still() -> None:
+    stem = build_encoder("r2plus1d_10", width=0.125).backbone.get_submodule("stem.temporal")
+    half = stem.out_channels // 2
+    assert subtract_mean_over_time_(stem, 0.5) == half
+    maps = torch.randn(1, stem.in_channels, 1, 8, 8).expand(-1, -1, 9, -1, -1)
+    seen = stem(maps)[:, :, 1:-1].abs().amax(dim=(0, 2, 3, 4))
+    assert seen[:half].max() < 1e-5 < 0.01 < seen[half:].min()
 
 
 def test_bfloat16_autocast_keeps_features_and_norm_in_float32() -> None:

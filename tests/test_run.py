@@ -30,7 +30,7 @@ from vicc_ray.runs.records import read_records, unreadable_videos
 from vicc_ray.training.batches import Batch, Block, TrainingPlan, decode_share, make_plan, to_batch
 from vicc_ray.training.loop import Notice, train
 from vicc_ray.training.monitor import Monitor
-from vicc_ray.training.pretraining import Pretraining
+from vicc_ray.training.pretraining import Pretraining, _fresh_encoder
 from vicc_ray.training.schedule import locate
 from vicc_ray.training.step import StageTrainer
 from vicc_ray.training.survival import Finished
@@ -475,3 +475,21 @@ def test_videos_that_are_back_do_not_count_any_more(videos: Manifest, tmp_path: 
     assert train(Pretraining(), plan, folder, PlainHost(plan), first.saved[-1], None) == plan.steps
     assert set(unreadable_videos(folder.refused)) == gone
     assert {r["video"] for r in read_records(folder.refused) if "reason" in r} == away | gone
+
+
+def test_only_the_rgb_encoder_starts_with_difference_filters(videos: Manifest) -> None:
+    plain = tiny_plan(tiny_experiment(), videos)
+    half = tiny_plan(tiny_experiment(model={"difference_filters": 0.5}), videos)
+    for stream, same in (("rgb", False), ("flow", True)):
+        one, other = (_fresh_encoder(plan, stream).state_dict() for plan in (plain, half))
+        assert one.keys() == other.keys()
+        changed = [name for name, weight in one.items() if not torch.equal(weight, other[name])]
+        assert bool(changed) is not same and all("temporal" in name for name in changed)
+
+
+def test_filters_over_time_that_are_none_are_refused_by_name(videos: Manifest) -> None:
+    plan = tiny_plan(tiny_experiment(model={"difference_filters": 0.001}), videos)
+    with pytest.raises(
+        UserError, match=r"model\.difference_filters: 0\.001 of r2plus1d_10's convolutions over time is no filter"
+    ):
+        _fresh_encoder(plan, "rgb")

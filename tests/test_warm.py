@@ -20,8 +20,14 @@ from vicc_ray.cluster.warm.head import Head
 WORKER = """
 import json, os, sys, time
 if __name__ == "__main__":
+    from unittest.mock import Mock
     from ray import ObjectID
+    from ray.util import serialization_addons
+    known = set(sys.modules)
+    serialization_addons.apply(Mock())  # as a process does that first gives or takes an object of Ray's
+    late = sorted(set(sys.modules) - known)
     about = {
+        "late": late,
         "arguments": sys.argv[1:], "folder": os.getcwd(), "process": os.getpid(), "parent": os.getppid(), "group": os.getpgid(0),
         "niceness": os.nice(0), "path": sys.path[0], "imported": "torch" in sys.modules, "random": ObjectID.from_random().hex(),
         "environment": {name: os.environ.get(name) for name in ("VICC_TEST", "PARENT_ONLY")},
@@ -75,6 +81,7 @@ def test_a_forked_worker_is_as_one_that_was_started(server: str, tmp_path: Path)
     assert about["group"] == about["process"], "Ray would end it together with others"
     assert about["environment"] == {"VICC_TEST": "mine", "PARENT_ONLY": None}
     assert about["niceness"] == os.nice(0)
+    assert about["late"] == [], "each fork would have these in memory of its own"
 
 
 def test_variables_of_a_runtime_environment_are_set(server: str, tmp_path: Path) -> None:

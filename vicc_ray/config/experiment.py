@@ -286,6 +286,13 @@ class ModelConfig(Section):
         description="the learner encodes both views in one forward: batch norm takes its statistics over both views "
         "together and its running statistics move once a step; false: over one view at a time, as published",
     )
+    difference_filters: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the filters of the RGB encoder's convolutions over time that start without their mean over time, so "
+        "that they respond to change alone; 0: none",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

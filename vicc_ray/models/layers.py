@@ -5,6 +5,7 @@ Shapes: maps [B, D, t, h, w].
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,6 +13,24 @@ from torch.nn import functional as F
 def scale_channels(channels: int, width: float) -> int:
     """`channels` times the width multiplier, rounded to the nearest whole number and never below 1."""
     return max(1, int(channels * width + 0.5))
+
+
+@torch.no_grad()
+def subtract_mean_over_time_(module: nn.Module, share: float) -> int:
+    """Make the first floor(share * cout) filters of every convolution over time respond to change alone; returns how many.
+
+    Of these filters w [n, cin, kt, kh, kw] of a convolution, kt > 1, the mean over kt is taken off, so that what stands still
+    gives 0, and they are scaled so that the sum of squares over all n is as before.
+    """
+    changed = 0
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1:
+            filters = layer.weight[: int(share * layer.out_channels)]
+            size = filters.norm()
+            filters -= filters.mean(dim=2, keepdim=True)
+            filters *= size / filters.norm().clamp_min(torch.finfo(filters.dtype).tiny)
+            changed += len(filters)
+    return changed
 
 
 class LastPool(nn.Module):

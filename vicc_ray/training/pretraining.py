@@ -15,6 +15,7 @@ from vicc_ray.errors import UserError
 from vicc_ray.extensions import OBJECTIVES
 from vicc_ray.models.encoder import Encoder, EncoderSpec, build_encoder, check_clip_size, empty_encoder
 from vicc_ray.models.encoder_file import EncoderFile, load_encoder, save_encoder
+from vicc_ray.models.layers import subtract_mean_over_time_
 from vicc_ray.objective import Objective
 from vicc_ray.runs.folder import RunFolder
 from vicc_ray.training.batches import TrainingPlan, make_plan
@@ -127,7 +128,12 @@ def _fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
     """A stream's encoder as it is before any training, the same in every process."""
     model = plan.experiment.model
     seed = weight_seed(WeightUse.ENCODER, plan.experiment.seed, STREAMS[stream].number)
-    return build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
+    encoder = build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
+    if stream == "rgb" and model.difference_filters and not subtract_mean_over_time_(encoder, model.difference_filters):
+        raise UserError(
+            f"model.difference_filters: {model.difference_filters} of {model.backbone}'s convolutions over time is no filter; set 0"
+        )
+    return encoder
 
 
 def _save(
