@@ -45,6 +45,7 @@ _EARLIER: dict[str, Any] = {
     "schedule.single.global_batch": 32,
     "schedule.cross.length": {"rgb": "140 steps", "flow": "12 steps"},
     "schedule.cross.global_batch": 32,
+    "model.difference_filters": 0.0,
     "optim.end_lr": 0.0002,
     "optim.ema": 0.0,
     "optim.precision": "fp32",
@@ -76,6 +77,15 @@ _BEST: dict[str, Any] = _LED | {
     "schedule.single.length": {"rgb": "8 steps", "flow": "32 steps"},
     "schedule.cross.length": {"rgb": "186 steps", "flow": "6 steps"},
 }
+# 2,560 samples in all.
+_FEW: dict[str, Any] = {
+    "model.difference_filters": 0.5,
+    "schedule.single.global_batch": 16,
+    "schedule.single.length": {"rgb": "4 steps", "flow": "24 steps"},
+    "schedule.cross.global_batch": 8,
+    "schedule.cross.length": {"rgb": "256 steps", "flow": "8 steps"},
+    "evaluate.monitor_every": "40 steps",
+}
 
 _JOINT: dict[str, Any] = {"schedule.cross.guide": "learning", "schedule.cross.length": "152 steps"}
 _QUEUE: dict[str, Any] = {
@@ -90,7 +100,7 @@ _DIFFERENCES: dict[str, Any] = {"clip.motion": "difference"}
 _COMPENSATED: dict[str, Any] = {"flow.algorithm": "dis_compensated"}
 _VECTORS: dict[str, Any] = {"flow.algorithm": "motion_vectors"}
 
-# Name -> differences from `_EARLIER`. Sizes (clips, networks, samples in all) are the same in every row.
+# Name -> differences from `_EARLIER`. Sizes (clips, networks, samples in all) are the same in every row but `best, few samples`.
 _ROWS: dict[str, dict[str, Any]] = {
     "earlier quickstart": {},
     # Objective, optimiser, batch norm, augmentation, queue, frozen prototypes and proportions of the stages as published.
@@ -117,6 +127,9 @@ _ROWS: dict[str, dict[str, Any]] = {
         "schedule.cross.global_batch": 16,
         "schedule.cross.length": {"rgb": "372 steps", "flow": "12 steps"},
     },
+    # A third of the samples: little for the guide, small steps for RGB-2, which starts with filters for change.
+    "best, few samples": _BEST | _FEW,
+    "best, few samples, without difference filters": _BEST | _FEW | {"model.difference_filters": 0.0},
     "joint, guided": _JOINT | {"objective.guidance": 0.5},
     "even prototypes": {"objective.even_prototypes": True},
     "joint, even prototypes": _JOINT | {"objective.even_prototypes": True},
@@ -251,8 +264,11 @@ def _job(recipe: str, experiment: Experiment, videos: str, where: Path) -> Job:
     sections["train"] |= {"workers": 1, "sinks": {}, "use_gpu": False}
     whole = Experiment.model_validate(sections)
     kept = without_places(whole.model_dump(mode="json")) | {"name": "", "seed": 0}
-    if not whole.evaluate.motion_crop:  # as runs are named that were made before there was the setting
+    # As runs are named that were made before there were these settings.
+    if not whole.evaluate.motion_crop:
         del kept["evaluate"]["motion_crop"]
+    if not whole.model.difference_filters:
+        del kept["model"]["difference_filters"]
     digest = blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=4).hexdigest()
     plain = "".join(letter if letter.isalnum() else "-" for letter in recipe).strip("-")[:40]
     return Job(recipe, whole, where / "runs" / f"{plain}-{digest}-seed{whole.seed}")
