@@ -18,6 +18,7 @@ from vicc_ray.runs.checkpoint import STATE_FILE
 NODES = 2
 BEFORE = 60  # steps before the first fault, so that going back to the beginning shows
 BETWEEN = 40
+SETTLED = 2.0
 STEADY_FROM = 50
 BACK_SECONDS = 10.0  # from a node's death to the start of another
 CHECKPOINT = (
@@ -106,6 +107,7 @@ def _kept(turn: Turn) -> dict[str, float]:
         state = max(file.stat().st_size for file in run.run_folder.path.glob(f"checkpoints/*/{STATE_FILE}"))
         keepers = run.processes("Keeper")
         run.wait(lambda: all(private_memory(pid) > state for pid in keepers), "a copy on each node", 300)
+        time.sleep(SETTLED)  # the last part has come, and what its way took is given back
         kept, own = (sum(map(size, keepers)) / NODES for size in (memory, private_memory))
     figures = {
         "MiB of keepers on a node": kept,
