@@ -351,11 +351,13 @@ def test_difference_filters_are_the_formula(backbone: str) -> None:
             changed += count
         np.testing.assert_allclose(layer.weight.detach().numpy(), expected, atol=1e-6, err_msg=name)
     assert found == changed > 0
-    assert torch.equal(encoder.projection[0].weight, plain.projection[0].weight)
+    for mine, theirs in zip(encoder.projection.parameters(), plain.projection.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_difference_filters_do_not_see_what_stands_still() -> None:
     stem = build_encoder("r2plus1d_10", width=0.125).backbone.get_submodule("stem.temporal")
+    assert isinstance(stem, nn.Conv3d)
     half = stem.out_channels // 2
     assert subtract_mean_over_time_(stem, 0.5) == half
     maps = torch.randn(1, stem.in_channels, 1, 8, 8).expand(-1, -1, 9, -1, -1)
