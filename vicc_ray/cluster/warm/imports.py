@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 # What a run's processes import, each of them most of it. LATE is what optimisers, backbones and records load late, and what Ray
-# does when a process first gives an answer (10 MiB and a tenth of a second in each of them).
+# does when a process first gives an answer (10 MiB and some 50 ms in each of them).
 RAY = ("ray.data", "ray.train", "ray.train.torch", "ray.train.collective")
 OURS = ("vicc_ray.cluster.launch", "vicc_ray.cluster.decode_actors", "vicc_ray.evaluation.model_actors")
 LATE = (
