@@ -174,6 +174,8 @@ WITHOUT_FLOW = {
     "joint, motion vectors": "joint",
 }
 SHARE_OF_RECALL, SHARE_OF_COST = 0.9, 0.7
+# Settings that count in a run's name where they are on, as runs have names of before there were these.
+ADDED = (("evaluate", "motion_crop"), ("model", "difference_filters"))
 
 
 @dataclass(frozen=True)
@@ -264,11 +266,9 @@ def _job(recipe: str, experiment: Experiment, videos: str, where: Path) -> Job:
     sections["train"] |= {"workers": 1, "sinks": {}, "use_gpu": False}
     whole = Experiment.model_validate(sections)
     kept = without_places(whole.model_dump(mode="json")) | {"name": "", "seed": 0}
-    # As runs are named that were made before there were these settings.
-    if not whole.evaluate.motion_crop:
-        del kept["evaluate"]["motion_crop"]
-    if not whole.model.difference_filters:
-        del kept["model"]["difference_filters"]
+    for section, name in ADDED:
+        if not kept[section][name]:
+            del kept[section][name]
     digest = blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=4).hexdigest()
     plain = "".join(letter if letter.isalnum() else "-" for letter in recipe).strip("-")[:40]
     return Job(recipe, whole, where / "runs" / f"{plain}-{digest}-seed{whole.seed}")

@@ -489,9 +489,9 @@ def test_only_the_rgb_encoder_starts_with_difference_filters(videos: Manifest) -
         assert bool(changed) is (stream == "rgb") and all("temporal" in name for name in changed)
 
 
-def test_filters_over_time_that_are_none_are_refused_by_name(videos: Manifest) -> None:
-    plan = tiny_plan(tiny_experiment(model={"difference_filters": 0.001}), videos)
+def test_filters_over_time_that_are_none_are_refused_before_anything_starts(videos: Manifest) -> None:
+    experiment = tiny_experiment(model={"difference_filters": 0.001})
     with pytest.raises(
-        UserError, match=r"model\.difference_filters: 0\.001 of r2plus1d_10's convolutions over time is no filter"
+        UserError, match=r"model\.difference_filters: 0\.001 of the filters of r2plus1d_10's .* is none; set 0"
     ):
-        _fresh_encoder(plan, "rgb")
+        Pretraining().plan(experiment, videos)

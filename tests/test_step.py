@@ -132,6 +132,14 @@ def test_no_rows_go_through_every_backbone(backbone: str, planar: bool) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before if "num_batches" not in name)
 
 
+def _assert_views(seen: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """The same embeddings in order; batch norm over a few pixels raises the last bit of a sum, views are 0.1 and more apart."""
+    assert len(seen) == len(expected)
+    for place, found in enumerate(seen):
+        apart = torch.stack([(found - z).abs().max() for z in expected])
+        assert apart.argmin() == place and apart[place] < 1e-3 < 0.1 < apart.topk(2, largest=False).values[1], apart
+
+
 def test_views_stand_in_the_methods_order(videos: Manifest) -> None:
     """z0 = f(x1), z1 = f(x2), z2 = g(m2), z3 = g(m1)."""
     plan = tiny_plan(tiny_experiment(), videos)
@@ -149,10 +157,7 @@ def test_views_stand_in_the_methods_order(videos: Manifest) -> None:
     m2, m1 = guide
     with torch.no_grad():
         expected = [encoder(x1), encoder(x2), guiding(m2), guiding(m1)]
-    # batch norm over a few pixels raises the last bit of a sum; views are 0.1 and more apart
-    for place, found in enumerate(seen):
-        apart = torch.stack([(found - z).abs().max() for z in expected])
-        assert apart.argmin() == place and apart[place] < 1e-3 < 0.1 < apart.topk(2, largest=False).values[1], apart
+    _assert_views(seen, expected)
 
 
 def test_flow_of_a_clip_is_the_motion_of_its_frames(videos: Manifest) -> None:

@@ -20,11 +20,12 @@ def subtract_mean_over_time_(module: nn.Module, share: float) -> int:
     """Make the first floor(share * cout) filters of every convolution over time respond to change alone; returns how many.
 
     Of these filters w [n, cin, kt, kh, kw] of a convolution, kt > 1, the mean over kt is taken off, so that what stands still
-    gives 0, and they are scaled so that the sum of squares over all n is as before.
+    gives 0, and they are scaled so that the sum of squares over all n is as before. Grouped convolutions stay as they are: those
+    of MViT pool the keys and values of attention.
     """
     changed = 0
     for layer in module.modules():
-        if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1:
+        if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1 and layer.groups == 1:
             filters = layer.weight[: int(share * layer.out_channels)]
             size = filters.norm()
             filters -= filters.mean(dim=2, keepdim=True)

@@ -43,6 +43,11 @@ class Pretraining:
         check_clip_size(spec, clip.frames, clip.size)
         if experiment.augment.local_clips and empty_encoder(spec).clip is not None:
             raise UserError(f"augment.local_clips: {model.backbone} takes clips of one length only; set 0")
+        share = model.difference_filters
+        if share and not subtract_mean_over_time_(empty_encoder(spec), share):
+            raise UserError(
+                f"model.difference_filters: {share} of the filters of {model.backbone}'s convolutions over time is none; set 0"
+            )
         plan = replace(make_plan(experiment, manifest), pause=self.pause)
         if self.last is None:
             return plan
@@ -129,10 +134,8 @@ def _fresh_encoder(plan: TrainingPlan, stream: Stream) -> Encoder:
     model = plan.experiment.model
     seed = weight_seed(WeightUse.ENCODER, plan.experiment.seed, STREAMS[stream].number)
     encoder = build_encoder(model.backbone, width=model.width, embedding_dim=model.embedding_dim, seed=seed)
-    if stream == "rgb" and model.difference_filters and not subtract_mean_over_time_(encoder, model.difference_filters):
-        raise UserError(
-            f"model.difference_filters: {model.difference_filters} of {model.backbone}'s convolutions over time is no filter; set 0"
-        )
+    if stream == "rgb":
+        subtract_mean_over_time_(encoder, model.difference_filters)
     return encoder
 
 
