@@ -3,6 +3,11 @@
 Plain: contiguous layout, batch norm of the guide on its own, one view at a time, nothing compiled, nothing computed twice. The
 tolerances are relative, of every single one of the 50 losses. Rounding grows with every step, the faster the higher the
 learning rate: 0.05 here, where the loss falls by a fifth; at the published 0.6 the same rounding ends at 1-2 %.
+
+bfloat16 is held to less (`assert_same_course`): here batch norm is over few values, so that its rounding alone turns the first
+gradient by 25 to 35 degrees. Over eight seeds single losses differed by up to 9 %, the mean of the last ten by up to 2.8 %; with
+half of the learning rate that mean differs by 4 to 8 %. That it is rounding and nothing else, test_levers.py holds by the
+gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +25,6 @@ from vicc_ray.training.step import StageTrainer
 
 STEPS = 50
 ROUNDING = 5e-3
-BF16 = 2e-2
 PLAIN: dict[str, Any] = {
     "channels_last": False,
     "planar": False,
@@ -61,6 +65,12 @@ def losses(experiment: Experiment, device: str = "cpu", ways: Ways | None = None
 @cache
 def plain_losses(device: str = "cpu", joint: bool = False) -> torch.Tensor:
     return losses(experiment_of(model={"joint_views": joint}), device)
+
+
+def assert_same_course(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The same first losses up to bfloat16's rounding, and as much learnt."""
+    torch.testing.assert_close(found[:2], expected[:2], rtol=0.02, atol=0)
+    torch.testing.assert_close(found[-10:].mean(), expected[-10:].mean(), rtol=0.05, atol=0)
 
 
 def assert_same_curve(found: torch.Tensor, expected: torch.Tensor, tolerance: float = ROUNDING) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from step_curves import BF16, assert_same_curve, experiment_of, losses, plain_losses, trainer_of
+from step_curves import assert_same_course, assert_same_curve, experiment_of, losses, plain_losses, trainer_of
 from tiny import tiny_experiment
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.step_published import Ways
+from benchmarks.step_published import Ways, made_batch
 from vicc_ray.errors import UserError
 from vicc_ray.machine import cpu_has_matrix_units
 from vicc_ray.models.encoder import build_encoder
@@ -40,9 +41,49 @@ def test_the_loss_curve_stays(train: dict[str, Any]) -> None:
 def test_bfloat16_on_a_cpu_stays_on_the_curve() -> None:
     experiment = experiment_of(train={"planar": "auto"}, optim={"precision": "auto"})
     assert trainer_of(experiment).autocast.bf16
-    found, expected = losses(experiment), plain_losses()
-    assert_same_curve(found, expected, 0.05)  # each of the two batches, whose batch norm is over few values
-    assert float(found[-10:].mean()) == pytest.approx(float(expected[-10:].mean()), rel=BF16)
+    assert_same_course(losses(experiment), plain_losses())
+
+
+class _Rounded(torch.autograd.Function):
+    """To bfloat16 and back, of values and of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0].bfloat16().float()
+
+
+def _round_layers_(module: nn.Module) -> None:
+    """Computes in float32 what autocast computes in bfloat16, rounding as it does before and after each layer."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d | nn.Linear):
+            part.weight.data = part.weight.data.bfloat16().float()
+            part.register_forward_pre_hook(lambda _, inputs: tuple(_Rounded.apply(x) for x in inputs))
+        if isinstance(part, nn.Conv3d | nn.Linear | nn.BatchNorm3d):
+            part.register_forward_hook(lambda _, inputs, output: _Rounded.apply(output))
+
+
+def _first_gradient(precision: str, seed: int, *, rounded: bool = False) -> torch.Tensor:
+    trainer = trainer_of(experiment_of(train={"planar": True}, optim={"precision": precision}, seed=seed))
+    if rounded:
+        assert trainer.guide is not None
+        _round_layers_(trainer.module)
+        _round_layers_(trainer.guide)
+    trainer.step(made_batch(trainer.experiment, trainer.stage, full_share=0.4), 0)
+    return torch.cat([p.grad.flatten() for p in trainer.module.parameters() if p.grad is not None])
+
+
+@AMX
+def test_a_gradient_in_bfloat16_is_float32s_but_for_rounding() -> None:
+    """Rounding alone turns it a long way here (cosine 0.8 to 0.9), so it is held to float32 with the same rounding."""
+    likeness = [
+        functional.cosine_similarity(_first_gradient("bf16", seed), _first_gradient("fp32", seed, rounded=True), dim=0)
+        for seed in range(6)
+    ]
+    assert float(torch.stack(likeness).mean()) > 0.93  # 0.975 where this was written, without rounding 0.85
 
 
 def test_the_defaults_together_stay_on_the_curve() -> None:
