@@ -78,12 +78,14 @@ def _first_gradient(precision: str, seed: int, *, rounded: bool = False) -> torc
 
 @AMX
 def test_a_gradient_in_bfloat16_is_float32s_but_for_rounding() -> None:
-    """Rounding alone turns it a long way here (cosine 0.8 to 0.9), so it is held to float32 with the same rounding."""
+    """Rounding alone turns it a long way here (cosine 0.79 to 0.90), so it is held to float32 with the same rounding."""
     likeness = [
         functional.cosine_similarity(_first_gradient("bf16", seed), _first_gradient("fp32", seed, rounded=True), dim=0)
         for seed in range(6)
     ]
-    assert float(torch.stack(likeness).mean()) > 0.93  # 0.975 where this was written, without rounding 0.85
+    assert (
+        float(torch.stack(likeness).mean()) > 0.93
+    )  # 0.977 and 0.984 (by threads) where this was written, beside plain float32 0.85
 
 
 def test_the_defaults_together_stay_on_the_curve() -> None:
