@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import Bar, Outcome
-from benchmarks.fault_run import FaultRun, TooLate, make_videos
+from benchmarks.fault_run import FaultRun, TooLate, make_videos, newest_record
 from benchmarks.nodes import command_line, descendants, local_cluster, send
 from vicc_ray.console import console
 from vicc_ray.runs.checkpoint import MARKER, STATE_FILE
@@ -157,10 +156,10 @@ def _kill_node_in_evaluation(run: FaultRun) -> float:
     first = 6  # the step at which RGB-2 begins
 
     def begun() -> bool:
-        last = _last_record(run.run_folder.metrics)
-        return bool(
-            last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % MONITOR_EVERY == 0
-        )
+        last = newest_record(run.run_folder.metrics)
+        if last is None or last["kind"] != "train" or last["stage"] != "RGB-2":
+            return False
+        return (int(last["step"]) - first) % MONITOR_EVERY == 0
 
     return _kill_stopped(run, begun, lambda pid: True)
 
@@ -190,15 +189,6 @@ def _kill_stopped(run: FaultRun, begun: Callable[[], bool], chosen: Callable[[in
             if nodes:
                 return run.recovery(at, workers=len(run.cluster.nodes))
     raise TooLate("the moment to kill a node did not come within 120 s")
-
-
-def _last_record(file: Path) -> dict[str, Any]:
-    """The newest whole record of a file, read in no time; that of a step is far shorter than what is read."""
-    with file.open("rb") as opened:
-        opened.seek(max(file.stat().st_size - 4096, 0))
-        lines = opened.read().splitlines(keepends=True)
-    newest: dict[str, Any] = json.loads([line for line in lines if line.endswith(b"\n")][-1])
-    return newest
 
 
 def _open_files(pid: int) -> list[str]:

@@ -23,6 +23,7 @@ from vicc_ray import distributed
 from vicc_ray.config import Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
+from vicc_ray.models.encoder import Encoder
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.objective import NonFiniteError, StepOutcome
 from vicc_ray.runs.checkpoint import State, snapshot
@@ -314,6 +315,51 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=said + ".*; it came to the same after going back") as twice:
         train(Pretraining(), plan, folder, PlainHost(plan), None, None)
     assert not isinstance(twice.value, NonFiniteError)
+
+
+class _BrokenMemory(PlainHost):
+    """A weight turns to NaN once, between two steps; blocks are as in `PlainHost`."""
+
+    def __init__(self, plan: TrainingPlan, broken_after: int, part: Callable[[Encoder], torch.Tensor]) -> None:
+        super().__init__(plan)
+        self.broken_after, self.part = broken_after, part
+
+    def finished(self, step: Finished) -> None:
+        if step.step == self.broken_after:
+            learner: StageTrainer = step.own_state.__self__  # type: ignore[attr-defined]
+            self.part(learner.encoder).detach().fill_(float("nan"))
+
+
+# Of the ten steps RGB-2 has the fifth to the eighth. After the sixth the recall is measured, and as it is the best so far
+# a checkpoint follows; after the fifth only where one is due after each step.
+@pytest.mark.parametrize("part", [lambda encoder: next(encoder.parameters()), lambda encoder: next(encoder.buffers())])
+@pytest.mark.parametrize(
+    ("after", "save_every", "monitored"),
+    [(6, "0", True), (5, "1 steps", False), (8, "0", False)],
+    ids=["recall", "save", "end"],
+)
+def test_nan_between_two_steps_is_neither_measured_nor_kept(
+    videos: Manifest,
+    tmp_path: Path,
+    finished: tuple[RunFolder, PlainHost],
+    after: int,
+    save_every: str,
+    monitored: bool,
+    part: Callable[[Encoder], torch.Tensor],
+) -> None:
+    plan = tiny_plan(
+        tiny_experiment(train={"checkpoint_every": save_every}, evaluate={"monitor_every": "2 steps"}), videos
+    )
+    monitor = plain_monitor(plan, videos) if monitored else None
+    folder, host = _open(plan, tmp_path / "tiny", videos), _BrokenMemory(plan, after, part)
+    with pytest.raises(NonFiniteError, match=rf"stage RGB-2, step {after - 4}, worker 0, the weights: NaN or infinity"):
+        train(Pretraining(), plan, folder, host, None, monitor)
+    assert [event["step"] for event in read_records(folder.events) if event["kind"] == "not finite"] == [after]
+    assert max(about["step"] for about in host.about) < after
+    assert "RGB-2" not in folder.encoders()
+    # From the last checkpoint on, with sound memory, it is the run that it would have been.
+    assert train(Pretraining(), plan, folder, PlainHost(plan), host.saved[-1], monitor) == plan.steps
+    assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_stops(

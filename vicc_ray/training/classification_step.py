@@ -134,6 +134,10 @@ class ClassifierTrainer:
         self.undo.end()
         return outcome
 
+    def weights(self) -> list[Tensor]:
+        """Parameters and batch statistics of the classifier, as this worker has them."""
+        return [*self.classifier.parameters(), *self.classifier.buffers()]
+
     @torch.no_grad()
     def share_statistics(self) -> None:
         """Give the encoder, on every worker, the batch statistics of all of them; every worker calls it."""

@@ -91,6 +91,10 @@ class JointTrainer:
         """What the other stream learns from: two embeddings [b, D] without gradient."""
         return side.embed_averaged(views) if self.averaged else [z.detach() for z in learnt[:2]]
 
+    def weights(self) -> list[Tensor]:
+        """As `StageTrainer.weights`, of both."""
+        return [tensor for side in self.sides for tensor in side.weights()]
+
     def share_statistics(self) -> None:
         """Give both encoders, on every worker, the batch statistics of all of them."""
         for side in self.sides:

@@ -203,6 +203,7 @@ class _StageRun:
                 self.recorder.record(self.stage, record, self.learner)
             recall = self._recall(step + 1) if self._is_measured(done) else None
             if last:
+                self._check(step + 1)
                 break
             notice = self.host.notice() if done % self.recorder.poll_every == 0 else Notice()
             better = recall is not None and recall > self.best
@@ -259,8 +260,26 @@ class _StageRun:
         """Whether the run ends with the recall of this global step."""
         return self.plan.pause is not None and step >= self.plan.pause and recall is not None
 
+    def _check(self, step: int) -> None:
+        """NonFiniteError, on every worker alike, where a weight of any of them is NaN or infinite after this global step.
+
+        The next step's loss would tell, but what is measured, saved or left by the stage before that would be broken.
+        """
+        finite = [tensor.isfinite().all() for tensor in self.learner.weights()]
+        alarm = torch.zeros(1) if torch.stack(finite).all() else torch.tensor([distributed.rank() + 1.0])
+        distributed.all_reduce_max_(alarm)
+        if alarm.item():
+            where = f"stage {self.stage.name}, step {step - self.stage.first_step}, worker {int(alarm.item()) - 1}"
+            error = NonFiniteError(
+                f"{where}, the weights: NaN or infinity; restart from the last checkpoint with a lower learning rate, "
+                "gradient clipping or float32 encoders"
+            )
+            self.recorder.fail(step, error)
+            raise error
+
     def _recall(self, step: int) -> float | None:
         assert self.monitor is not None
+        self._check(step)
         self.learner.share_statistics()  # all workers evaluate one and the same network
         recalls = []
         for name, stream, encoder in self.learner.encoders:
@@ -270,6 +289,7 @@ class _StageRun:
         return recalls[0]
 
     def _save(self, step: int, recall: float | None) -> None:
+        self._check(step)
         state = {"step": step, "stage": self.stage.name, "trainer": self.learner.state_dict(), "best_recall": self.best}
         self.host.save(state, _about(self.plan, self.stage, step, recall))
         self.recorder.saved(step)

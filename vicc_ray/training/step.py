@@ -184,6 +184,10 @@ class StageTrainer:
         # Copied out of inference mode, as the objective's graph holds on to them.
         return list(embeddings.clone().chunk(2))
 
+    def weights(self) -> list[Tensor]:
+        """Parameters of the encoder and the objective, and the encoder's batch statistics, as this worker has them."""
+        return [*self.module.parameters(), *self.encoder.buffers()]
+
     @torch.no_grad()
     def share_statistics(self) -> None:
         """Give the encoder, on every worker, the batch statistics of all of them; every worker calls it."""

@@ -6,10 +6,11 @@ The loop, with its checkpoints, restarts and records, is the same for pretrainin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from vicc_ray.config import Experiment, Stream
@@ -50,6 +51,10 @@ class Learner(Protocol):
         `measure` takes what the step gave (it may send messages) before the step changes anything that lasts: so no worker has
         made a step whose figures it does not have.
         """
+        ...
+
+    def weights(self) -> Iterable[Tensor]:
+        """What steps change and features depend on, of this worker: parameters and batch statistics. No message."""
         ...
 
     def share_statistics(self) -> None:
