@@ -227,6 +227,13 @@ def test_a_loss_that_is_not_finite_is_refused_before_it_is_learnt(protocol: Clas
     assert torch.equal(trainer.classifier.head.linear.weight, before)
 
 
+@pytest.mark.parametrize("protocol", BOTH)
+def test_all_that_a_classifier_has_is_checked_before_it_is_kept(protocol: ClassifierProtocol) -> None:
+    trainer = _trainer(protocol)
+    expected = {tensor.data_ptr() for tensor in trainer.classifier.state_dict().values()}
+    assert {tensor.data_ptr() for tensor in trainer.weights()} == expected
+
+
 # Any number of workers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
-from test_run import PlainHost, Stopped, _losses, _open
+from test_run import BrokenMemory, PlainHost, Stopped, _losses, _open
 from test_step import _batch, _encoder
 from tiny import tiny_experiment, tiny_plan
 from torch import Tensor
@@ -20,7 +21,7 @@ from vicc_ray import distributed
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
 from vicc_ray.models.encoder_file import load_encoder
-from vicc_ray.objective import PrototypeObjective
+from vicc_ray.objective import NonFiniteError, PrototypeObjective
 from vicc_ray.runs.records import read_records
 from vicc_ray.training.batches import TrainingPlan
 from vicc_ray.training.joint import JointTrainer
@@ -170,6 +171,24 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(
         for key, value in one.state_dict.items():
             torch.testing.assert_close(other.state_dict[key], value, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(one.prototypes, other.prototypes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda learner: next(learner.sides[0].encoder.parameters()),
+        lambda learner: next(learner.sides[1].encoder.parameters()),
+        lambda learner: next(learner.sides[1].objective.parameters()),
+        lambda learner: next(learner.sides[1].averaged.parameters()),
+    ],
+    ids=["first", "second", "prototypes", "averaged"],
+)
+def test_nan_in_either_stream_is_not_kept(videos: Manifest, tmp_path: Path, part: Callable[[Any], Tensor]) -> None:
+    plan = tiny_plan(_experiment(AVERAGED), videos)
+    host = BrokenMemory(plan, 6, part)
+    with pytest.raises(NonFiniteError, match="the weights: NaN or infinity"):
+        train(Pretraining(), plan, _open(plan, tmp_path / "run", videos), host, None, None)
+    assert max(about["step"] for about in host.about) == 5
 
 
 def test_a_worker_that_is_left_has_all_of_it(videos: Manifest) -> None:

@@ -23,7 +23,6 @@ from vicc_ray import distributed
 from vicc_ray.config import Stream
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
-from vicc_ray.models.encoder import Encoder
 from vicc_ray.models.encoder_file import load_encoder
 from vicc_ray.objective import NonFiniteError, StepOutcome
 from vicc_ray.runs.checkpoint import State, snapshot
@@ -317,22 +316,26 @@ def test_nan_ends_the_run_with_one_line(videos: Manifest, tmp_path: Path) -> Non
     assert not isinstance(twice.value, NonFiniteError)
 
 
-class _BrokenMemory(PlainHost):
+class BrokenMemory(PlainHost):
     """A weight turns to NaN once, between two steps; blocks are as in `PlainHost`."""
 
-    def __init__(self, plan: TrainingPlan, broken_after: int, part: Callable[[Encoder], torch.Tensor]) -> None:
+    def __init__(self, plan: TrainingPlan, broken_after: int, part: Callable[[Any], torch.Tensor]) -> None:
         super().__init__(plan)
         self.broken_after, self.part = broken_after, part
 
     def finished(self, step: Finished) -> None:
         if step.step == self.broken_after:
-            learner: StageTrainer = step.own_state.__self__  # type: ignore[attr-defined]
-            self.part(learner.encoder).detach().fill_(float("nan"))
+            learner = step.own_state.__self__  # type: ignore[attr-defined]
+            self.part(learner).detach().fill_(float("nan"))
 
 
 # Of the ten steps RGB-2 has the fifth to the eighth. After the sixth the recall is measured, and as it is the best so far
 # a checkpoint follows; after the fifth only where one is due after each step.
-@pytest.mark.parametrize("part", [lambda encoder: next(encoder.parameters()), lambda encoder: next(encoder.buffers())])
+@pytest.mark.parametrize(
+    "part",
+    [lambda learner: next(learner.encoder.parameters()), lambda learner: next(learner.encoder.buffers())],
+    ids=["parameter", "statistics"],
+)
 @pytest.mark.parametrize(
     ("after", "save_every", "monitored"),
     [(6, "0", True), (5, "1 steps", False), (8, "0", False)],
@@ -345,13 +348,13 @@ def test_nan_between_two_steps_is_neither_measured_nor_kept(
     after: int,
     save_every: str,
     monitored: bool,
-    part: Callable[[Encoder], torch.Tensor],
+    part: Callable[[Any], torch.Tensor],
 ) -> None:
     plan = tiny_plan(
         tiny_experiment(train={"checkpoint_every": save_every}, evaluate={"monitor_every": "2 steps"}), videos
     )
     monitor = plain_monitor(plan, videos) if monitored else None
-    folder, host = _open(plan, tmp_path / "tiny", videos), _BrokenMemory(plan, after, part)
+    folder, host = _open(plan, tmp_path / "tiny", videos), BrokenMemory(plan, after, part)
     with pytest.raises(NonFiniteError, match=rf"stage RGB-2, step {after - 4}, worker 0, the weights: NaN or infinity"):
         train(Pretraining(), plan, folder, host, None, monitor)
     assert [event["step"] for event in read_records(folder.events) if event["kind"] == "not finite"] == [after]

@@ -185,8 +185,9 @@ class StageTrainer:
         return list(embeddings.clone().chunk(2))
 
     def weights(self) -> list[Tensor]:
-        """Parameters of the encoder and the objective, and the encoder's batch statistics, as this worker has them."""
-        return [*self.module.parameters(), *self.encoder.buffers()]
+        """Of the encoder and the objective, and averaged ones, with the encoders' batch statistics, as this worker has them."""
+        averaged = [] if self.averaged is None else [*self.averaged.parameters(), *self.averaged.buffers()]
+        return [*self.module.parameters(), *self.encoder.buffers(), *averaged]
 
     @torch.no_grad()
     def share_statistics(self) -> None:
