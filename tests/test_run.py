@@ -365,6 +365,24 @@ def test_nan_between_two_steps_is_neither_measured_nor_kept(
     assert _losses(folder) == pytest.approx(_losses(finished[0]), rel=1e-5)
 
 
+def _train_with_one_broken(plan: TrainingPlan, path: str) -> str:
+    """Worker 1's memory breaks after the last step of RGB-2; what this worker ends with."""
+    torch.set_num_threads(1)
+    broken_after = 8 if distributed.rank() == 1 else 0
+    host = BrokenMemory(plan, broken_after, lambda learner: next(learner.encoder.parameters()))
+    with pytest.raises(NonFiniteError) as error:
+        train(Pretraining(), plan, RunFolder(Path(path)), host, None, None)
+    return str(error.value)
+
+
+def test_nan_on_one_worker_ends_all_of_them(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(train={"checkpoint_every": "0"}), videos)
+    folder = _open(plan, tmp_path / "two", videos)
+    said = run_processes(_train_with_one_broken, 2, plan, str(folder.path))
+    assert all("stage RGB-2, step 4, worker 1, the weights" in text for text in said)
+    assert "RGB-2" not in folder.encoders()
+
+
 def test_a_run_that_is_asked_to_stop_saves_and_stops(
     videos: Manifest, tmp_path: Path, finished: tuple[RunFolder, PlainHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
