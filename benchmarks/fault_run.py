@@ -21,7 +21,10 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.probing import index
 from vicc_ray.data.synthetic import make_dataset
 from vicc_ray.runs.folder import RunFolder
-from vicc_ray.runs.records import parse_record, read_records
+from vicc_ray.runs.records import last_records, read_records
+
+# What is read of a run's metrics for the newest of them, each of which has some 500 bytes.
+NEWEST_BYTES = 4096
 
 # Small enough for several nodes on two cores: what is measured is the recovery, not the training.
 EXPERIMENT: dict[str, Any] = {
@@ -66,20 +69,6 @@ def make_videos(folder: Path) -> Manifest:
     manifest = index(scan(make_table(folder)), workers=2)
     manifest.write(folder / "videos.parquet")
     return manifest
-
-
-def newest_record(file: Path, kind: str | None = None) -> dict[str, Any] | None:
-    """The newest whole record of a file (of a kind, where given), read in no time; None where its last 4 KiB hold none.
-
-    A record of a step has some 500 bytes. The whole file, read ten times a second, takes its time from what is measured.
-    """
-    with suppress(FileNotFoundError), file.open("rb") as opened:
-        opened.seek(max(file.stat().st_size - 4096, 0))
-        for line in reversed(opened.read().splitlines(keepends=True)):
-            record = parse_record(line) if line.endswith(b"\n") else None
-            if record is not None and kind in (None, record["kind"]):
-                return record
-    return None
 
 
 class TooLate(Exception):
@@ -151,8 +140,9 @@ class TrainRun(ABC):
 
     def step(self) -> int:
         """Optimiser steps done, as far as the records say."""
-        newest = newest_record(self.run_folder.metrics, "train")
-        return int(newest["step"]) if newest else 0
+        # The whole file, read ten times a second, would take its time from what is measured.
+        newest = last_records(self.run_folder.metrics, 1, NEWEST_BYTES)
+        return int(newest[-1]["step"]) if newest else 0
 
     def wait(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
         """Seconds until a condition holds; `TooLate` where it does not or the driver ends before."""

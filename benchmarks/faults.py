@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import Bar, Outcome
-from benchmarks.fault_run import FaultRun, TooLate, make_videos, newest_record
+from benchmarks.fault_run import NEWEST_BYTES, FaultRun, TooLate, make_videos
 from benchmarks.nodes import command_line, descendants, local_cluster, send
 from vicc_ray.console import console
 from vicc_ray.runs.checkpoint import MARKER, STATE_FILE
+from vicc_ray.runs.records import last_records
 
 NOTICE_SECONDS = 15
 BETWEEN = 13  # steps from the end of one fault to the next; more than from checkpoint to checkpoint
@@ -156,10 +157,10 @@ def _kill_node_in_evaluation(run: FaultRun) -> float:
     first = 6  # the step at which RGB-2 begins
 
     def begun() -> bool:
-        last = newest_record(run.run_folder.metrics)
-        if last is None or last["kind"] != "train" or last["stage"] != "RGB-2":
-            return False
-        return (int(last["step"]) - first) % MONITOR_EVERY == 0
+        last = last_records(run.run_folder.metrics, 1, NEWEST_BYTES)[-1]
+        return bool(
+            last["kind"] == "train" and last["stage"] == "RGB-2" and (last["step"] - first) % MONITOR_EVERY == 0
+        )
 
     return _kill_stopped(run, begun, lambda pid: True)
 

@@ -83,9 +83,8 @@ def test_a_gradient_in_bfloat16_is_float32s_but_for_rounding() -> None:
         functional.cosine_similarity(_first_gradient("bf16", seed), _first_gradient("fp32", seed, rounded=True), dim=0)
         for seed in range(6)
     ]
-    assert (
-        float(torch.stack(likeness).mean()) > 0.93
-    )  # 0.977 and 0.984 (by threads) where this was written, beside plain float32 0.85
+    # 0.977 and 0.984 (by threads) where this was written, beside plain float32 0.85.
+    assert float(torch.stack(likeness).mean()) > 0.93
 
 
 def test_the_defaults_together_stay_on_the_curve() -> None:

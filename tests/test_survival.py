@@ -31,7 +31,7 @@ from vicc_ray.cluster.launch import _watched
 from vicc_ray.cluster.trainer import HandOver, LivingNodes, living_nodes
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.models.encoder_file import load_encoder
-from vicc_ray.objective import Objective
+from vicc_ray.objective import NonFiniteError, Objective
 from vicc_ray.objective.queue import Queue, QueueCopy
 from vicc_ray.runs.checkpoint import State, snapshot
 from vicc_ray.runs.folder import RunFolder
@@ -143,6 +143,22 @@ def test_a_stage_whose_last_step_was_done_is_closed_by_those_who_come_after(vide
     train(Pretraining(), plan, whole, _Host(plan), None, None)
     for name in ("RGB-1", "RGB-2"):
         _same(load_encoder(folder.encoder(name)).state_dict, load_encoder(whole.encoder(name)).state_dict)
+
+
+def test_no_stage_is_closed_with_nan_that_was_handed_over(videos: Manifest, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_experiment(), videos)
+    folder, host = RunFolder(tmp_path / "run"), _HandsOver(plan, plan.stages[0].end)
+    folder.open(plan.experiment, videos.fingerprint())
+    with pytest.raises(GroupEnded):
+        train(Pretraining(), plan, folder, host, None, None)
+    assert host.last is not None
+    kept = host.last.take()
+    assert kept is not None
+    state = merged(host.kept, [kept])
+    next(iter(state["trainer"]["encoder"].values())).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="stage RGB-1, step 2, worker 0, the weights"):
+        train(Pretraining(), plan, folder, _Host(plan), state, None)
+    assert "RGB-1" not in folder.encoders()
 
 
 class _HandsOver(_Host):

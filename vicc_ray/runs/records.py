@@ -94,12 +94,15 @@ def read_records(path: Path, shape: Shape | None = None) -> Iterator[dict[str, A
                 yield record
 
 
-def last_records(path: Path, least: int) -> list[dict[str, Any]]:
-    """The last records of a file, in order: at least so many where it has them, whatever its length; no damaged lines."""
+def last_records(path: Path, least: int, taken: int = 1 << 16) -> list[dict[str, Any]]:
+    """The last records of a file, in order: at least so many where it has them, whatever its length; no damaged lines.
+
+    `taken`: bytes read at first, four times as many where these do not do.
+    """
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        size, taken = file.seek(0, 2), 1 << 16
+        size = file.seek(0, 2)
         while True:
             start = max(size - taken, 0)
             file.seek(start)

@@ -133,6 +133,7 @@ def _train(
         step = training.run(within)
         if step < stage.end:
             return step
+        training.check(step)
         task.close_stage(plan, folder, stage, learner)
         host.save({"step": step, "stage": stage.name, "trainer": {}}, _about(plan, stage, step, None))
         recorder.saved(step)
@@ -159,7 +160,9 @@ def _close_left_open(
         ):
             learner = task.open_stage(plan, folder, stage, host.device)
             learner.load_state_dict(restored["trainer"])
-            _StageRun(plan, stage, learner, iter(()), host, recorder, monitor).make_up(restored)
+            training = _StageRun(plan, stage, learner, iter(()), host, recorder, monitor)
+            training.make_up(restored)
+            training.check(stage.end)
             task.close_stage(plan, folder, stage, learner)
 
 
@@ -203,7 +206,6 @@ class _StageRun:
                 self.recorder.record(self.stage, record, self.learner)
             recall = self._recall(step + 1) if self._is_measured(done) else None
             if last:
-                self._check(step + 1)
                 break
             notice = self.host.notice() if done % self.recorder.poll_every == 0 else Notice()
             better = recall is not None and recall > self.best
@@ -260,7 +262,7 @@ class _StageRun:
         """Whether the run ends with the recall of this global step."""
         return self.plan.pause is not None and step >= self.plan.pause and recall is not None
 
-    def _check(self, step: int) -> None:
+    def check(self, step: int) -> None:
         """NonFiniteError, on every worker alike, where a weight of any of them is NaN or infinite after this global step.
 
         The next step's loss would tell, but what is measured, saved or left by the stage before that would be broken.
@@ -279,7 +281,7 @@ class _StageRun:
 
     def _recall(self, step: int) -> float | None:
         assert self.monitor is not None
-        self._check(step)
+        self.check(step)
         self.learner.share_statistics()  # all workers evaluate one and the same network
         recalls = []
         for name, stream, encoder in self.learner.encoders:
@@ -289,7 +291,7 @@ class _StageRun:
         return recalls[0]
 
     def _save(self, step: int, recall: float | None) -> None:
-        self._check(step)
+        self.check(step)
         state = {"step": step, "stage": self.stage.name, "trainer": self.learner.state_dict(), "best_recall": self.best}
         self.host.save(state, _about(self.plan, self.stage, step, recall))
         self.recorder.saved(step)
