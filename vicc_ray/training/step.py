@@ -185,7 +185,10 @@ class StageTrainer:
         return list(embeddings.clone().chunk(2))
 
     def weights(self) -> list[Tensor]:
-        """Of the encoder and the objective, and averaged ones, with the encoders' batch statistics, as this worker has them."""
+        """Of the encoder and the objective, and averaged ones, with the encoders' batch statistics, as this worker has them.
+
+        Each in its own shape and dtype, not copied.
+        """
         averaged = [] if self.averaged is None else [*self.averaged.parameters(), *self.averaged.buffers()]
         return [*self.module.parameters(), *self.encoder.buffers(), *averaged]
 

@@ -54,7 +54,10 @@ class Learner(Protocol):
         ...
 
     def weights(self) -> Iterable[Tensor]:
-        """What steps change and features depend on, of this worker: parameters and batch statistics. No message."""
+        """What steps change and features depend on, of this worker: parameters and batch statistics. No message.
+
+        Each in its own shape and dtype, not copied.
+        """
         ...
 
     def share_statistics(self) -> None:
