@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from vicc_ray import storage
-from vicc_ray.config.streams import Decoded, Motion, Stream, decoded_for
+from vicc_ray.config.streams import MOTIONS, Decoded, Motion, Stream, decoded_for
 from vicc_ray.config.values import (
     BUDGET_SCHEMA,
     LENGTH_SCHEMA,
@@ -67,7 +67,7 @@ def _parse_stage_length(value: Any) -> Duration | StreamLengths:
 
 def _by_stream(value: Mapping[Any, Any]) -> dict[Any, Any]:
     """Values for RGB and for the motion stream, whose key may be its name or `motion`."""
-    return {"flow" if key in ("motion", "difference") else key: item for key, item in value.items()}
+    return {"flow" if key in ("motion", *MOTIONS) else key: item for key, item in value.items()}
 
 
 def _dump_stage_length(value: Duration | StreamLengths) -> Any:
@@ -77,7 +77,7 @@ def _dump_stage_length(value: Duration | StreamLengths) -> Any:
 # One function for both forms: a union would name the form that was not meant in its complaint.
 _LENGTH_A_STREAM = {
     "type": "object",
-    "properties": dict.fromkeys(("rgb", "flow", "motion", "difference"), LENGTH_SCHEMA),
+    "properties": dict.fromkeys(("rgb", "motion", *MOTIONS), LENGTH_SCHEMA),
     "required": ["rgb"],
     "minProperties": 2,
     "maxProperties": 2,
@@ -164,7 +164,8 @@ class ClipConfig(Section):
     size: int = Field(128, ge=16, description="height and width that the network sees")
     motion: Motion = Field(
         "flow",
-        description="the stream next to RGB: flow: optical flow; difference: of consecutive RGB frames, no flow is measured",
+        description="the stream next to RGB: flow: optical flow, measured from the videos; made of the RGB crops on the training "
+        "device, so that no flow is measured: lucas_kanade: flow by the method of these two; difference: of consecutive frames",
     )
     source: Literal["stream", "store"] = Field(
         "stream", description="stream: decoded from the videos; store: read, with its flow, from what `vicc pack` wrote"
@@ -564,7 +565,7 @@ class EvaluateConfig(Section):
         ge=0,
         le=1,
         description="a window is seen in a square crop that lies where things move (by flow beyond the camera's, or by frame "
-        "differences with clip.motion: difference); its side as a share of the frame's shorter one; 0: the middle square, whole",
+        "differences where no flow is decoded); its side as a share of the frame's shorter one; 0: the middle square, whole",
     )
     ks: tuple[int, ...] = Field((1, 5, 10, 20, 50), description="k of R@k")
     monitor_every: Length = Field(Duration(0, "epochs"), description="recall during training, this often; 0: never")

@@ -1,8 +1,8 @@
 """The streams: what an encoder takes, and all that is known of each in one table.
 
 A sample is decoded into clips of RGB and, where a stream needs them, of optical flow. A stream is a view of these clips: RGB as it
-is, flow, or the differences between the RGB frames. A run has RGB and one motion stream (`clip.motion`), each of which guides the
-other in cross-stream stages.
+is, flow, or made of the RGB frames on the training device: their differences, or flow by Lucas and Kanade's method. A run has RGB
+and one motion stream (`clip.motion`), each of which guides the other in cross-stream stages.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Stream = Literal["rgb", "flow", "difference"]
+Stream = Literal["rgb", "flow", "difference", "lucas_kanade"]
 Decoded = Literal["rgb", "flow"]
-Motion = Literal["flow", "difference"]
+Motion = Literal["flow", "difference", "lucas_kanade"]
 
 # Channels of decoded clips, uint8 [T, H, W, channels]: red, green, blue; u, v.
 CHANNELS: dict[Decoded, int] = {"rgb": 3, "flow": 2}
@@ -44,8 +44,10 @@ STREAMS: dict[Stream, StreamKind] = {
         StreamKind("rgb", "RGB", "rgb", motion=False, number=0),
         StreamKind("flow", "Flow", "flow", motion=True, number=1),
         StreamKind("difference", "Difference", "rgb", motion=True, number=1),
+        StreamKind("lucas_kanade", "LK", "rgb", motion=True, number=1),
     )
 }
+MOTIONS: tuple[Stream, ...] = tuple(kind.name for kind in STREAMS.values() if kind.motion)
 
 
 def decoded_for(streams: Iterable[Stream]) -> tuple[Decoded, ...]:

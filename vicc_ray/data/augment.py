@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vicc_ray.config import STREAMS, Decoded, Stream
+from vicc_ray.data.flow.lucas_kanade import lucas_kanade
 from vicc_ray.errors import UserError
 
 Style = Literal["physical", "reference"]
@@ -269,21 +270,43 @@ def evaluation_input(
     return normalise(out, out)
 
 
-def augment_difference(rgb: Tensor, params: ClipParameters, settings: AugmentSettings) -> Tensor:
-    """Network inputs of the difference stream: uint8 RGB [B,T,H,W,3] -> float32 [B,3,T,size,size].
-
-    Crop, flip and normalisation are those that `augment` gives RGB under the same `params`; the colour chain is left out.
-    """
-    none = np.zeros(len(params), np.bool_)
-    view, _ = augment(rgb, None, replace(params, jitter=none, gray=none, blur=none), settings)
-    assert view is not None
-    return difference(view)
-
-
 def difference(view: Tensor) -> Tensor:
     """Normalised RGB float [B,3,T,s,s] -> what each frame differs from the next by; the last repeats the one before it."""
     steps = view[:, :, 1:] - view[:, :, :-1]
     return torch.cat([steps, steps[:, :, -1:]], dim=2)
+
+
+def lucas_kanade_picture(view: Tensor) -> Tensor:
+    """Normalised RGB float [B,3,T,s,s] -> flow from each frame to the next, in flow's three channels; the last repeats.
+
+    Normalised codes (128, v, u) as in `augment`, unrounded, of a bound of `lucas_kanade_bound(s)` pixels of the view.
+    """
+    codes, bound = torch.full_like(view, 128.0), lucas_kanade_bound(view.shape[-1])
+    weights = view.new_tensor(IMAGENET_STD).view(3, 1, 1, 1) / 3
+    for rows in _portions(view):
+        gray = (view[rows] * weights).sum(dim=1)
+        flow = lucas_kanade(gray[:, :-1].flatten(0, 1), gray[:, 1:].flatten(0, 1))
+        field = flow.view(len(gray), -1, *flow.shape[1:])
+        field = torch.cat([field, field[:, -1:]], dim=1).transpose(1, 2)  # [b,2,T,s,s]
+        codes[rows, 1:] = (field.flip(1) / bound).clamp(-1, 1) * ZERO_FLOW + ZERO_FLOW
+    return normalise(codes, codes)
+
+
+def lucas_kanade_bound(size: int) -> float:
+    """Pixels at which the Lucas-Kanade stream's displacements are clipped, in views of this side: an eighth of it."""
+    return size / 8
+
+
+# Streams that are made of another one's network input on its device: normalised RGB -> theirs, float32 [B,3,T,s,s] each.
+_MADE_OF: dict[Stream, Callable[[Tensor], Tensor]] = {
+    "difference": difference,
+    "lucas_kanade": lucas_kanade_picture,
+}
+
+
+def as_stream(view: Tensor, stream: Stream) -> Tensor:
+    """The network input of a stream, float [B,3,T,s,s], from that of the clips it is made from; RGB and flow stay as they are."""
+    return _MADE_OF[stream](view) if stream in _MADE_OF else view
 
 
 def stream_input(
@@ -291,9 +314,7 @@ def stream_input(
 ) -> Tensor:
     """Network input of a stream without augmentation, float32 [B,3,T,size,size], of its decoded clips; see `evaluation_input`."""
     frames = clips[STREAMS[stream].decoded]
-    if stream == "difference":
-        return difference(evaluation_input(frames, size, style))
-    return evaluation_input(frames, size, style, jitter)
+    return as_stream(evaluation_input(frames, size, style, None if stream in _MADE_OF else jitter), stream)
 
 
 _PLAIN: tuple[Stream, Stream] = ("rgb", "flow")  # what `augment` takes
@@ -302,14 +323,21 @@ _PLAIN: tuple[Stream, Stream] = ("rgb", "flow")  # what `augment` takes
 def augmented(
     clips: Mapping[Decoded, Tensor], streams: Collection[Stream], params: ClipParameters, settings: AugmentSettings
 ) -> dict[Stream, Tensor]:
-    """Network inputs of some streams, float32 [B,3,T,size,size] each; one draw of the parameters for all of them."""
+    """Network inputs of some streams, float32 [B,3,T,size,size] each; one draw of the parameters for all of them.
+
+    Streams that are made of RGB have its crop, flip and normalisation; the colour chain is left out.
+    """
     rgb, flow = (clips[STREAMS[name].decoded] if name in streams else None for name in _PLAIN)
     views: dict[Stream, Tensor] = {}
     for name, view in zip(_PLAIN, augment(rgb, flow, params, settings), strict=True):
         if view is not None:
             views[name] = view
-    if "difference" in streams:
-        views["difference"] = augment_difference(clips["rgb"], params, settings)
+    made = [stream for stream in streams if stream in _MADE_OF]
+    if made:
+        none = np.zeros(len(params), np.bool_)
+        view, _ = augment(clips["rgb"], None, replace(params, jitter=none, gray=none, blur=none), settings)
+        assert view is not None
+        views |= {stream: as_stream(view, stream) for stream in made}
     return views
 
 

@@ -10,7 +10,7 @@ import torch
 
 from vicc_ray import storage
 from vicc_ray.config import STREAMS, Decoded, Experiment, Stream
-from vicc_ray.data.augment import AugmentSettings, difference, draw_jitter, stream_input
+from vicc_ray.data.augment import AugmentSettings, as_stream, draw_jitter, stream_input
 from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.data.randomness import jitter_key
 from vicc_ray.evaluation.crops import COUNTS, crop_views
@@ -102,7 +102,7 @@ class ClassifyWindows:
                 mine = [name for name in self.classifiers if self.streams[name] == stream]
                 sums: dict[str, Any] = dict.fromkeys(mine, 0)
                 for view in crop_views(clips[STREAMS[stream].decoded], self.experiment.clip.size, crops, augment.style):
-                    x = (difference(view) if stream == "difference" else view).contiguous(memory_format=self.layout)
+                    x = as_stream(view, stream).contiguous(memory_format=self.layout)
                     for name in mine:
                         sums[name] = sums[name] + self.classifiers[name](x).softmax(dim=1)
                 row |= {name: (total / COUNTS[crops]).cpu().numpy() for name, total in sums.items()}

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from vicc_ray.config import STREAMS, ClipConfig, Experiment, Stream
 from vicc_ray.console import console
+from vicc_ray.data.augment import lucas_kanade_bound
 from vicc_ray.data.flow.bound import with_bound
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.errors import UserError
@@ -35,7 +36,12 @@ GAP = 4  # pixels between the frames of a strip
 OUTLINE = ("black", "white", "white")  # of the crop, from the outer to the inner line: one of them shows on any picture
 QUALITY = 85
 WHEEL = 120  # pixels of the legend
-STREAM_NAMES: dict[Stream, str] = {"rgb": "RGB", "flow": "flow", "difference": "difference"}
+STREAM_NAMES: dict[Stream, str] = {
+    "rgb": "RGB",
+    "flow": "flow",
+    "difference": "difference",
+    "lucas_kanade": "Lucas-Kanade",
+}
 
 
 @dataclass(frozen=True)
@@ -147,15 +153,17 @@ def _facts(experiment: Experiment, manifest: Manifest, videos: int) -> list[tupl
     else:
         taken = "every frame" if clip.stride == 1 else f"one in {clip.stride} frames"
     height, width = clip.decode_size
+    motion = {
+        "flow": f"{flow.algorithm}, clipped at {flow.pixels:g} px" if clip.motion == "flow" else "",
+        "difference": "frame differences",
+        "lucas_kanade": f"Lucas-Kanade, of the network's input, clipped at {lucas_kanade_bound(clip.size):g} px",
+    }
     facts = [
         ("training videos", f"{videos} (split {experiment.data.train_split})"),
         ("clip", f"{clip.frames} frames, {taken}"),
         ("decoded", f"{width} × {height} px"),
         ("network input", f"{clip.size} × {clip.size} px"),
-        (
-            "motion",
-            f"{flow.algorithm}, clipped at {flow.pixels:g} px" if clip.motion == "flow" else "frame differences",
-        ),
+        ("motion", motion[clip.motion]),
         ("augmentation", augmentation.style),
         ("seed", str(experiment.seed)),
     ]

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vicc_ray.config import Decoded, Experiment, Stream
-from vicc_ray.data.augment import IMAGENET_MEAN, IMAGENET_STD, ClipParameters, augmented, draw_for, stream_input
+from vicc_ray.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ClipParameters,
+    augmented,
+    draw_for,
+    lucas_kanade_bound,
+    stream_input,
+)
 from vicc_ray.data.clips import evaluation_starts
 from vicc_ray.data.flow.algorithms import dequantise
 from vicc_ray.data.manifest import VideoError, VideoRow
@@ -181,6 +189,13 @@ def _decoded(experiment: Experiment, stream: Decoded, clip: Tensor) -> Frames:
     return Frames(field=torch.from_numpy(dequantise(frames, experiment.flow.pixels)).permute(0, 3, 1, 2))
 
 
+def _bound(experiment: Experiment, stream: Stream) -> float:
+    """Pixels of the network's input at which a stream's vectors are clipped; 0: it holds no field."""
+    if stream == "flow" and experiment.augment.style == "physical":
+        return experiment.flow.pixels
+    return lucas_kanade_bound(experiment.clip.size) if stream == "lucas_kanade" else 0.0
+
+
 def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stream, Frames]:
     """Network inputs float [1,3,T,s,s] -> some of the frames, normalisation undone.
 
@@ -192,8 +207,8 @@ def _views(experiment: Experiment, inputs: Mapping[Stream, Tensor]) -> dict[Stre
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         # Differences have no mean: none of them is shown as middle gray.
         codes = frames * std * 255 + 128 if stream == "difference" else (frames * std + mean) * 255
-        if stream == "flow" and experiment.augment.style == "physical":
-            bound = experiment.flow.pixels
+        bound = _bound(experiment, stream)
+        if bound:
             strips[stream] = Frames(field=codes[:, [2, 1]] * (2 * bound / 255) - bound)
         else:
             strips[stream] = Frames(picture=codes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())

@@ -38,6 +38,7 @@ STREAM_COLOURS: dict[Stream, tuple[str, str, str]] = {  # light before, dark aft
     "rgb": ("#5a93c7", "#1c5d99", "#0b3558"),
     "flow": ("#bf7d22", "#945306", "#6f3d00"),
     "difference": ("#4f9a62", "#2f7a3c", "#1c4a25"),
+    "lucas_kanade": ("#a8669a", "#8e3b72", "#5e2049"),
 }
 RUN_COLOURS = ("#1c5d99", "#bf7d22", "#2f7a3c", "#8e3b72", "#5b5f97", "#a23b3b", "#2a7f86", "#6b6b6b")
 

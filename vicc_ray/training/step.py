@@ -318,7 +318,7 @@ class StageTrainer:
         rgb, flow = (clips[STREAMS[name].decoded] if name in streams else None for name in ("rgb", "flow"))
         fused = augment_fused(rgb, flow, params, self.settings, self.autocast.dtype or torch.float32, self.layout)
         views = {name: view for name, view in zip(("rgb", "flow"), fused, strict=True) if view is not None}
-        rest = augmented(clips, [stream for stream in streams if stream == "difference"], params, self.settings)
+        rest = augmented(clips, [stream for stream in streams if stream not in views], params, self.settings)
         return {**views, **rest}  # type: ignore[dict-item]
 
     def _sent(self, frames: Tensor) -> Tensor:
