@@ -100,6 +100,13 @@ _DIFFERENCES: dict[str, Any] = {"clip.motion": "difference"}
 _COMPENSATED: dict[str, Any] = {"flow.algorithm": "dis_compensated"}
 _VECTORS: dict[str, Any] = {"flow.algorithm": "motion_vectors"}
 
+_LUCAS_KANADE: dict[str, Any] = {"clip.motion": "lucas_kanade"}
+# As many samples in twice as many steps.
+_BEST_16: dict[str, Any] = _BEST | {
+    "schedule.cross.global_batch": 16,
+    "schedule.cross.length": {"rgb": "372 steps", "flow": "12 steps"},
+}
+
 # Name -> differences from `_EARLIER`. Sizes (clips, networks, samples in all) are the same in every row but `best, few samples`.
 _ROWS: dict[str, dict[str, Any]] = {
     "earlier quickstart": {},
@@ -121,12 +128,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "guide's prototypes and assignments": _LED,
     # The same with less time alone, which experiments/recipe_best.yaml is made from.
     "best": _BEST,
-    # As many samples in twice as many steps.
-    "best, batches of 16": _BEST
-    | {
-        "schedule.cross.global_batch": 16,
-        "schedule.cross.length": {"rgb": "372 steps", "flow": "12 steps"},
-    },
+    "best, batches of 16": _BEST_16,
     # A third of the samples: little for the guide, small steps for RGB-2, which starts with filters for change.
     "best, few samples": _BEST | _FEW,
     "best, few samples, without difference filters": _BEST | _FEW | {"model.difference_filters": 0.0},
@@ -143,7 +145,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "joint, neighbours": _JOINT | _QUEUE | {"objective.neighbours": 0.5},
     "bound auto": {"flow.bound": "auto"},
     "joint, bound auto": _JOINT | {"flow.bound": "auto"},
-    # Without optical flow: another motion stream of the same videos, clips and samples.
+    # Without flow in the data: another motion stream of the same videos, clips and samples.
     "differences": _DIFFERENCES,
     "motion vectors": _VECTORS,
     "joint, differences": _JOINT | _DIFFERENCES,
@@ -157,6 +159,9 @@ _ROWS: dict[str, dict[str, Any]] = {
     "best, compensated, follow, crop at test": _BEST | _COMPENSATED | _FOLLOW | _CROP,
     "best, differences": _BEST | _DIFFERENCES,
     "best, motion vectors": _BEST | _VECTORS,
+    "best, batches of 16, Lucas-Kanade": _BEST_16 | _LUCAS_KANADE,
+    "best, batches of 16, differences": _BEST_16 | _DIFFERENCES,
+    "best, batches of 16, motion vectors": _BEST_16 | _VECTORS,
     "joint, follow, crop at test, bound auto": _JOINT | _FOLLOW | _CROP | {"flow.bound": "auto"},
 }
 RECIPES: dict[str, dict[str, Any]] = {
@@ -164,7 +169,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {},
     **{name: _EARLIER | changes for name, changes in _ROWS.items()},
 }
-# Recipe without optical flow -> the one that it is held against: at most so much recall less at so little of its data's cost.
+# Recipe without measured optical flow -> the one that it is held against: at most so much recall less at so little of its data's cost.
 WITHOUT_FLOW = {
     "differences": "earlier quickstart",
     "motion vectors": "earlier quickstart",
@@ -172,6 +177,9 @@ WITHOUT_FLOW = {
     "best, differences": "best",
     "best, motion vectors": "best",
     "joint, motion vectors": "joint",
+} | {
+    f"best, batches of 16, {motion}": "best, batches of 16"
+    for motion in ("Lucas-Kanade", "differences", "motion vectors")
 }
 SHARE_OF_RECALL, SHARE_OF_COST = 0.9, 0.7
 # Settings that count in a run's name where they are on, as runs have names of before there were these.
