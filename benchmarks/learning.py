@@ -169,7 +169,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {},
     **{name: _EARLIER | changes for name, changes in _ROWS.items()},
 }
-# Recipe without measured optical flow -> the one that it is held against: at most so much recall less at so little of its data's cost.
+# Recipe without measured flow -> the one that it is held against: at most so much recall less at so little of its data's cost.
 WITHOUT_FLOW = {
     "differences": "earlier quickstart",
     "motion vectors": "earlier quickstart",

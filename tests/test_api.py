@@ -35,7 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, videos: Manifest) -> Path:
     folder.open(experiment, videos.fingerprint())
     videos.write(folder.manifest)
     for seed, (name, stream) in enumerate(
-        (("RGB-1", "rgb"), ("RGB-2", "rgb"), ("Flow-2", "flow"), ("Difference-2", "difference"))
+        (
+            ("RGB-1", "rgb"),
+            ("RGB-2", "rgb"),
+            ("Flow-2", "flow"),
+            ("Difference-2", "difference"),
+            ("LK-2", "lucas_kanade"),
+        )
     ):
         encoder = build_encoder("r2plus1d_10", width=0.0625, embedding_dim=8, seed=seed)
         meta = {"name": name, "experiment": experiment.model_dump(mode="json")}
@@ -58,7 +64,7 @@ def by_hand(run: Path, name: str, row: VideoRow, embedding: bool = False) -> Any
 
 def test_a_run_gives_its_encoders_by_name(run: Path, videos: Manifest) -> None:
     loaded = vicc_ray.load(run)
-    assert loaded.encoders == ("RGB-1", "RGB-2", "Difference-2", "Flow-2") and loaded.evaluations() == []
+    assert loaded.encoders == ("RGB-1", "RGB-2", "Difference-2", "Flow-2", "LK-2") and loaded.evaluations() == []
     assert loaded.encoder().name == "RGB-2" and "r2plus1d_10 of rgb" in repr(loaded.encoder())
     with pytest.raises(UserError, match="has no encoder RGB-3; it has: RGB-1, RGB-2"):
         loaded.encoder("RGB-3")
@@ -69,7 +75,8 @@ def test_a_run_gives_its_encoders_by_name(run: Path, videos: Manifest) -> None:
         np.testing.assert_allclose(found, by_hand(run, name, row), rtol=1e-4, atol=1e-6)
     unit = loaded.encoder("RGB-1").embed(row.video, output="embedding")
     np.testing.assert_allclose(unit, by_hand(run, "RGB-1", row, embedding=True), rtol=1e-4, atol=1e-6)
-    assert loaded.encoder("Difference-2").embed(row.video, windows="centre").shape == found.shape
+    for made_of_rgb in ("Difference-2", "LK-2"):
+        assert loaded.encoder(made_of_rgb).embed(row.video, windows="centre").shape == found.shape
 
 
 def test_lists_folders_and_frames(run: Path, videos: Manifest, tmp_path: Path) -> None:

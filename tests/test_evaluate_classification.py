@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny import tiny_experiment, tiny_manifest
 
 from vicc_ray.cluster.resources import ResourcePlan
 from vicc_ray.config import Experiment, Stream
-from vicc_ray.data.augment import evaluation_input
+from vicc_ray.data.augment import difference, evaluation_input, lucas_kanade_picture
 from vicc_ray.data.manifest import VideoRow
 from vicc_ray.errors import UserError
 from vicc_ray.evaluation.crops import crop_views
@@ -98,6 +99,22 @@ def test_probabilities_are_the_softmax_averaged_over_ten_crops(tmp_path: Path, c
         np.testing.assert_allclose(found[name], twin, atol=5e-3)
         # Neither one crop alone nor the softmax of the mean would do.
         assert np.abs(crops[0].numpy() - twin).max() > 2e-2
+
+
+@pytest.mark.parametrize(("stream", "made"), [("difference", difference), ("lucas_kanade", lucas_kanade_picture)])
+def test_streams_that_are_made_of_rgb_are_made_of_each_crop(
+    stream: Stream, made: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    file, experiment, block = _saved(tmp_path / "saved", "rgb"), tiny_experiment(), _block(2)
+    classifier = load_classifier(file)
+    path = tmp_path / "made"
+    save_classifier(path, replace(classifier, stream=stream))
+    found = ClassifyWindows({"Made-2": str(path)}, experiment, False, 1)(block)["Made-2"]
+    with torch.no_grad():
+        crops = [torch.softmax(classifier.build()(made(x)), dim=1) for x in _seen(block["rgb"], experiment)]
+    np.testing.assert_allclose(found, torch.stack(crops).mean(dim=0).numpy(), atol=5e-3)
+    plain = ClassifyWindows({"RGB-2": str(file)}, experiment, False, 1)(block)["RGB-2"]
+    assert np.abs(found - plain).max() > 2e-2
 
 
 def test_crops_and_streams_are_as_asked(tmp_path: Path) -> None:

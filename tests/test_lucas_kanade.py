@@ -26,7 +26,9 @@ from vicc_ray.data.augment import (
 )
 from vicc_ray.data.flow.lucas_kanade import DAMPING, SMALLEST, WINDOW, lucas_kanade
 from vicc_ray.data.manifest import Manifest
+from vicc_ray.evaluation.stored import Side, source_of
 from vicc_ray.preview import write_preview
+from vicc_ray.runs.encoders import EncoderOnDisk
 from vicc_ray.training.schedule import make_stages
 
 Picture = NDArray[np.float64]
@@ -217,6 +219,14 @@ def test_one_word_puts_it_in_flows_place_and_nothing_but_rgb_is_decoded(videos: 
     assert [stage.name for stage in make_stages(quickstart, 400)] == ["RGB-1", "LK-1", "RGB-2", "LK-2"]
     plan = tiny_plan(tiny_experiment(clip={"motion": "lucas_kanade"}), videos)
     assert all(stage.decoded == ("rgb",) for stage in plan.stages)
+
+
+def test_features_are_known_by_the_methods_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = EncoderOnDisk("LK-2", Path("r"), "r", "lucas_kanade", "1" * 32)
+    before = source_of(encoder, Side((), "all"), tiny_experiment())
+    assert "flow" not in before.protocol
+    monkeypatch.setattr("vicc_ray.data.flow.lucas_kanade.RULES", 2)
+    assert source_of(encoder, Side((), "all"), tiny_experiment()).key != before.key
 
 
 @pytest.mark.parametrize("style", ["physical", "reference"])

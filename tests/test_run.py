@@ -111,14 +111,17 @@ def test_a_run_leaves_every_encoder_and_its_records(finished: tuple[RunFolder, P
     assert meta["provenance"]["data_fingerprint"]
 
 
-def test_frame_differences_are_trained_in_the_place_of_flow(videos: Manifest, tmp_path: Path) -> None:
-    plan = tiny_plan(tiny_experiment(clip={"motion": "difference"}), videos)
+@pytest.mark.parametrize(("motion", "title"), [("difference", "Difference"), ("lucas_kanade", "LK")])
+def test_what_is_made_of_rgb_is_trained_in_the_place_of_flow(
+    motion: str, title: str, videos: Manifest, tmp_path: Path
+) -> None:
+    plan = tiny_plan(tiny_experiment(clip={"motion": motion}), videos)
     folder = _open(plan, tmp_path / "run", videos)
     assert train(Pretraining(), plan, folder, PlainHost(plan), None, plain_monitor(plan, videos)) == plan.steps
-    assert set(folder.encoders()) == {"RGB-0", "Difference-0", "RGB-1", "Difference-1", "RGB-2", "Difference-2"}
-    assert load_encoder(folder.encoder("Difference-2")).stream == "difference"
+    assert set(folder.encoders()) == {f"{stream}-{level}" for stream in ("RGB", title) for level in range(3)}
+    assert load_encoder(folder.encoder(f"{title}-2")).stream == motion
     monitored = {r["stage"] for r in read_records(folder.metrics) if r["kind"] == "monitor"}
-    assert monitored == {"RGB-1", "Difference-1", "RGB-2", "Difference-2"}
+    assert monitored == {f"{stream}-{level}" for stream in ("RGB", title) for level in (1, 2)}
 
 
 def test_stages_learn_from_the_right_weights(finished: tuple[RunFolder, PlainHost]) -> None:

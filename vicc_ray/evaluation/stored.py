@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vicc_ray.config import Experiment
+from vicc_ray.data.flow import lucas_kanade
 from vicc_ray.data.identity import flow_identity, pictures_identity
 from vicc_ray.data.manifest import Manifest, VideoRow
 from vicc_ray.data.pictures import RULES
@@ -103,6 +104,8 @@ def source_of(encoder: EncoderOnDisk, side: Side, experiment: Experiment) -> Sou
     }
     if encoder.stream == "flow":
         protocol["style"] = augment.style
+    if encoder.stream == "lucas_kanade":
+        protocol["lucas_kanade"] = lucas_kanade.RULES
     if "flow" in experiment.decoded_at_test([encoder.stream]):
         protocol["flow"] = json.dumps(flow_identity(experiment), sort_keys=True)
     if experiment.evaluate.motion_crop:

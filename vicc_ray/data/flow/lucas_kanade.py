@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Raised whenever this file gives other numbers: stored features name it.
+RULES = 1
 # Pixels of a level's shorter side, at least, where another level lies above it. The finest level has half of the input's side, as
 # windows are larger than two pixels: the whole size would cost four times as much and show no more.
 SMALLEST = 12
