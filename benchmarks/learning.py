@@ -24,13 +24,14 @@ from benchmarks import Bar, Outcome
 from benchmarks.learning_cost import Costs, data_cost
 from benchmarks.learning_data import HELD_OUT, MADE, data_set, naive_recall, packed
 from benchmarks.learning_run import RunResult, run_once, search_queries
-from vicc_ray.config import Experiment, load_experiment, with_settings, without_places
+from vicc_ray.config import STREAMS, Experiment, load_experiment, with_settings, without_places
 from vicc_ray.config.published import experiment_file, shipped_experiment
 from vicc_ray.console import console
 from vicc_ray.data.flow.bound import with_bound
 from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.store.checking import from_videos
 from vicc_ray.errors import UserError
+from vicc_ray.evaluation.neighbours import fused_name
 from vicc_ray.runs.records import write_text
 
 BASE = "quickstart"
@@ -182,6 +183,14 @@ WITHOUT_FLOW = {
     for motion in ("Lucas-Kanade", "differences", "motion vectors")
 }
 SHARE_OF_RECALL, SHARE_OF_COST = 0.9, 0.7
+# Column -> the encoders, or both together, whose recall it shows: of a run each column has one.
+_MOTION = [kind.title for kind in STREAMS.values() if kind.motion]
+COLUMNS = {
+    "RGB-1": ["RGB-1"],
+    "motion-1": [f"{title}-1" for title in _MOTION],
+    "motion-2": [f"{title}-2" for title in _MOTION],
+    "both": [fused_name(("RGB", title)) for title in _MOTION],
+}
 # Settings that count in a run's name where they are on, as runs have names of before there were these.
 ADDED = (("evaluate", "motion_crop"), ("model", "difference_filters"))
 
@@ -357,9 +366,9 @@ def _details(
 ) -> dict[str, float]:
     reached = [samples_to(result.curve, REACHED) for result in results]
     row = {"mean": statistics.fmean(rgb), "spread": statistics.stdev(rgb) if len(rgb) > 1 else float("nan")}
-    for name in ("RGB-1", "Flow-1", "Flow-2", "R+F"):
-        known = [recall[name] for recall in recalls if name in recall]
-        row[name] = statistics.fmean(known) if known else float("nan")
+    for column, names in COLUMNS.items():
+        known = [recall[name] for recall in recalls for name in names if name in recall]
+        row[column] = statistics.fmean(known) if known else float("nan")
     return row | {
         f"samples to {REACHED:g}": statistics.median(reached),
         "samples": statistics.fmean(result.samples for result in results),

@@ -22,6 +22,7 @@ from vicc_ray.data.manifest import Manifest
 from vicc_ray.data.motion_crop import motion_crops
 from vicc_ray.data.store_reader import StoreReader
 from vicc_ray.errors import UserError
+from vicc_ray.evaluation.neighbours import fused_name
 from vicc_ray.metrics.fusion import fused_recall_at_k
 from vicc_ray.metrics.retrieval import recall_at_k
 from vicc_ray.models.encoder_file import load_encoder
@@ -36,7 +37,7 @@ from vicc_ray.training.pretraining import Pretraining
 from vicc_ray.training.survival import Finished
 
 RESULT, QUERIES = "result.json", "queries.json"
-SHOWN = ("RGB-1", "Flow-1", "Difference-1", "RGB-2", "Flow-2", "Difference-2")
+SHOWN = tuple(f"{kind.title}-{level}" for level in (1, 2) for kind in STREAMS.values())
 Table = NDArray[np.float32]
 
 
@@ -144,7 +145,9 @@ def encoders_recall(folder: RunFolder, experiment: Experiment, manifest: Manifes
     pair = [name for name in names if name.endswith(names[-1][-2:])]
     if len(pair) == 2:
         stacked = [[table[name] for name in pair] for table in tables]
-        recall["R+F"] = fused_recall_at_k(stacked[0], labels[0], stacked[1], labels[1], (1,))[1]
+        recall[fused_name((pair[0], pair[1]))] = fused_recall_at_k(stacked[0], labels[0], stacked[1], labels[1], (1,))[
+            1
+        ]
     return recall
 
 

@@ -129,6 +129,24 @@ def test_samples_up_to_a_recall_count_those_of_rgb() -> None:
     assert learning.samples_to(curve, 0.8) == float("inf")
 
 
+def test_columns_show_the_motion_stream_whichever_it_is(files: dict[str, Any], tmp_path: Path) -> None:
+    """Each encoder that a run leaves has one, and so have both streams together."""
+    made = learning.measure(
+        1,
+        files["manifest"],
+        experiment=files["experiment"],
+        folder=tmp_path,
+        cores=1,
+        overrides=["clip.motion=lucas_kanade"],
+    )
+    (result,) = [RunResult.read(path.parent) for path in tmp_path.rglob("result.json")]
+    assert result is not None and list(result.recall) == ["RGB-1", "LK-1", "RGB-2", "LK-2", "R+L"]
+    row = next(details for recipe, details in made.details.items() if recipe in made.figures and "lucas" in recipe)
+    for column, name in {"RGB-1": "RGB-1", "motion-1": "LK-1", "motion-2": "LK-2", "both": "R+L"}.items():
+        assert row[column] == pytest.approx(result.recall[name])
+    assert row["motion ms a video"] == 0
+
+
 def test_the_published_row_is_what_was_published() -> None:
     """All that decides what is learnt, but for sizes."""
     ours = learning._chosen("published", None, ())["published"]

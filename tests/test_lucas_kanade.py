@@ -233,6 +233,7 @@ def test_features_are_known_by_the_methods_rules(monkeypatch: pytest.MonkeyPatch
 def test_the_page_shows_it_as_a_field(style: str, videos: Manifest, tmp_path: Path) -> None:
     experiment = tiny_experiment(clip={"motion": "lucas_kanade"}, augment={"style": style})
     page = write_preview(experiment, videos, tmp_path / "preview.html", 2).read_text()
+    assert "8 bits" not in page and "as a picture" not in page and "Vectors are in pixels" in page
     assert "Lucas-Kanade view" in page and "Lucas-Kanade input" in page and "decoded flow" not in page
     assert (
         f"Lucas-Kanade, of the network&#39;s input, clipped at {lucas_kanade_bound(experiment.clip.size):g} px" in page

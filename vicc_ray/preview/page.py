@@ -99,6 +99,7 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
     plan = make_plan(experiment, manifest)
     strips = [(stage, list(preview_samples(plan, stage, samples))) for stage in preview_stages(plan)]
     limit = _limit(sample for _, found in strips for sample in found)
+    flow = experiment.clip.motion == "flow"
     names = distinct_names({sample.video.video for _, found in strips for sample in found})
     sections = [
         Section(
@@ -114,8 +115,8 @@ def write_preview(experiment: Experiment, manifest: Manifest, out: Path, samples
         "sections": sections,
         "wheel": _uri(Image.fromarray(colour_wheel(WHEEL)), lossless=True),
         "limit": f"{limit:g}",
-        "quantum": f"{2 * experiment.flow.pixels / 255:.2g}",
-        "physical": experiment.augment.style == "physical",
+        "quantum": f"{2 * experiment.flow.pixels / 255:.2g}" if flow else "",
+        "physical": experiment.augment.style == "physical" or not flow,
         "columns": [number + 1 for number in strip_frames(experiment.clip.frames)],
     }
     write_text(out, render(Path(__file__).parent / "page.html.j2", facts))
