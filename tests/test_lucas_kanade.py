@@ -82,55 +82,69 @@ def doubled(field: Picture, shape: tuple[int, int]) -> Picture:
     return out
 
 
-def increment(here: Picture, then: Picture) -> tuple[Picture, Picture]:
-    mean = (here + then) / 2
-    gradients = np.zeros((*here.shape, 3))
-    for y, x in np.ndindex(*here.shape):
+def increment(here: list[Picture], then: list[Picture]) -> tuple[Picture, Picture]:
+    (height, width), colours = here[0].shape, len(here)
+    gradients = np.zeros((height, width, colours, 3))
+    for y, x, c in np.ndindex(height, width, colours):
+        mean = (here[c] + then[c]) / 2
         across = (at(mean, y, x + 1) - at(mean, y, x - 1)) / 2
         down = (at(mean, y + 1, x) - at(mean, y - 1, x)) / 2
-        gradients[y, x] = across, down, then[y, x] - here[y, x]
-    u, v, half = np.zeros(here.shape), np.zeros(here.shape), WINDOW // 2
-    for y, x in np.ndindex(*here.shape):
+        gradients[y, x, c] = across, down, then[c][y, x] - here[c][y, x]
+    u, v, half = np.zeros((height, width)), np.zeros((height, width)), WINDOW // 2
+    for y, x in np.ndindex(height, width):
         matrix, right = DAMPING * np.eye(2), np.zeros(2)
-        for row in range(max(y - half, 0), min(y + half + 1, here.shape[0])):
-            for column in range(max(x - half, 0), min(x + half + 1, here.shape[1])):
-                *g, t = gradients[row, column]
-                matrix += np.outer(g, g) / WINDOW**2
-                right -= np.array(g) * t / WINDOW**2
+        for row in range(max(y - half, 0), min(y + half + 1, height)):
+            for column in range(max(x - half, 0), min(x + half + 1, width)):
+                for *g, t in gradients[row, column]:
+                    matrix += np.outer(g, g) / WINDOW**2 / colours
+                    right -= np.array(g) * t / WINDOW**2 / colours
         u[y, x], v[y, x] = np.linalg.solve(matrix, right)
     return u, v
 
 
-def twin(picture: Picture, following: Picture) -> Picture:
-    """Pixel by pixel: two [H,W] -> [2,H,W]."""
-    levels = [(halved(picture), halved(following))]
-    while min(levels[-1][0].shape) >= 2 * SMALLEST:
-        levels.append((halved(levels[-1][0]), halved(levels[-1][1])))
-    u = v = np.zeros(levels[-1][0].shape)
+def twin(picture: list[Picture], following: list[Picture]) -> Picture:
+    """Pixel by pixel: two of C colours [H,W] -> [2,H,W]."""
+    levels = [([halved(one) for one in picture], [halved(one) for one in following])]
+    while min(levels[-1][0][0].shape) >= 2 * SMALLEST:
+        levels.append(([halved(one) for one in levels[-1][0]], [halved(one) for one in levels[-1][1]]))
+    u = v = np.zeros(levels[-1][0][0].shape)
     for number, (here, then) in enumerate(reversed(levels)):
+        height, width = here[0].shape
         if number:
-            u, v = (doubled(part, (here.shape[0], here.shape[1])) for part in (u, v))
-        warped = np.array(
-            [[between(then, y + v[y, x], x + u[y, x]) for x in range(then.shape[1])] for y in range(then.shape[0])]
-        )
+            u, v = (doubled(part, (height, width)) for part in (u, v))
+        warped = [
+            np.array([[between(one, y + v[y, x], x + u[y, x]) for x in range(width)] for y in range(height)])
+            for one in then
+        ]
         du, dv = increment(here, warped)
         u, v = u + du, v + dv
-    shape = (picture.shape[0], picture.shape[1])
+    shape = (picture[0].shape[0], picture[0].shape[1])
     return np.stack([doubled(u, shape), doubled(v, shape)])
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (16, 16), (51, 61)])
 def test_a_slow_twin_finds_the_same(shape: tuple[int, int]) -> None:
-    pictures = torch.stack([texture(*shape), texture(*shape, seed=2)])
-    following = torch.stack([texture(*shape, 1.3, -0.6), texture(*shape, -4.0, 2.0, seed=2)])
+    def moved(*by: tuple[float, float]) -> Tensor:
+        """Two pictures of two colours each, the second of which moves alike and is weaker: [2,2,H,W]."""
+        return torch.stack(
+            [
+                torch.stack([texture(*shape, x, y, seed=2 * n), 0.5 * texture(*shape, x, y, seed=2 * n + 1)])
+                for n, (x, y) in enumerate(by)
+            ]
+        )
+
+    pictures, following = moved((0, 0), (0, 0)), moved((1.3, -0.6), (-4.0, 2.0))
     found = lucas_kanade(pictures, following)
-    expected = [twin(one.double().numpy(), two.double().numpy()) for one, two in zip(pictures, following, strict=True)]
+    expected = [
+        twin(list(one.double().numpy()), list(two.double().numpy()))
+        for one, two in zip(pictures, following, strict=True)
+    ]
     torch.testing.assert_close(found.double(), torch.from_numpy(np.stack(expected)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("side", "x", "y"), [(48, 2.0, -1.0), (48, 0.3, 0.2), (112, -6.0, 3.0), (224, 9.0, 9.0)])
 def test_known_motion_is_found(side: int, x: float, y: float) -> None:
-    (field,) = lucas_kanade(texture(side, side)[None], texture(side, side, x, y)[None])
+    (field,) = lucas_kanade(texture(side, side)[None, None], texture(side, side, x, y)[None, None])
     border = side // 4
     inside = field[:, border:-border, border:-border]
     error = (inside - torch.tensor([x, y]).view(2, 1, 1)).norm(dim=0).mean()
@@ -138,14 +152,22 @@ def test_known_motion_is_found(side: int, x: float, y: float) -> None:
 
 
 def test_what_does_not_move_or_shows_nothing_has_no_flow() -> None:
-    here = texture(48, 48)[None]
-    plain = torch.full((1, 48, 48), 0.5)
+    here = texture(48, 48)[None, None]
+    plain = torch.full((1, 1, 48, 48), 0.5)
     for pictures, following in ((here, here), (plain, plain + 0.1)):
         assert lucas_kanade(pictures, following).abs().max() < 1e-4
 
 
+def test_colours_count_of_which_gray_shows_nothing() -> None:
+    """Red and green that are each other's negative: their mean is plain."""
+    here, then = texture(48, 48), texture(48, 48, 1.5, 0.5)
+    field = lucas_kanade(torch.stack([here, 1 - here])[None], torch.stack([then, 1 - then])[None])
+    torch.testing.assert_close(field, lucas_kanade(here[None, None], then[None, None]), rtol=1e-4, atol=1e-4)
+    assert field.abs().mean() > 0.5
+
+
 def test_a_mirrored_picture_has_mirrored_flow() -> None:
-    here, then = texture(48, 48)[None], texture(48, 48, 1.5, 0.5)[None]
+    here, then = texture(48, 48)[None, None], texture(48, 48, 1.5, 0.5)[None, None]
     field, mirrored = lucas_kanade(here, then), lucas_kanade(here.flip(-1), then.flip(-1)).flip(-1)
     torch.testing.assert_close(torch.stack([-mirrored[:, 0], mirrored[:, 1]], dim=1), field, rtol=1e-4, atol=1e-4)
 
@@ -160,10 +182,10 @@ def by_hand(view: Tensor) -> Tensor:
     bound = view.shape[-1] / 8
     out = torch.zeros_like(view)
     for b in range(view.shape[0]):
-        grays = [(view[b, :, t] * std + mean).mean(dim=0) for t in range(view.shape[2])]
+        frames = [view[b, :, t] * std + mean for t in range(view.shape[2])]
         for t in range(view.shape[2]):
             here = min(t, view.shape[2] - 2)
-            ((u, v),) = lucas_kanade(grays[here][None], grays[here + 1][None])
+            ((u, v),) = lucas_kanade(frames[here][None], frames[here + 1][None])
             codes = [((f + bound) * 255 / (2 * bound)).clamp(0, 255) for f in (v, u)]
             out[b, :, t] = (torch.stack([torch.full_like(u, 128.0), *codes]) / 255 - mean) / std
     return out

@@ -282,11 +282,11 @@ def lucas_kanade_picture(view: Tensor) -> Tensor:
     Normalised codes (128, v, u) as in `augment`, unrounded, of a bound of `lucas_kanade_bound(s)` pixels of the view.
     """
     codes, bound = torch.full_like(view, 128.0), lucas_kanade_bound(view.shape[-1])
-    weights = view.new_tensor(IMAGENET_STD).view(3, 1, 1, 1) / 3
+    std = view.new_tensor(IMAGENET_STD).view(3, 1, 1)
     for rows in _portions(view):
-        gray = (view[rows] * weights).sum(dim=1)
-        flow = lucas_kanade(gray[:, :-1].flatten(0, 1), gray[:, 1:].flatten(0, 1))
-        field = flow.view(len(gray), -1, *flow.shape[1:])
+        frames = view[rows].transpose(1, 2) * std  # [b,T,3,s,s]
+        flow = lucas_kanade(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+        field = flow.view(len(frames), -1, *flow.shape[1:])
         field = torch.cat([field, field[:, -1:]], dim=1).transpose(1, 2)  # [b,2,T,s,s]
         codes[rows, 1:] = (field.flip(1) / bound).clamp(-1, 1) * ZERO_FLOW + ZERO_FLOW
     return normalise(codes, codes)
