@@ -23,7 +23,7 @@ from torch import Tensor
 # Raised whenever this file gives other numbers: stored features name it.
 RULES = 1
 # Pixels of a level's shorter side, at least, where another level lies above it. The finest level has half of the input's side, as
-# windows are larger than two pixels: the whole size would cost four times as much and show no more.
+# windows are larger than two pixels: at the whole size it takes twice as long and is hardly nearer to DIS (docs/design.md).
 SMALLEST = 12
 # Side of a window, in pixels of the level; `_window_sums` is written for 7.
 WINDOW = 7
@@ -69,7 +69,7 @@ def _increment(here: Tensor, then: Tensor) -> Tensor:
 def _window_sums(values: Tensor) -> Tensor:
     """[5, N, h, w] -> the sum over the window around each pixel, where beyond the border is 0; same shape.
 
-    Of 7 neighbours as 4 + 2 + 1: sums of shifted pictures take a fifth of the time of `avg_pool2d` on a CPU.
+    Of 7 neighbours as 4 + 2 + 1: sums of shifted pictures take a quarter of the time of `avg_pool2d` on a CPU.
     """
     padded = F.pad(values, (WINDOW // 2,) * 4)
     for axis in (-1, -2):
