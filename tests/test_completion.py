@@ -62,7 +62,9 @@ def test_what_words_of_each_kind_may_be(place: Path) -> None:
 
 
 def test_settings_and_their_values() -> None:
-    assert [word for word, _ in completion.settings("clip.motion=")] == ["clip.motion=flow", "clip.motion=difference"]
+    assert [word for word, _ in completion.settings("clip.motion=")] == [
+        f"clip.motion={motion}" for motion in ("flow", "difference", "lucas_kanade")
+    ]
     assert [word for word, _ in completion.settings("clip.motion=d")] == ["clip.motion=difference"]
     assert tuple(word for word, _ in completion.settings("train.workers"))[:2] == ("train.workers=", "train.workers=1")
     assert completion.settings("search.samp")[0][0] == "search.sampler="
