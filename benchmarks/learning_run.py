@@ -145,9 +145,8 @@ def encoders_recall(folder: RunFolder, experiment: Experiment, manifest: Manifes
     pair = [name for name in names if name.endswith(names[-1][-2:])]
     if len(pair) == 2:
         stacked = [[table[name] for name in pair] for table in tables]
-        recall[fused_name((pair[0], pair[1]))] = fused_recall_at_k(stacked[0], labels[0], stacked[1], labels[1], (1,))[
-            1
-        ]
+        together = fused_recall_at_k(stacked[0], labels[0], stacked[1], labels[1], (1,))
+        recall[fused_name((pair[0], pair[1]))] = together[1]
     return recall
 
 

@@ -147,24 +147,29 @@ def _stage_note(stream: Stream, guide: Stream | None) -> str:
     return f"{alone} from its own two views" if guide is None else f"{alone}, guided by {STREAM_NAMES[guide]}"
 
 
+def _motion(experiment: Experiment) -> str:
+    """What the motion stream is, in words."""
+    clip, flow = experiment.clip, experiment.flow
+    if clip.motion == "flow":
+        return f"{flow.algorithm}, clipped at {flow.pixels:g} px"
+    if clip.motion == "lucas_kanade":
+        return f"Lucas-Kanade, of the network's input, clipped at {lucas_kanade_bound(clip.size):g} px"
+    return "frame differences"
+
+
 def _facts(experiment: Experiment, manifest: Manifest, videos: int) -> list[tuple[str, str]]:
-    clip, flow, augmentation = experiment.clip, experiment.flow, experiment.augment
+    clip, augmentation = experiment.clip, experiment.augment
     if clip.fps is not None:
         taken = f"{clip.fps:g} a second"
     else:
         taken = "every frame" if clip.stride == 1 else f"one in {clip.stride} frames"
     height, width = clip.decode_size
-    motion = {
-        "flow": f"{flow.algorithm}, clipped at {flow.pixels:g} px" if clip.motion == "flow" else "",
-        "difference": "frame differences",
-        "lucas_kanade": f"Lucas-Kanade, of the network's input, clipped at {lucas_kanade_bound(clip.size):g} px",
-    }
     facts = [
         ("training videos", f"{videos} (split {experiment.data.train_split})"),
         ("clip", f"{clip.frames} frames, {taken}"),
         ("decoded", f"{width} × {height} px"),
         ("network input", f"{clip.size} × {clip.size} px"),
-        ("motion", motion[clip.motion]),
+        ("motion", _motion(experiment)),
         ("augmentation", augmentation.style),
         ("seed", str(experiment.seed)),
     ]
